@@ -1,0 +1,32 @@
+"""Selective scans for Vision Mamba: one API over several implementations. Needs torch alone.
+
+The ops are in :mod:`mmvim_ops.functional`; :mod:`mmvim_ops.reference` is their specification.
+``python -m mmvim_ops`` says which implementations can run here.
+"""
+
+from __future__ import annotations
+
+import torch
+
+if torch.__version__ < (2, 4):
+    raise ImportError(f'mmvim_ops needs torch >= 2.4, found {torch.__version__}; upgrade torch')
+
+from mmvim_ops import library  # noqa: F401  (registers the mmvim:: operators)
+from mmvim_ops.backends import BACKENDS, BackendStatus, available_backends, build_info
+from mmvim_ops.functional import (
+    bi_conv1d_silu,
+    bidirectional_selective_scan,
+    conv1d_silu,
+    selective_scan,
+)
+
+__all__ = [
+    'BACKENDS',
+    'BackendStatus',
+    'available_backends',
+    'bi_conv1d_silu',
+    'bidirectional_selective_scan',
+    'build_info',
+    'conv1d_silu',
+    'selective_scan',
+]

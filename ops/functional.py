@@ -1,0 +1,322 @@
+"""The ops: inputs checked once, then handed to the implementation that ``backend`` names.
+
+Everything is channel-last, ``(B, L, E)``: B batch, L tokens, E inner channels, N states, R dt rank.
+Activations may be float16, bfloat16, float32 or float64 and parameters any of these too; the
+arithmetic is float32 (float64 for float64, which does not mix with the others), under autocast as
+well, and the result is rounded once.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from mmvim_ops.backends import select
+from mmvim_ops.precision import full_precision
+
+__all__ = [
+    'bi_conv1d_silu',
+    'bidirectional_selective_scan',
+    'conv1d_silu',
+    'selective_scan',
+]
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def _check_tensors(lead: str, tensors: dict[str, Tensor]) -> None:
+    """Raise unless all are floating tensors on one device, and all or none of them float64."""
+    first = tensors[lead]
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f'{name} must be a Tensor, got {type(tensor).__name__}')
+        if tensor.dtype not in _DTYPES:
+            valid = 'float16, bfloat16, float32 or float64'
+            raise TypeError(f'{name} has dtype {tensor.dtype}; valid: {valid}')
+    for name, tensor in tensors.items():
+        if tensor.device != first.device:
+            raise ValueError(f'{name} is on {tensor.device} and {lead} on {first.device}; move one')
+        if (tensor.dtype == torch.float64) != (first.dtype == torch.float64):
+            raise TypeError(
+                f'{name} is {tensor.dtype} and {lead} {first.dtype}; float64 does not mix with '
+                'other dtypes: convert all inputs or none'
+            )
+
+
+def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...], letters: str) -> None:
+    if tuple(tensor.shape) != tuple(shape):
+        raise ValueError(
+            f'{name} has shape {tuple(tensor.shape)}; expected {letters} = {tuple(shape)}'
+        )
+
+
+def _check_sizes(name: str, tensor: Tensor, letters: str) -> None:
+    """Raise unless the tensor has one dimension a letter, none empty but the batch B."""
+    sizes = [letter.strip() for letter in letters.strip('()').split(',')]
+    if tensor.dim() != len(sizes):
+        raise ValueError(
+            f'{name} has {tensor.dim()} dimensions, shape {tuple(tensor.shape)}; expected {letters}'
+        )
+    for letter, size in zip(sizes, tensor.shape):
+        if letter != 'B' and size < 1:
+            raise ValueError(
+                f'{name} has shape {tuple(tensor.shape)}; expected {letters} with {letter} >= 1'
+            )
+
+
+def _check_flag(name: str, value: bool) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f'{name} must be True or False, got {value!r}')
+
+
+def _given(**tensors: Tensor | None) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    reverse: bool = False,
+    groups: int = 1,
+    return_last_state: bool = False,
+    backend: str = 'auto',
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Selective state-space scan (Mamba, arXiv 2312.00752, section 3).
+
+    With ``dt = delta + delta_bias``, through softplus if ``delta_softplus``::
+
+        h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t,    y_t = C_t h_t + D u_t,    out_t = y_t silu(z_t)
+
+    Args:
+        u: (B, L, E), the scanned input.
+        delta: (B, L, E), the step before bias and softplus.
+        A: (E, N), the decay rates themselves, negative in a stable model (not ``A_log``).
+        B: (B, L, N), or (B, L, groups, N): required for more than one group.
+        C: As B.
+        D: (E,), the skip connection. Defaults to none.
+        z: (B, L, E), the gate. Defaults to none.
+        delta_bias: (E,). Defaults to none.
+        delta_softplus: Pass the step through softplus. Defaults to False.
+        reverse: Scan from the last token to the first (h_t depends on h_{t+1}); nothing changes
+            place. Defaults to False.
+        groups: Contiguous groups of E / groups channels that share B and C. Defaults to 1.
+        return_last_state: Also return the state after the last token scanned. Defaults to False.
+        backend: See :func:`mmvim_ops.available_backends`. Defaults to 'auto'.
+
+    Returns:
+        (B, L, E) in the dtype of ``u``; with ``return_last_state`` also the state (B, E, N) in
+        float32 (float64 for float64).
+
+    Raises:
+        TypeError: An argument has the wrong type or dtype.
+        ValueError: An argument has the wrong shape, device or value, or the backend is unknown.
+        RuntimeError: The backend asked for cannot serve the call.
+    """
+    tensors = _given(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
+    _check_tensors('u', tensors)
+    _check_flag('delta_softplus', delta_softplus)
+    _check_flag('reverse', reverse)
+    _check_flag('return_last_state', return_last_state)
+    _check_sizes('u', u, '(B, L, E)')
+    _check_sizes('A', A, '(E, N)')
+    batch, length, channels = u.shape
+    if isinstance(groups, bool) or not isinstance(groups, int):
+        raise TypeError(f'groups must be an int, got {groups!r}')
+    if groups < 1 or channels % groups:
+        raise ValueError(f'groups={groups} does not divide E={channels}; choose a divisor of E')
+    states = A.shape[1]
+    _check_shape('delta', delta, (batch, length, channels), '(B, L, E)')
+    _check_shape('A', A, (channels, states), '(E, N)')
+    for name, tensor in (('B', B), ('C', C)):
+        if groups == 1 and tensor.dim() == 3:
+            _check_shape(name, tensor, (batch, length, states), '(B, L, N)')
+        else:
+            shape = (batch, length, groups, states)
+            _check_shape(name, tensor, shape, '(B, L, groups, N)')
+    if D is not None:
+        _check_shape('D', D, (channels,), '(E,)')
+    if z is not None:
+        _check_shape('z', z, (batch, length, channels), '(B, L, E)')
+    if delta_bias is not None:
+        _check_shape('delta_bias', delta_bias, (channels,), '(E,)')
+
+    shape = (batch, length, groups, states)
+    scan = select(backend, u.device, u.dtype).selective_scan
+    with full_precision(u.device):
+        result: Tensor | tuple[Tensor, Tensor] = scan(
+            u,
+            delta,
+            A,
+            B.reshape(shape),
+            C.reshape(shape),
+            D,
+            z,
+            delta_bias,
+            delta_softplus,
+            reverse,
+            groups,
+            return_last_state,
+        )
+    return result
+
+
+def _check_conv(x: Tensor, weight_name: str, weight: Tensor, bias_name: str, bias: object) -> None:
+    _check_sizes(weight_name, weight, '(E, W)')
+    _check_shape(weight_name, weight, (x.shape[2], weight.shape[1]), '(E, W)')
+    if isinstance(bias, Tensor):
+        _check_shape(bias_name, bias, (x.shape[2],), '(E,)')
+
+
+def conv1d_silu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    reverse: bool = False,
+    backend: str = 'auto',
+) -> Tensor:
+    """Depthwise causal convolution over the tokens, then SiLU.
+
+    Args:
+        x: (B, L, E).
+        weight: (E, W); ``weight[:, W-1]`` meets the token itself, ``weight[:, 0]`` the token W-1
+            before it.
+        bias: (E,). Defaults to none.
+        reverse: Anti-causal: read the tokens after instead of before. Defaults to False.
+        backend: See :func:`mmvim_ops.available_backends`. Defaults to 'auto'.
+
+    Returns:
+        (B, L, E) in the dtype of ``x``.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: As :func:`selective_scan`.
+    """
+    _check_tensors('x', _given(x=x, weight=weight, bias=bias))
+    _check_flag('reverse', reverse)
+    _check_sizes('x', x, '(B, L, E)')
+    _check_conv(x, 'weight', weight, 'bias', bias)
+    conv = select(backend, x.device, x.dtype).conv1d_silu
+    with full_precision(x.device):
+        out: Tensor = conv(x, weight, bias, reverse)
+    return out
+
+
+def bi_conv1d_silu(
+    x: Tensor,
+    w_f: Tensor,
+    b_f: Tensor | None,
+    w_b: Tensor,
+    b_b: Tensor | None,
+    backend: str = 'auto',
+) -> tuple[Tensor, Tensor]:
+    """Causal and anti-causal :func:`conv1d_silu` of one input.
+
+    Args:
+        x: (B, L, E).
+        w_f: (E, W), the causal weight.
+        b_f: (E,) or None, its bias.
+        w_b: (E, W), the anti-causal weight.
+        b_b: (E,) or None, its bias.
+        backend: See :func:`mmvim_ops.available_backends`. Defaults to 'auto'.
+
+    Returns:
+        The causal and the anti-causal result, (B, L, E) each in the dtype of ``x``; token t of both
+        belongs to token t of ``x``.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: As :func:`selective_scan`.
+    """
+    _check_tensors('x', _given(x=x, w_f=w_f, b_f=b_f, w_b=w_b, b_b=b_b))
+    _check_sizes('x', x, '(B, L, E)')
+    _check_conv(x, 'w_f', w_f, 'b_f', b_f)
+    _check_conv(x, 'w_b', w_b, 'b_b', b_b)
+    conv = select(backend, x.device, x.dtype).bi_conv1d_silu
+    with full_precision(x.device):
+        out: tuple[Tensor, Tensor] = conv(x, w_f, b_f, w_b, b_b)
+    return out
+
+
+def bidirectional_selective_scan(
+    x_f: Tensor,
+    x_b: Tensor,
+    dbl_f: Tensor,
+    dbl_b: Tensor,
+    dt_w_f: Tensor,
+    dt_w_b: Tensor,
+    dt_b_f: Tensor,
+    dt_b_b: Tensor,
+    A_f: Tensor,
+    A_b: Tensor,
+    D_f: Tensor,
+    D_b: Tensor,
+    z: Tensor,
+    scale: float = 0.5,
+    backend: str = 'auto',
+) -> Tensor:
+    """Both scans of a Vim block, gated and summed (Vim, arXiv 2401.09417, algorithm 1).
+
+    ``out = (scan(x_f) + reverse_scan(x_b)) * silu(z) * scale``, where a scan of direction d splits
+    ``dbl_d`` into (dt, B, C) and runs :func:`selective_scan` with
+    ``delta = softplus(dt dt_w_d^T + dt_b_d)``, ``A_d`` and ``D_d``. Nothing is to be flipped by the
+    caller. The two directions may share any of their tensors.
+
+    Args:
+        x_f: (B, L, E), input of the forward scan.
+        x_b: (B, L, E), input of the reverse scan.
+        dbl_f: (B, L, R + 2 N), the output of ``x_proj``: dt, then B, then C.
+        dbl_b: (B, L, R + 2 N).
+        dt_w_f: (E, R), weight of ``dt_proj``.
+        dt_w_b: (E, R).
+        dt_b_f: (E,), bias of ``dt_proj``.
+        dt_b_b: (E,).
+        A_f: (E, N), the decay rates themselves, negative in a stable model (not ``A_log``).
+        A_b: (E, N).
+        D_f: (E,), the skip connection.
+        D_b: (E,).
+        z: (B, L, E), the gate.
+        scale: Factor of the sum: 0.5 averages the directions, 1 sums them. Defaults to 0.5.
+        backend: See :func:`mmvim_ops.available_backends`. Defaults to 'auto'.
+
+    Returns:
+        (B, L, E) in the dtype of ``x_f``.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: As :func:`selective_scan`.
+    """
+    forward = dict(x_f=x_f, dbl_f=dbl_f, dt_w_f=dt_w_f, dt_b_f=dt_b_f, A_f=A_f, D_f=D_f)
+    backward = dict(x_b=x_b, dbl_b=dbl_b, dt_w_b=dt_w_b, dt_b_b=dt_b_b, A_b=A_b, D_b=D_b)
+    _check_tensors('x_f', {**forward, **backward, 'z': z})
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)):
+        raise TypeError(f'scale must be a float, got {type(scale).__name__}')
+    if not -math.inf < scale < math.inf:  # isfinite does not trace with a symbolic float
+        raise ValueError(f'scale={scale} is not finite; 0.5 averages the directions, 1 sums them')
+    _check_sizes('x_f', x_f, '(B, L, E)')
+    _check_sizes('A_f', A_f, '(E, N)')
+    _check_sizes('dt_w_f', dt_w_f, '(E, R)')
+    batch, length, channels = x_f.shape
+    states, rank = A_f.shape[1], dt_w_f.shape[1]
+    _check_shape('x_b', x_b, (batch, length, channels), '(B, L, E)')
+    _check_shape('z', z, (batch, length, channels), '(B, L, E)')
+    for suffix, tensors in (('_f', forward), ('_b', backward)):
+        dbl_shape = (batch, length, rank + 2 * states)
+        _check_shape(f'dbl{suffix}', tensors[f'dbl{suffix}'], dbl_shape, '(B, L, R + 2 N)')
+        _check_shape(f'dt_w{suffix}', tensors[f'dt_w{suffix}'], (channels, rank), '(E, R)')
+        _check_shape(f'dt_b{suffix}', tensors[f'dt_b{suffix}'], (channels,), '(E,)')
+        _check_shape(f'A{suffix}', tensors[f'A{suffix}'], (channels, states), '(E, N)')
+        _check_shape(f'D{suffix}', tensors[f'D{suffix}'], (channels,), '(E,)')
+
+    scan = select(backend, x_f.device, x_f.dtype).bidirectional_selective_scan
+    with full_precision(x_f.device):
+        out: Tensor = scan(
+            *(x_f, x_b, dbl_f, dbl_b, dt_w_f, dt_w_b, dt_b_f, dt_b_b),
+            *(A_f, A_b, D_f, D_b, z, scale),
+        )
+    return out

@@ -1,0 +1,30 @@
+"""Which dtype the arithmetic of a scan runs in, and the guard that keeps autocast out of it."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+__all__ = ['full_precision', 'wide', 'wide_dtype']
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64, float32 for everything else."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """The tensor in its arithmetic dtype."""
+    return tensor.to(wide_dtype(tensor.dtype))
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """A context without autocast: it would run the small matrix products of a scan in half precision.
+
+    The state of a scan is a sum over thousands of tokens; in half precision it overflows or stalls.
+    """
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)

@@ -1,0 +1,144 @@
+"""The specification: each op as a plain token loop under ordinary autograd.
+
+Short, slow and meant to be read against the equations. Every faster implementation is tested against
+these functions, forwards and backwards. Float64 in means float64 arithmetic throughout; any other
+floating dtype is computed in float32 and the result rounded once, to the dtype of ``u`` or ``x``.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = [
+    'bi_conv1d_silu',
+    'bidirectional_selective_scan',
+    'conv1d_silu',
+    'selective_scan',
+]
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """The tensor in its arithmetic dtype: float64 stays, everything else becomes float32."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    reverse: bool = False,
+    groups: int = 1,
+    return_last_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Selective state-space recurrence (Mamba, arXiv 2312.00752, section 3; eq. 2 and 4).
+
+    With ``dt = softplus(delta + delta_bias)``::
+
+        h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t,    y_t = C_t h_t + D u_t,    out_t = y_t silu(z_t)
+
+    where ``reverse=True`` replaces ``h_{t-1}`` by ``h_{t+1}``. Shapes and dtypes are those of
+    :func:`mmvim_ops.functional.selective_scan`.
+    """
+    batch, length, channels = u.shape
+    states = A.shape[1]
+    out_dtype = u.dtype
+    u, delta, A = _wide(u), _wide(delta), _wide(A)
+
+    dt = delta if delta_bias is None else delta + _wide(delta_bias)
+    if delta_softplus:
+        dt = F.softplus(dt)
+    # Give every channel its group's B and C: (B, L, groups, N) -> (B, L, E, N) as a view.
+    per_group = channels // groups
+    spread = (batch, length, groups, per_group, states)
+    B = _wide(B).reshape(batch, length, groups, 1, states).expand(spread)
+    C = _wide(C).reshape(batch, length, groups, 1, states).expand(spread)
+
+    # unbind rather than indexing: its backward is one stack, not one zero-filled tensor per token.
+    tokens = list(zip(u.unbind(1), dt.unbind(1), B.unbind(1), C.unbind(1)))
+    state = u.new_zeros(batch, channels, states)
+    ys: list[Tensor] = []
+    for u_t, dt_t, B_t, C_t in reversed(tokens) if reverse else tokens:
+        decay = torch.exp(dt_t.unsqueeze(-1) * A)
+        state = decay * state + (dt_t * u_t).unsqueeze(-1) * B_t.reshape(state.shape)
+        ys.append((state * C_t.reshape(state.shape)).sum(-1))
+    y = torch.stack(ys[::-1] if reverse else ys, dim=1)
+
+    if D is not None:
+        y = y + _wide(D) * u
+    if z is not None:
+        y = y * F.silu(_wide(z))
+    out = y.to(out_dtype)
+    return (out, state) if return_last_state else out
+
+
+def conv1d_silu(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, reverse: bool = False
+) -> Tensor:
+    """Depthwise causal convolution over the tokens, then SiLU.
+
+    ``y_t = silu(bias + sum_k weight[:, W-1-k] x_{t-k})``; ``reverse=True`` reads ``x_{t+k}`` instead.
+    Shapes are those of :func:`mmvim_ops.functional.conv1d_silu`.
+    """
+    length, width = x.shape[1], weight.shape[1]
+    wide = _wide(x).flip(1) if reverse else _wide(x)
+    padded = F.pad(wide, (0, 0, width - 1, 0))
+    y = sum(padded[:, k : k + length] * _wide(weight)[:, k] for k in range(width))
+    assert isinstance(y, Tensor)  # the type of sum() allows the int 0 of an empty range
+    if bias is not None:
+        y = y + _wide(bias)
+    y = F.silu(y.flip(1) if reverse else y)
+    return y.to(x.dtype)
+
+
+def bi_conv1d_silu(
+    x: Tensor, w_f: Tensor, b_f: Tensor | None, w_b: Tensor, b_b: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Causal and anti-causal :func:`conv1d_silu` of the same input, each with its own weights."""
+    return conv1d_silu(x, w_f, b_f), conv1d_silu(x, w_b, b_b, reverse=True)
+
+
+def bidirectional_selective_scan(
+    x_f: Tensor,
+    x_b: Tensor,
+    dbl_f: Tensor,
+    dbl_b: Tensor,
+    dt_w_f: Tensor,
+    dt_w_b: Tensor,
+    dt_b_f: Tensor,
+    dt_b_b: Tensor,
+    A_f: Tensor,
+    A_b: Tensor,
+    D_f: Tensor,
+    D_b: Tensor,
+    z: Tensor,
+    scale: float = 0.5,
+) -> Tensor:
+    """Both scans of a Vim block (Vim, arXiv 2401.09417, algorithm 1), gated and summed.
+
+    ``out = (scan(x_f, ...) + reverse_scan(x_b, ...)) * silu(z) * scale``. Shapes and dtypes are those
+    of :func:`mmvim_ops.functional.bidirectional_selective_scan`.
+    """
+
+    def one(
+        x: Tensor, dbl: Tensor, dt_w: Tensor, dt_b: Tensor, A: Tensor, D: Tensor, reverse: bool
+    ) -> Tensor:
+        states = A.shape[1]
+        dt, B, C = _wide(dbl).split((dt_w.shape[1], states, states), dim=-1)
+        delta = dt @ _wide(dt_w).t()
+        y = selective_scan(
+            _wide(x), delta, A, B, C, D, None, dt_b, delta_softplus=True, reverse=reverse
+        )
+        assert isinstance(y, Tensor)  # no last state was asked for
+        return y
+
+    y = one(x_f, dbl_f, dt_w_f, dt_b_f, A_f, D_f, reverse=False)
+    y = y + one(x_b, dbl_b, dt_w_b, dt_b_b, A_b, D_b, reverse=True)
+    return (y * F.silu(_wide(z)) * scale).to(x_f.dtype)
