@@ -1,0 +1,513 @@
+"""Vision Mamba (Vim) as an OpenMMLab backbone."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn.bricks import DropPath
+from mmcv.cnn.bricks.transformer import PatchEmbed
+from mmengine.logging import MMLogger
+from mmengine.model import BaseModule
+from mmengine.utils import to_2tuple
+from mmvim_ops.backends import BACKENDS
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from mmvim.models.layers import VimBlock, build_norm
+from mmvim.models.utils import patch_grid, resize_pos_embed
+from mmvim.registry import MODELS
+
+# Factor of the standard deviation lost by truncating a normal draw at two of them.
+_TRUNCATED_STD = 0.87962566103423978
+
+
+def _check_choice(name: str, value: object, valid: Sequence[str]) -> None:
+    if value not in valid:
+        raise ValueError(f'{name} must be one of {tuple(valid)}, got {value!r}.')
+
+
+@MODELS.register_module()
+class VisionMamba(BaseModule):
+    """Vision Mamba.
+
+    A PyTorch implementation of `Vision Mamba: Efficient Visual Representation Learning with
+    Bidirectional State Space Model <https://arxiv.org/abs/2401.09417>`_ for images of any size
+    of at least one patch: the image is padded at the bottom and right to whole strides, and the
+    position embedding is interpolated to its patch grid. With patch p and stride s the grid is
+    ``ceil(max(H - p, 0) / s) + 1`` rows by the same of W columns.
+
+    Under autocast the residual stream, norms, scan state, dt, A and D stay in float32.
+
+    Args:
+        arch (str | dict): 'nano', 'tiny', 'small' or 'base', or a dict with ``embed_dims`` and
+            ``num_layers`` and, optionally, ``d_state``, ``d_conv``, ``expand``, ``dt_rank``,
+            ``conv_bias`` and ``proj_bias`` (see :class:`mmvim.models.VimMixer`).
+            Defaults to 'tiny'.
+        img_size (int | tuple[int, int]): Image size (H, W) in pixels whose patch grid
+            ``pos_embed`` is stored for. Defaults to 224.
+        patch_size (int | tuple[int, int]): Defaults to 16.
+        patch_stride (int | tuple[int, int], optional): Defaults to None, the patch size.
+        in_channels (int): Channels of the image. Defaults to 3.
+        direction (str): 'none' scans forward only, 'ssm' adds a backward scan with its own A,
+            'ssm_conv' gives the backward direction its own convolution and projections too
+            (paper, Sec. 4.4). Defaults to 'ssm_conv'.
+        average_directions (bool): Whether 'ssm_conv' averages the two scans (True) or sums
+            them; 'ssm' always sums, as published. Defaults to True.
+        cls_token (str): 'none', 'head' (first), 'middle' (index ``num_patches // 2``) or
+            'double' (first and last, averaged on output). Defaults to 'middle'.
+        pos_embed (bool): Whether tokens get a learnt position embedding. Defaults to True.
+        interpolate_mode (str): How the position embedding is resized: 'bicubic', 'bilinear' or
+            'nearest'. Defaults to 'bicubic'.
+        out_indices (int | Sequence[int]): Blocks whose output is tapped, negatives count from
+            the end. Taps come in the order given. Defaults to -1.
+        out_type (str): 'featmap' (B, D, H, W); 'cls_token' (B, D); 'avg_featmap' (B, D), the
+            mean of the patch tokens; 'featmap_cls', pairs of the first two; 'raw' (B, L, D),
+            all tokens. Defaults to 'featmap'.
+        tap (str): 'residual' taps the stream after a block (hidden + residual), 'mixer' the
+            output of the block's mixer alone. Defaults to 'residual'.
+        out_norm (str): 'none', 'last' (the deepest tap) or 'all' (every tap, a norm each).
+            With ``tap='mixer'`` only 'none' is valid. Defaults to 'last'.
+        norm_cfg (dict): Config of the norms, looked up in mmvim's registry first, then in the
+            default scope. Defaults to ``dict(type='RMSNorm', eps=1e-5)``.
+        layer_scale_init (float, optional): Initial value of a learnt scale per channel on every
+            mixer's output. Defaults to None, no such scale.
+        drop_rate (float): Dropout after the position embedding. Defaults to 0.
+        drop_path_rate (float): Stochastic depth. Block 0 has rate 0, block i + 1 the i-th of
+            ``linspace(0, drop_path_rate, num_layers)``, acting on the block's input branch; the
+            final add has ``drop_path_rate``, and none where ``out_type`` holds feature maps, as
+            published. Defaults to 0.
+        frozen_stages (int): -1 freezes nothing, 0 the patch embedding and tokens, k the first k
+            blocks too, ``num_layers`` all with the output norms. Defaults to -1.
+        with_cp (bool): Whether to recompute the blocks' activations in the backward pass
+            instead of saving them. Defaults to False.
+        scan_backend (str): ``backend`` of :mod:`mmvim_ops`. Defaults to 'auto'.
+        init_cfg (dict, optional): Initialisation config of mmengine. Defaults to None.
+
+    Raises:
+        TypeError: If an argument does not exist; the message names the nearest one.
+        ValueError: If an argument has no valid value; the message names the valid ones.
+
+    Example:
+        >>> backbone = VisionMamba('nano', cls_token='none', out_norm='none', out_indices=(0, 1))
+        >>> [tuple(tap.shape) for tap in backbone(torch.rand(1, 3, 64, 96))]
+        [(1, 64, 4, 6), (1, 64, 4, 6)]
+    """
+
+    arch_zoo = {
+        # Ours, for demos and tests.
+        'nano': dict(embed_dims=64, num_layers=4),
+        # Vim, Sec. 3.4 and the released models.
+        'tiny': dict(embed_dims=192, num_layers=24),
+        'small': dict(embed_dims=384, num_layers=24),
+        'base': dict(embed_dims=768, num_layers=24),
+    }
+    _ESSENTIAL_ARCH = ('embed_dims', 'num_layers')
+    _OPTIONAL_ARCH = ('d_state', 'd_conv', 'expand', 'dt_rank', 'conv_bias', 'proj_bias')
+    CLS_TOKENS = {'none': 0, 'head': 1, 'middle': 1, 'double': 2}
+    OUT_TYPES = ('featmap', 'cls_token', 'avg_featmap', 'featmap_cls', 'raw')
+    OUT_NORMS = ('none', 'last', 'all')
+    TAPS = ('residual', 'mixer')
+    INTERPOLATE_MODES = ('bicubic', 'bilinear', 'nearest')
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> VisionMamba:
+        """Refuse a misspelt argument with the nearest valid one in the message."""
+        valid = inspect.signature(cls.__init__).parameters
+        if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in valid.values()):
+            for name in kwargs:
+                if name not in valid:
+                    near = difflib.get_close_matches(name, valid, n=1)
+                    hint = f'did you mean {near[0]!r}? ' if near else ''
+                    raise TypeError(
+                        f'{cls.__name__} has no argument {name!r} (given {kwargs[name]!r}): '
+                        f'{hint}Valid are {", ".join(list(valid)[1:])}.'
+                    )
+        return super().__new__(cls)
+
+    def __init__(
+        self,
+        arch: str | dict[str, Any] = 'tiny',
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int | tuple[int, int] = 16,
+        patch_stride: int | tuple[int, int] | None = None,
+        in_channels: int = 3,
+        direction: str = 'ssm_conv',
+        average_directions: bool = True,
+        cls_token: str = 'middle',
+        pos_embed: bool = True,
+        interpolate_mode: str = 'bicubic',
+        out_indices: int | Sequence[int] = -1,
+        out_type: str = 'featmap',
+        tap: str = 'residual',
+        out_norm: str = 'last',
+        norm_cfg: dict[str, Any] = dict(type='RMSNorm', eps=1e-5),
+        layer_scale_init: float | None = None,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        scan_backend: str = 'auto',
+        init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.arch_settings = self._parse_arch(arch)
+        mixer_settings = dict(self.arch_settings)
+        self.embed_dims: int = mixer_settings.pop('embed_dims')
+        self.num_layers: int = mixer_settings.pop('num_layers')
+        self.img_size = self._pair('img_size', img_size)
+        self.patch_size = self._pair('patch_size', patch_size)
+        self.patch_stride = self._pair(
+            'patch_stride', patch_size if patch_stride is None else patch_stride
+        )
+        if any(i < p for i, p in zip(self.img_size, self.patch_size)):
+            raise ValueError(
+                f'img_size {self.img_size} is smaller than one patch of {self.patch_size}: '
+                'choose a larger img_size or a smaller patch_size.'
+            )
+        _check_choice('cls_token', cls_token, tuple(self.CLS_TOKENS))
+        _check_choice('interpolate_mode', interpolate_mode, self.INTERPOLATE_MODES)
+        _check_choice('out_type', out_type, self.OUT_TYPES)
+        _check_choice('tap', tap, self.TAPS)
+        _check_choice('out_norm', out_norm, self.OUT_NORMS)
+        if out_type in ('cls_token', 'featmap_cls') and cls_token == 'none':
+            raise ValueError(
+                f"out_type={out_type!r} needs a class token, but cls_token='none': choose "
+                "cls_token='head', 'middle' or 'double', or another out_type."
+            )
+        if tap == 'mixer' and out_norm != 'none':
+            raise ValueError(
+                f"tap='mixer' gives bare mixer outputs, which have no norm: set out_norm='none' "
+                f"(given {out_norm!r}), or tap='residual'."
+            )
+        for name, rate in (('drop_rate', drop_rate), ('drop_path_rate', drop_path_rate)):
+            if not 0 <= rate < 1:
+                raise ValueError(f'{name} must lie in [0, 1), got {rate!r}.')
+        if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= self.num_layers:
+            raise ValueError(
+                f'frozen_stages must be an int in -1 … {self.num_layers} (the number of blocks), '
+                f'got {frozen_stages!r}.'
+            )
+        _check_choice('scan_backend', scan_backend, BACKENDS)
+        self.in_channels = in_channels
+        self.cls_token_type = cls_token
+        self.interpolate_mode = interpolate_mode
+        self.out_indices = self._parse_out_indices(out_indices)
+        self.out_type = out_type
+        self.tap = tap
+        self.out_norm = out_norm
+        self.frozen_stages = frozen_stages
+        self.with_cp = with_cp
+
+        self.patch_embed = PatchEmbed(
+            in_channels=in_channels,
+            embed_dims=self.embed_dims,
+            kernel_size=self.patch_size,
+            stride=self.patch_stride,
+            padding=0,
+        )
+        self.grid_size = patch_grid(self.img_size, self.patch_size, self.patch_stride)
+        num_cls_tokens = self.CLS_TOKENS[cls_token]
+        # Patch rows and class-token rows are separate parameters, so that no code ever has to
+        # guess where the class token sits.
+        self.cls_token = self._tokens(num_cls_tokens)
+        self.pos_embed = self._tokens(math.prod(self.grid_size) if pos_embed else 0)
+        self.cls_pos_embed = self._tokens(num_cls_tokens if pos_embed else 0)
+        if pos_embed:
+            # Saved beside the rows: their number alone does not tell 4x9 from 6x6.
+            self.register_buffer('pos_embed_grid', torch.tensor(self.grid_size))
+        self.drop_after_pos = nn.Dropout(drop_rate)
+
+        steps = max(self.num_layers - 1, 1)
+        rates = [drop_path_rate * i / steps for i in range(self.num_layers)]
+        self.layers = nn.ModuleList(
+            VimBlock(
+                self.embed_dims,
+                norm_cfg=norm_cfg,
+                drop_path_rate=rate,
+                direction=direction,
+                average_directions=average_directions,
+                layer_scale_init=layer_scale_init,
+                scan_backend=scan_backend,
+                **mixer_settings,
+            )
+            for rate in [0.0, *rates[:-1]]
+        )
+        final_rate = 0.0 if out_type in ('featmap', 'featmap_cls') else drop_path_rate
+        self.drop_path = DropPath(final_rate) if final_rate > 0 else nn.Identity()
+        deepest = max(self.out_indices)
+        if out_norm != 'none':
+            self.norm_f = build_norm(norm_cfg, self.embed_dims)
+        self.tap_norms = nn.ModuleDict(
+            {
+                str(index): build_norm(norm_cfg, self.embed_dims)
+                for index in self.out_indices
+                if out_norm == 'all' and index != deepest
+            }
+        )
+        self.reset_parameters()
+        self._register_load_state_dict_pre_hook(self._prepare_pos_embed)
+        self._freeze_stages()
+
+    @classmethod
+    def _parse_arch(cls, arch: str | dict[str, Any]) -> dict[str, Any]:
+        if isinstance(arch, str):
+            _check_choice('arch', arch.lower(), tuple(cls.arch_zoo))
+            return dict(cls.arch_zoo[arch.lower()])
+        if not isinstance(arch, dict):
+            raise TypeError(
+                f'arch must be one of {tuple(cls.arch_zoo)} or a dict, got {type(arch).__name__}.'
+            )
+        missing = [key for key in cls._ESSENTIAL_ARCH if key not in arch]
+        unknown = [key for key in arch if key not in cls._ESSENTIAL_ARCH + cls._OPTIONAL_ARCH]
+        if missing or unknown:
+            raise ValueError(
+                f'arch dict: missing {missing}, unknown {unknown}; it needs '
+                f'{cls._ESSENTIAL_ARCH} and takes {cls._OPTIONAL_ARCH}.'
+            )
+        for key, value in arch.items():
+            positive = type(value) is int and value > 0
+            if key in ('conv_bias', 'proj_bias'):
+                valid, wanted = isinstance(value, bool), 'a bool'
+            elif key == 'dt_rank':
+                valid, wanted = value == 'auto' or positive, "'auto' or a positive int"
+            else:
+                valid, wanted = positive, 'a positive int'
+            if not valid:
+                raise ValueError(f'arch[{key!r}] must be {wanted}, got {value!r}.')
+        return dict(arch)
+
+    @staticmethod
+    def _pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
+        pair = to_2tuple(value)
+        if len(pair) != 2 or not all(isinstance(v, int) and v > 0 for v in pair):
+            raise ValueError(f'{name} must be a positive int or two of them (H, W), got {value!r}.')
+        return pair[0], pair[1]
+
+    def _parse_out_indices(self, out_indices: int | Sequence[int]) -> tuple[int, ...]:
+        given = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
+        n = self.num_layers
+        if not given or not all(isinstance(i, int) and -n <= i < n for i in given):
+            raise ValueError(
+                f'out_indices must be one or more ints in {-n} … {n - 1} (the model has {n} '
+                f'blocks), got {out_indices!r}.'
+            )
+        indices = tuple(i % n for i in given)
+        if len(set(indices)) != len(indices):
+            raise ValueError(f'out_indices {out_indices!r} name a block twice: {list(indices)}.')
+        return indices
+
+    def _tokens(self, count: int) -> nn.Parameter | None:
+        """A parameter of ``count`` token rows, (1, count, D), or None for no rows."""
+        return nn.Parameter(torch.empty(1, count, self.embed_dims)) if count else None
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Initialise as published.
+
+        Patch embedding: truncated LeCun-normal, bias 0; class token and position embedding:
+        normal with standard deviation 0.02; output projections: uniform, divided by the square
+        root of the number of blocks. The mixers draw the rest, see
+        :meth:`mmvim.models.VimMixer.reset_parameters`.
+        """
+        projection = self.patch_embed.projection
+        std = projection.weight[0].numel() ** -0.5 / _TRUNCATED_STD
+        nn.init.trunc_normal_(projection.weight, std=std, a=-2 * std, b=2 * std)
+        nn.init.zeros_(projection.bias)
+        for tokens in (self.cls_token, self.pos_embed, self.cls_pos_embed):
+            if tokens is not None:
+                nn.init.trunc_normal_(tokens, std=0.02)
+        for block in self.layers:
+            nn.init.kaiming_uniform_(block.mixer.out_proj.weight, a=math.sqrt(5))
+            block.mixer.out_proj.weight /= math.sqrt(self.num_layers)
+
+    def _prepare_pos_embed(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Resize the patch rows of a state dict that was made for another grid."""
+        name = prefix + 'pos_embed'
+        if self.pos_embed is None or name not in state_dict:
+            return
+        rows = state_dict[name].shape[1]
+        target = self.grid_size
+        stored = state_dict.get(name + '_grid')
+        if stored is not None:
+            source = (int(stored[0]), int(stored[1]))
+        elif rows == math.prod(target):
+            source = target
+        else:
+            side = math.isqrt(rows)
+            if side * side != rows:
+                raise ValueError(
+                    f'{name} has {rows} rows, which is no square grid, and the checkpoint holds '
+                    f'no {name}_grid that tells its shape: resize it to the {target} grid of '
+                    'this model first (mmvim.models.utils.resize_pos_embed).'
+                )
+            source = (side, side)
+        if source != target:
+            MMLogger.get_current_instance().info(
+                f'Resize {name} from a grid of {source} to {target} ({self.interpolate_mode}).'
+            )
+            state_dict[name] = resize_pos_embed(
+                state_dict[name], source, target, self.interpolate_mode
+            )
+        state_dict[name + '_grid'] = self.pos_embed_grid.clone()
+
+    def _freeze_stages(self) -> None:
+        if self.frozen_stages < 0:
+            return
+        for tokens in (self.cls_token, self.pos_embed, self.cls_pos_embed):
+            if tokens is not None:
+                tokens.requires_grad = False
+        self.drop_after_pos.eval()
+        frozen: list[nn.Module] = [self.patch_embed, *self.layers[: self.frozen_stages]]
+        if self.frozen_stages == self.num_layers:
+            frozen += [self.tap_norms, self.drop_path]
+            frozen += [self.norm_f] if self.out_norm != 'none' else []
+        for module in frozen:
+            module.eval()
+            for param in module.parameters():
+                param.requires_grad = False
+
+    def train(self, mode: bool = True) -> VisionMamba:
+        """Switch to training mode; frozen parts stay in evaluation mode."""
+        super().train(mode)
+        if mode:
+            self._freeze_stages()
+        return self
+
+    def _embed(self, image: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
+        """Image (B, C, H, W) in pixels -> tokens (B, L, D) and the patch grid."""
+        if image.ndim != 4 or image.shape[1] != self.in_channels:
+            raise ValueError(
+                f'expected an image batch of shape (B, {self.in_channels}, H, W), got '
+                f'{tuple(image.shape)}; in_channels sets the number of channels.'
+            )
+        size = (image.shape[2], image.shape[3])
+        if size[0] < self.patch_size[0] or size[1] < self.patch_size[1]:
+            raise ValueError(
+                f'the image of {size[0]}x{size[1]} pixels is smaller than one patch of '
+                f'{self.patch_size[0]}x{self.patch_size[1]}.'
+            )
+        grid = patch_grid(size, self.patch_size, self.patch_stride)
+        bottom, right = (
+            (n - 1) * stride + patch - pixels
+            for n, stride, patch, pixels in zip(grid, self.patch_stride, self.patch_size, size)
+        )
+        # With a stride above the patch size the last pixels of a side may lie in no patch.
+        image = F.pad(image, (0, max(right, 0), 0, max(bottom, 0)))
+        patches, _ = self.patch_embed(image)  # (B, H·W, D)
+        if self.pos_embed is not None:
+            patches = patches + resize_pos_embed(
+                self.pos_embed, self.grid_size, grid, self.interpolate_mode
+            )
+        if self.cls_token is None:
+            return self.drop_after_pos(patches), grid
+        cls_tokens = self.cls_token
+        if self.cls_pos_embed is not None:
+            cls_tokens = cls_tokens + self.cls_pos_embed
+        cls_tokens = cls_tokens.to(patches.dtype).expand(patches.shape[0], -1, -1)
+        if self.cls_token_type == 'double':
+            parts = (cls_tokens[:, :1], patches, cls_tokens[:, 1:])
+        else:
+            index = self._cls_positions(patches.shape[1])[0]
+            parts = (patches[:, :index], cls_tokens, patches[:, index:])
+        return self.drop_after_pos(torch.cat(parts, dim=1)), grid
+
+    def _cls_positions(self, num_patches: int) -> tuple[int, ...]:
+        """Indices of the class tokens in the sequence."""
+        return {
+            'none': (),
+            'head': (0,),
+            'middle': (num_patches // 2,),
+            'double': (0, num_patches + 1),
+        }[self.cls_token_type]
+
+    def forward(self, x: torch.Tensor) -> tuple[Any, ...]:
+        """Run the backbone.
+
+        Args:
+            x (torch.Tensor): Images of shape (B, in_channels, H, W), at least one patch large.
+
+        Returns:
+            tuple: One entry per tap, as ``out_type`` says: tensors, or pairs of tensors for
+            'featmap_cls'.
+
+        Raises:
+            ValueError: If the shape does not fit.
+        """
+        tokens, grid = self._embed(x)
+        taps: dict[int, torch.Tensor] = {}
+        deepest = max(self.out_indices)
+        hidden, residual = tokens, None
+        for index, block in enumerate(self.layers[: deepest + 1]):
+            if self.with_cp and torch.is_grad_enabled():
+                hidden, residual = checkpoint(block, hidden, residual, use_reentrant=False)
+            else:
+                hidden, residual = block(hidden, residual)
+            if self.tap == 'mixer':
+                taps[index] = hidden
+            else:  # the stream after a block is what the next block starts from
+                taps[index - 1] = residual
+        if self.tap == 'residual':
+            taps[deepest] = residual + self.drop_path(hidden)
+        return tuple(
+            self._format_output(self._normalise(taps[index], index), grid)
+            for index in self.out_indices
+        )
+
+    def _normalise(self, tokens: torch.Tensor, index: int) -> torch.Tensor:
+        """Apply the output norm of tap ``index``, if it has one, to tokens (B, L, D)."""
+        if self.out_norm != 'none' and index == max(self.out_indices):
+            norm = self.norm_f
+        elif str(index) in self.tap_norms:
+            norm = self.tap_norms[str(index)]
+        else:
+            return tokens
+        return norm(tokens.to(self.patch_embed.projection.weight.dtype))
+
+    def _format_output(self, tokens: torch.Tensor, grid: tuple[int, int]) -> Any:
+        """Tokens (B, L, D) -> the output type asked for; H, W is the patch grid."""
+        if self.out_type == 'raw':
+            return tokens
+        positions = self._cls_positions(math.prod(grid))
+        cls_token = None
+        if self.out_type in ('cls_token', 'featmap_cls'):
+            cls_token = torch.stack([tokens[:, i] for i in positions]).mean(dim=0)  # (B, D)
+            if self.out_type == 'cls_token':
+                return cls_token
+        patches = tokens
+        if positions:
+            index = positions[0]
+            parts = (tokens[:, :index], tokens[:, index + 1 :])
+            patches = torch.cat(parts, dim=1)[:, : math.prod(grid)]  # (B, H·W, D)
+        if self.out_type == 'avg_featmap':
+            return patches.mean(dim=1)
+        featmap = patches.transpose(1, 2).unflatten(2, grid).contiguous()  # (B, D, H, W)
+        return featmap if cls_token is None else (featmap, cls_token)
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Depth of a parameter for layer-wise learning-rate decay.
+
+        Args:
+            param_name (str): Name of the parameter in the whole model.
+            prefix (str): What the backbone's parameters start with there. Defaults to ''.
+
+        Returns:
+            tuple[int, int]: Depth (0 for tokens, position and patch embedding, i + 1 for block
+            i, the last for everything else, heads included) and the number of depths,
+            ``num_layers + 2``.
+        """
+        num_depths = self.num_layers + 2
+        if not param_name.startswith(prefix):
+            return num_depths - 1, num_depths
+        name = param_name[len(prefix) :]
+        if name in ('cls_token', 'pos_embed', 'cls_pos_embed') or name.startswith('patch_embed.'):
+            return 0, num_depths
+        if name.startswith('layers.'):
+            return int(name.split('.')[1]) + 1, num_depths
+        return num_depths - 1, num_depths

@@ -1,0 +1,57 @@
+"""Normalisation layers by config: mmvim's registry first, then the default scope.
+
+mmcv builds its norm layers by another library's rules and does not know ``RMSNorm``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.registry import DefaultScope
+from torch import nn
+
+from mmvim.registry import MODELS
+
+MODELS.register_module('RMSNorm', module=nn.RMSNorm)
+
+
+def build_norm(norm_cfg: dict[str, Any], num_features: int) -> nn.Module:
+    """Build the normalisation of a token's channels.
+
+    Args:
+        norm_cfg (dict): ``type`` and the arguments of the layer, which takes the number of
+            channels first; e.g. ``dict(type='RMSNorm', eps=1e-5)`` or ``dict(type='LN')``.
+        num_features (int): Number of channels D.
+
+    Returns:
+        nn.Module: A layer on tensors of shape (..., D).
+
+    Raises:
+        ValueError: If the type is missing or known to no registry.
+        TypeError: If the layer does not take one of the arguments.
+    """
+    if not isinstance(norm_cfg, dict) or 'type' not in norm_cfg:
+        raise ValueError(
+            f"norm_cfg must be a dict with a 'type', such as dict(type='RMSNorm', eps=1e-5) or "
+            f"dict(type='LN', eps=1e-6); got {norm_cfg!r}."
+        )
+    args = dict(norm_cfg)
+    requires_grad = args.pop('requires_grad', True)
+    layer_type = args.pop('type')
+    if isinstance(layer_type, str):
+        layer = MODELS.get(layer_type)
+        scope = DefaultScope.get_current_instance()
+        if layer is None and scope is not None:
+            layer = MODELS.get(f'{scope.scope_name}.{layer_type}')
+        if layer is None:
+            raise ValueError(
+                f'norm_cfg type {layer_type!r} is in no registry; valid are RMSNorm, LN and '
+                'every normalisation over the last axis that a library in use registers '
+                "(with its scope, as 'mmpretrain.LN2d')."
+            )
+    else:
+        layer = layer_type
+    norm: nn.Module = layer(num_features, **args)
+    for param in norm.parameters():
+        param.requires_grad = requires_grad
+    return norm

@@ -1,0 +1,60 @@
+"""One block of Vision Mamba: add, normalise, mix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from mmcv.cnn.bricks import DropPath
+from torch import nn
+
+from mmvim.models.layers.norm import build_norm
+from mmvim.models.layers.vim_mixer import VimMixer
+
+
+class VimBlock(nn.Module):
+    """A pre-norm residual block whose mixer output is added by the *next* block.
+
+    ``residual += drop_path(hidden); hidden = mixer(norm(residual))`` (Vim, Alg. 1, in the form
+    the published code runs it). The residual stream stays in at least float32.
+
+    Args:
+        embed_dims (int): Number of channels D.
+        norm_cfg (dict): Config of the normalisation.
+        drop_path_rate (float): Probability to drop the block's *input* branch, that is the
+            previous block's output, as published. Defaults to 0.
+        **mixer (Any): The other arguments of :class:`VimMixer`.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        norm_cfg: dict[str, Any],
+        drop_path_rate: float = 0.0,
+        **mixer: Any,
+    ) -> None:
+        super().__init__()
+        self.norm = build_norm(norm_cfg, embed_dims)
+        self.mixer = VimMixer(embed_dims, **mixer)
+        self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
+
+    def forward(
+        self, hidden: torch.Tensor, residual: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run the block.
+
+        Args:
+            hidden (torch.Tensor): Output of the previous mixer, or the tokens, (B, L, D).
+            residual (torch.Tensor | None): Residual stream before ``hidden`` was added,
+                (B, L, D); None for the first block, where ``hidden`` starts the stream.
+
+        Returns:
+            tuple[torch.Tensor, torch.Tensor]: The mixer's output, and the stream it was computed
+            from, to which the output has not been added yet; both (B, L, D).
+        """
+        if residual is None:
+            residual = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+        else:
+            residual = residual + self.drop_path(hidden)
+        normed = self.norm(residual.to(self.mixer.in_proj.weight.dtype))
+        return self.mixer(normed), residual
