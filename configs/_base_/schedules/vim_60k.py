@@ -1,0 +1,38 @@
+# The published ADE20K schedule: 60k iterations of 32 images, linear warm-up, linear decay to 0.
+optim_wrapper = dict(
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
+    # Plain AdamW for now: the published recipe adds layer-wise learning-rate decay. The position
+    # embedding and everything one-dimensional (norms, biases, D) are kept from decay.
+    paramwise_cfg=dict(
+        norm_decay_mult=0.0,
+        bias_decay_mult=0.0,
+        custom_keys={
+            'pos_embed': dict(decay_mult=0.0),
+            'cls_token': dict(decay_mult=0.0),
+            'A_log': dict(decay_mult=0.0),
+            'A_b_log': dict(decay_mult=0.0),
+            'mixer.D': dict(decay_mult=0.0),
+            'norm.weight': dict(decay_mult=0.0),
+        },
+    ),
+)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),
+    dict(type='PolyLR', eta_min=0.0, power=1.0, begin=1500, end=60000, by_epoch=False),
+]
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=60000, val_interval=6000)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+default_hooks = dict(
+    timer=dict(type='IterTimerHook'),
+    logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
+    param_scheduler=dict(type='ParamSchedulerHook'),
+    checkpoint=dict(
+        type='CheckpointHook', by_epoch=False, interval=6000, save_best='mIoU', max_keep_ckpts=2
+    ),
+    sampler_seed=dict(type='DistSamplerSeedHook'),
+    visualization=dict(type='SegVisualizationHook'),
+)
+# 4 GPUs with 8 images each.
+auto_scale_lr = dict(enable=False, base_batch_size=32)
