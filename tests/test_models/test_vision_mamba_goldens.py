@@ -71,7 +71,7 @@ def test_forward_is_the_published_one(goldens, name, backend):
 @pytest.mark.parametrize('name', CASES)
 def test_float32_forward(goldens, name):
     golden = load_golden(goldens / 'cls', name)
-    model, head = build(goldens / 'cls', name, dtype=torch.float32)
+    model, _ = build(goldens / 'cls', name, dtype=torch.float32)
     with torch.no_grad():
         (features,) = model(golden['x'])
     torch.testing.assert_close(features.double(), golden['features'], rtol=1e-5, atol=2e-5)

@@ -1,0 +1,255 @@
+"""Write a whole patterns dataset, and never over anything that is not one.
+
+A manifest says what a folder holds. It is written first, as unfinished, and again as the last
+file, as complete: what an interrupted run left behind is known for what it is, and removing an
+old dataset touches the files of that dataset alone.
+"""
+
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from mmvim.datasets.patterns.layouts import (
+    SPLITS,
+    PatternsError,
+    PatternsSpec,
+    Split,
+    files,
+    folders,
+    items,
+    write_classes,
+    write_coco,
+    write_item,
+)
+from mmvim.datasets.patterns.preview import write_preview
+
+MANIFEST = 'patterns.json'
+# Raise whenever the same spec gives other pictures than before.
+VERSION = 1
+
+IfExists = Literal['refuse', 'replace', 'keep']
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a folder holds.
+
+    Attributes:
+        spec: The dataset.
+        complete: Whether all of its files were written.
+        version: ``VERSION`` of the code that wrote them.
+    """
+
+    spec: PatternsSpec
+    complete: bool
+    version: int = VERSION
+
+    def write(self, out: Path) -> None:
+        """Put the manifest into a folder, in one step."""
+        document = {
+            'dataset': 'mmvim patterns',
+            'version': self.version,
+            'complete': self.complete,
+            'spec': self.spec.to_json(),
+        }
+        partial_file = out / f'{MANIFEST}.tmp'
+        partial_file.write_text(json.dumps(document, indent=1) + '\n')
+        partial_file.replace(out / MANIFEST)
+
+
+def read_manifest(out: Path) -> Manifest | None:
+    """The manifest of a folder, or None where there is none that this module wrote."""
+    try:
+        document = json.loads((out / MANIFEST).read_text())
+        version, complete = document['version'], document['complete']
+        if type(version) is not int or type(complete) is not bool:
+            return None
+        return Manifest(PatternsSpec.from_json(document['spec']), complete, version)
+    except (FileNotFoundError, UnicodeDecodeError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _is_whole(out: Path, manifest: Manifest) -> bool:
+    """Whether a dataset was completed and has all of its files still."""
+    return manifest.complete and all((out / path).is_file() for path in files(manifest.spec))
+
+
+def _remove(out: Path, manifest: Manifest) -> None:
+    """Remove the files of a dataset and the folders that this leaves empty, but not ``out``."""
+    Manifest(manifest.spec, complete=False, version=manifest.version).write(out)
+    for path in files(manifest.spec):
+        (out / path).unlink(missing_ok=True)
+    nested = {parent for folder in folders(manifest.spec) for parent in (folder, *folder.parents)}
+    for folder in sorted(nested - {Path('.')}, key=lambda path: -len(path.parts)):
+        if (out / folder).is_dir() and not any((out / folder).iterdir()):
+            (out / folder).rmdir()
+
+
+def _make_room(out: Path, spec: PatternsSpec, if_exists: IfExists) -> bool:
+    """Bring a folder into the state in which a dataset can be written to it.
+
+    Returns:
+        False if the dataset is there already and was to be kept.
+
+    Raises:
+        PatternsError: If the folder holds what must not be touched; then nothing was.
+        OSError: If the folder cannot be made or written to.
+    """
+    if out.exists() and not out.is_dir():
+        raise PatternsError(f'{out} is a file: give --out a folder')
+    if not out.exists() or not any(out.iterdir()):
+        out.mkdir(parents=True, exist_ok=True)
+        return True
+
+    old = read_manifest(out)
+    whole = old is not None and _is_whole(out, old)
+    if if_exists == 'keep' and whole and old == Manifest(spec, complete=True):
+        return False
+    unfinished = old is not None and not whole
+    if if_exists == 'refuse' or (if_exists == 'keep' and not unfinished):
+        if old is None:
+            content = 'is not empty'
+        elif unfinished:
+            content = 'holds an unfinished patterns dataset'
+        else:
+            content = f'holds a patterns dataset ({_describe(old)}; wanted: {_describe_spec(spec)})'
+        raise PatternsError(
+            f'{out} {content}: add --force to replace what this tool wrote there, '
+            'or give --out another folder'
+        )
+
+    ours = set() if old is None else {Path(MANIFEST), *files(old.spec)}
+    for path in (Path(MANIFEST), *files(spec)):
+        if path not in ours and os.path.lexists(out / path):
+            raise PatternsError(
+                f'{out / path} exists and was not written by this tool: move it away, '
+                'or give --out another folder'
+            )
+    if old is not None:
+        _remove(out, old)
+    return True
+
+
+def _describe_spec(spec: PatternsSpec) -> str:
+    return (
+        f'{spec.train} + {spec.val} images of {spec.size} pixels, seed {spec.seed}, '
+        f'{" ".join(spec.layouts)}'
+    )
+
+
+def _describe(manifest: Manifest) -> str:
+    version = '' if manifest.version == VERSION else f', of version {manifest.version}'
+    return _describe_spec(manifest.spec) + version
+
+
+def _start_worker() -> None:
+    """Keep a worker from starting threads of its own, and leave Ctrl-C to the main process."""
+    cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def _mapper(workers: int) -> Iterator[Any]:
+    """A ``map`` that keeps order: the built-in one, or one over several processes."""
+    if workers == 1:
+        yield map
+        return
+    # A plain fork would copy the locks of threads that torch or BLAS may have started.
+    method = 'forkserver' if 'forkserver' in multiprocessing.get_all_start_methods() else 'spawn'
+    context = multiprocessing.get_context(method)
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
+        try:
+            yield partial(pool.map, chunksize=16)
+        except BrokenProcessPool:
+            raise PatternsError(
+                'a worker process was killed, perhaps for want of memory: try fewer --workers'
+            ) from None
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _write_items(out: Path, spec: PatternsSpec, workers: int, console: Console) -> None:
+    """Write all pictures and the COCO annotation files, with a progress bar."""
+    work = items(spec)
+    # Workers need not share the current folder of the main process.
+    write = partial(write_item, out.absolute(), spec)
+    annotations: dict[Split, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+    progress = Progress(
+        TextColumn('drawing patterns'),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn('ETA'),
+        TimeRemainingColumn(),
+        console=console,
+    )
+    with _mapper(workers) as ordered_map, progress:
+        results = zip(work, ordered_map(write, work), strict=True)
+        for item, found in progress.track(results, total=len(work)):
+            annotations[item.split] += found
+    if 'coco' in spec.layouts:
+        for split in SPLITS:
+            write_coco(out, spec, split, annotations[split])
+
+
+def generate(
+    out: Path,
+    spec: PatternsSpec,
+    *,
+    workers: int = 1,
+    if_exists: IfExists = 'refuse',
+    console: Console | None = None,
+) -> bool:
+    """Write a patterns dataset into a folder.
+
+    Args:
+        out: Folder of the dataset; made if it is missing.
+        spec: The dataset. The files depend on nothing else.
+        workers: Number of processes. With more than one, the caller's main module must be safe
+            to import (``if __name__ == '__main__':``).
+        if_exists: What to do if ``out`` is not empty. 'refuse': raise. 'replace': remove the
+            patterns dataset that is there, and no other file. 'keep': do nothing if it is the
+            very dataset asked for; begin anew if it is an unfinished one; else raise.
+        console: Where progress is shown. Defaults to none.
+
+    Returns:
+        False if nothing was done because the dataset was there, else True.
+
+    Raises:
+        PatternsError: If ``workers`` is out of range or ``out`` must not be touched.
+        OSError: If ``out`` cannot be written to.
+    """
+    if workers < 1:
+        raise PatternsError(f'--workers is {workers}: at least 1 process is needed')
+    if not _make_room(out, spec, if_exists):
+        return False
+    Manifest(spec, complete=False).write(out)
+    for folder in folders(spec):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    write_classes(out)
+    # The preview comes before the bulk: it can be looked at meanwhile.
+    write_preview(out, spec)
+    _write_items(out, spec, workers, console or Console(quiet=True))
+    Manifest(spec, complete=True).write(out)
+    return True
