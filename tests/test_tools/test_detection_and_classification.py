@@ -1,0 +1,172 @@
+"""The same tools on stock configs of mmdet and mmpretrain, from training to pictures."""
+
+import importlib.util
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+Run = Callable[..., Any]
+
+
+def load_configs() -> ModuleType:
+    """``task_configs.py`` beside this file."""
+    path = Path(__file__).with_name('task_configs.py')
+    spec = importlib.util.spec_from_file_location('task_configs', path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+configs = load_configs()
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the tests of one library follow on each other: the first one trains."""
+    path = tmp_path_factory.mktemp('tasks')
+    configs.write_coco(path / 'coco')
+    configs.write_folders(path / 'folders')
+    (path / 'detection.py').write_text(configs.DETECTION)
+    (path / 'classification.py').write_text(configs.CLASSIFICATION)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The data roots are relative."""
+    monkeypatch.chdir(folder)
+
+
+def trained(run: Run, task: str, library: str) -> Path:
+    """The checkpoint of one epoch, trained where it is not there yet."""
+    pytest.importorskip(library)
+    checkpoint = Path('trained', task, 'epoch_1.pth')
+    if not checkpoint.is_file():
+        assert run('train', f'{task}.py', '--work-dir', checkpoint.parent).code == 0
+    return checkpoint
+
+
+def test_detector_test_formats_draws_and_dumps(run: Run) -> None:
+    checkpoint = trained(run, 'detection', 'mmdet')
+    where = ('--show-dir', 'drawn', '--format-dir', 'json', '--dump', 'det.pkl')
+    # A low threshold: one epoch makes no confident detector.
+    low = ('--cfg-options', 'model.test_cfg.rcnn.score_thr=0.0')
+    outcome = run('test', 'detection.py', checkpoint, *where, '--work-dir', 'w1', *low)
+    assert outcome.code == 0
+    assert 'coco/segm_mAP' in outcome.out
+    assert 'pictures: drawn' in outcome.out
+    assert sorted(path.name for path in Path('drawn').iterdir()) == ['0.png', '1.png', '2.png']
+    boxes = json.loads(Path('json/results.bbox.json').read_text())
+    assert {'image_id', 'bbox', 'score', 'category_id'} <= set(boxes[0])
+    assert Path('json/results.segm.json').is_file()
+    assert len(pickle.loads(Path('det.pkl').read_bytes())) == 3
+
+
+def test_detector_on_a_split_without_ground_truth(run: Run) -> None:
+    checkpoint = trained(run, 'detection', 'mmdet')
+    held = json.loads(Path('coco/instances.json').read_text())
+    Path('coco/info.json').write_text(json.dumps({**held, 'annotations': []}))
+    options = ('test_evaluator.ann_file=coco/info.json', 'model.test_cfg.rcnn.score_thr=0.0')
+    outcome = run(
+        'test', 'detection.py', checkpoint, '--format-dir', 'only', '--work-dir', 'w2',
+        '--cfg-options', *options, 'test_dataloader.dataset.ann_file=info.json',
+    )  # fmt: skip
+    assert outcome.code == 0
+    assert 'segm_mAP' not in outcome.out
+    assert Path('only/results.bbox.json').is_file()
+
+
+def test_detector_usual_augmentation(run: Run) -> None:
+    checkpoint = trained(run, 'detection', 'mmdet')
+    sentence = run('test', 'detection.py', checkpoint, '--tta', '--work-dir', 'w3').sentence
+    assert 'mmdet merges boxes only' in sentence
+
+    weights = torch.load(checkpoint, weights_only=False)['state_dict']
+    boxes = {key: value for key, value in weights.items() if 'mask_head' not in key}
+    torch.save(dict(state_dict=boxes), 'boxes.pth')
+    options = ('--cfg-options', 'model.roi_head.mask_head=None', 'test_evaluator.metric=bbox')
+    outcome = run('test', 'detection.py', 'boxes.pth', '--tta', '--work-dir', 'w3', *options)
+    assert outcome.code == 0
+    assert 'coco/bbox_mAP' in outcome.out
+    assert "type='DetTTAModel'" in Path('w3/detection.py').read_text()
+
+
+def test_detector_predicts_boxes_and_masks(run: Run) -> None:
+    checkpoint = trained(run, 'detection', 'mmdet')
+    low = ('--cfg-options', 'model.test_cfg.rcnn.score_thr=0.0')
+    outcome = run('predict', 'detection.py', checkpoint, 'coco/images', '--out', 'p', *low)
+    assert outcome.code == 0
+    assert 'predictions.jsonl: p/predictions.jsonl' in outcome.out
+    records = [json.loads(line) for line in Path('p/predictions.jsonl').read_text().splitlines()]
+    assert [record['image'] for record in records] == [f'coco/images/{i}.png' for i in range(3)]
+    first = records[0]['instances'][0]
+    assert first['class'] == ('box', 'bar')[first['label']]
+    assert 0 <= first['score'] <= 1
+    assert len(first['bbox']) == 4
+    assert first['mask']['size'] == [48, 64]
+    assert sum(first['mask']['counts']) == 48 * 64
+    assert Image.open('p/1.png').size == (64, 48)
+
+
+@pytest.mark.parametrize('mode', ['train', 'test'])
+def test_detection_ground_truth_is_drawn_in_place(run: Run, mode: str) -> None:
+    pytest.importorskip('mmdet')
+    argv = ('--mode', mode, '--out', f'browse_{mode}', '--number', 1)
+    plain = ('--cfg-options', 'train_dataloader.dataset.pipeline.3.prob=0.0')
+    assert run('browse_dataset', 'detection.py', *argv, *plain).code == 0
+    drawn = np.asarray(Image.open(f'browse_{mode}/000000.png').convert('RGB')).astype(int)
+    # Image 0: a grey box at (8, 10) of 24 x 16 in 64 x 48, scaled with the picture; the mask
+    # drawn over it is tinted.
+    scale = drawn.shape[1] / 64
+    inside = drawn[int(20 * scale) : int(24 * scale), int(24 * scale) : int(30 * scale)]
+    assert (np.ptp(inside, axis=2) > 20).all()
+    outside = drawn[int(30 * scale) :, int(40 * scale) :]
+    assert outside.mean() < 80
+
+
+def test_missing_annotation_file_of_the_metric(run: Run) -> None:
+    checkpoint = trained(run, 'detection', 'mmdet')
+    option = ('--cfg-options', 'test_evaluator.ann_file=coco/absent.json')
+    sentence = run('test', 'detection.py', checkpoint, *option).sentence
+    assert sentence.startswith("test_evaluator.ann_file is 'coco/absent.json', but")
+
+
+def test_classifier_from_test_to_pictures(run: Run) -> None:
+    checkpoint = trained(run, 'classification', 'mmpretrain')
+    argv = ('--show-dir', 'seen', '--dump', 'cls.pkl', '--work-dir', 'w4')
+    outcome = run('test', 'classification.py', checkpoint, *argv)
+    assert outcome.code == 0
+    assert 'accuracy/top1' in outcome.out
+    assert len(list(Path('seen').glob('*.png'))) == 4
+    assert run('test', 'classification.py', checkpoint, '--tta', '--work-dir', 'w5').code == 0
+    assert (
+        'Accuracy) has no file format'
+        in run('test', 'classification.py', checkpoint, '--format-dir', 'f').sentence
+    )
+
+    outcome = run('predict', 'classification.py', checkpoint, 'folders/light', '--out', 'pc')
+    assert outcome.code == 0
+    records = [json.loads(line) for line in Path('pc/predictions.jsonl').read_text().splitlines()]
+    assert len(records) == 2
+    assert records[0]['class'] == ('dark', 'light')[records[0]['label']]
+    assert 0.5 <= records[0]['score'] <= 1
+    assert Path('pc/light0.png').is_file()
+
+
+def test_classification_samples_are_drawn(run: Run) -> None:
+    pytest.importorskip('mmpretrain')
+    for phase, size in (('original', (40, 36)), ('transformed', (32, 32))):
+        argv = ('--out', phase, '--phase', phase)
+        outcome = run('browse_dataset', 'classification.py', *argv)
+        assert outcome.code == 0
+        assert len(list(Path(phase).glob('*.png'))) == 4
+        assert Image.open(f'{phase}/000000.png').size == size

@@ -1,0 +1,132 @@
+"""tools/predict.py on pictures: what it writes and what it refuses."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+Run = Callable[..., Any]
+
+
+def picture(path: Path, size: tuple[int, int] = (40, 28)) -> None:
+    """A noisy picture of ``size`` (width, height)."""
+    rng = np.random.default_rng(1)
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(rng.integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)).save(path)
+
+
+def test_a_folder_of_pictures(run: Run, segmentation: Path, weights: Path) -> None:
+    picture(Path('mine/a.jpg'))
+    picture(Path('mine/b.PNG'), (33, 47))
+    Path('mine/notes.txt').write_text('no picture')
+    outcome = run('predict', segmentation, weights, 'mine', '--out', 'out')
+    assert outcome.code == 0
+    assert 'pictures: out (2)' in outcome.out
+    assert 'labels: out/labels' in outcome.out
+    assert 'ETA' in outcome.out
+    assert sorted(path.name for path in Path('out').iterdir()) == ['a.png', 'b.png', 'labels']
+    assert Image.open('out/b.png').size == (33, 47)
+    label = np.asarray(Image.open('out/labels/b.png'))
+    assert label.shape == (47, 33)
+    assert label.dtype == np.uint8
+    assert label.max() <= 2
+
+
+def test_labels_equal_those_of_the_test_tool(run: Run, segmentation: Path, weights: Path) -> None:
+    run('test', segmentation, weights, '--format-dir', 'tested', '--work-dir', 'w')
+    run('predict', segmentation, weights, 'scenes/images', '--out', 'predicted')
+    for index in range(4):
+        tested = np.asarray(Image.open(f'tested/{index}.png'))
+        assert np.array_equal(tested, np.asarray(Image.open(f'predicted/labels/{index}.png')))
+
+
+def test_one_picture(run: Run, segmentation: Path, weights: Path) -> None:
+    outcome = run('predict', segmentation, weights, 'scenes/images/1.png', '--out', 'out')
+    assert outcome.code == 0
+    assert Path('out/1.png').is_file()
+
+
+def test_pictures_that_share_a_stem(run: Run, segmentation: Path, weights: Path) -> None:
+    picture(Path('mine/a.jpg'))
+    picture(Path('mine/a.png'))
+    assert run('predict', segmentation, weights, 'mine', '--out', 'out').code == 0
+    names = sorted(path.name for path in Path('out').glob('*.png'))
+    assert names == ['a.jpg.png', 'a.png.png']
+
+
+def test_corrupt_pictures_are_named_and_the_others_done(
+    run: Run, segmentation: Path, weights: Path
+) -> None:
+    picture(Path('mine/good.png'))
+    whole = Path('mine/good.png').read_bytes()
+    Path('mine/cut.png').write_bytes(whole[:100])
+    Path('mine/empty.jpg').touch()
+    outcome = run('predict', segmentation, weights, 'mine', '--out', 'out')
+    assert outcome.code == 1
+    assert '2 of 3 pictures cannot be decoded' in outcome.sentence
+    assert 'mine/cut.png, mine/empty.jpg' in outcome.sentence
+    assert [path.name for path in Path('out').glob('*.png')] == ['good.png']
+
+    alone = run('predict', segmentation, weights, 'mine/cut.png', '--out', 'out')
+    assert alone.code == 1
+    assert 'mine/cut.png (100 bytes) cannot be decoded' in alone.sentence
+
+
+def test_never_overwrites_its_input(run: Run, segmentation: Path, weights: Path) -> None:
+    picture(Path('mine/a.png'))
+    before = Path('mine/a.png').read_bytes()
+    sentence = run('predict', segmentation, weights, 'mine', '--out', 'mine').sentence
+    assert '--out mine would overwrite mine/a.png' in sentence
+    Path('tree/labels').mkdir(parents=True)
+    picture(Path('tree/labels/a.png'))
+    sentence = run('predict', segmentation, weights, 'tree/labels', '--out', 'tree').sentence
+    assert 'would overwrite tree/labels/a.png' in sentence
+    assert Path('mine/a.png').read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ('place', 'complaint'),
+    [
+        ('absent', 'absent is neither an image nor a folder'),
+        ('hollow', 'there is no image in hollow'),
+    ],
+)
+def test_nothing_to_predict_on(
+    run: Run, segmentation: Path, weights: Path, place: str, complaint: str
+) -> None:
+    Path('hollow').mkdir()
+    outcome = run('predict', segmentation, weights, place, '--out', 'out')
+    assert outcome.code == 1
+    assert complaint in outcome.sentence
+
+
+def test_device_that_is_not_there(run: Run, segmentation: Path, weights: Path) -> None:
+    argv = ('scenes/images', '--out', 'out', '--device')
+    assert (
+        '--device cuda:99 cannot'
+        in run('predict', segmentation, weights, *argv, 'cuda:99').sentence
+    )
+    assert (
+        '--device gpu cannot be used'
+        in run('predict', segmentation, weights, *argv, 'gpu').sentence
+    )
+
+
+def test_checkpoint_must_fit(run: Run, segmentation: Path, weights: Path) -> None:
+    option = 'model.decode_head.num_classes=4'
+    outcome = run(
+        'predict', segmentation, weights, 'scenes/images', '--out', 'out', '--cfg-options', option
+    )
+    assert 'does not fit the EncoderDecoder' in outcome.sentence
+    assert 'decode_head.conv_seg.weight: (3, 8, 1, 1) in the file, (4, 8, 1, 1)' in outcome.sentence
+
+
+def test_needs_a_visualizer_that_draws(run: Run, segmentation: Path, weights: Path) -> None:
+    argv = ('scenes/images', '--out', 'out', '--cfg-options')
+    sentence = run('predict', segmentation, weights, *argv, 'visualizer=None').sentence
+    assert 'has no visualizer' in sentence
+    sentence = run('predict', segmentation, weights, *argv, 'visualizer.type=Visualizer').sentence
+    assert 'Visualizer, cannot draw data samples' in sentence

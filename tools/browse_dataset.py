@@ -1,0 +1,73 @@
+"""Draw samples of a data set with their ground truth, as they are or as the model gets them."""
+
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from mmengine.registry import DATASETS
+from mmengine.utils import ProgressBar
+
+from mmvim.utils.arguments import ToolParser
+from mmvim.utils.config import load_config, require
+from mmvim.utils.data_paths import check_data
+from mmvim.utils.errors import UsageError, run_tool
+from mmvim.utils.output_folders import make_writable
+from mmvim.utils.packed_images import to_rgb
+from mmvim.utils.pictures import build_visualizer, draw_sample
+from mmvim.utils.pipelines import annotations_first, loading_only, pipeline_owner
+
+
+def parse_arguments(argv: Sequence[str]) -> Namespace:
+    """The command line."""
+    parser = ToolParser('Draw samples of a data set with their ground truth.')
+    parser.add_argument('--out', required=True, metavar='DIR', help='folder for the pictures')
+    parser.add_argument('--mode', choices=('train', 'val', 'test'), default='train')
+    parser.add_argument('--number', type=int, metavar='N', help='the first N samples; default: all')
+    parser.add_argument(
+        '--phase',
+        choices=('original', 'transformed'),
+        default='transformed',
+        help='the picture as it is on disk, or as the pipeline hands it to the model (default)',
+    )
+    args = parser.parse_args(argv)
+    if args.number is not None and args.number < 1:
+        raise UsageError(f'--number must be 1 or more, not {args.number}')
+    return args
+
+
+def plain_boxes(sample: Any) -> Any:
+    """The sample with mmdet's box objects as tensors, which its visualizer draws."""
+    boxes = sample.gt_instances.get('bboxes') if 'gt_instances' in sample else None
+    if hasattr(boxes, 'tensor'):
+        sample.gt_instances.bboxes = boxes.tensor
+    return sample
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write one picture a sample."""
+    args = parse_arguments(sys.argv[1:] if argv is None else argv)
+    cfg = load_config(args.config, args.cfg_options)
+    key = f'{args.mode}_dataloader'
+    require(cfg, args.config, f'--mode {args.mode}', key)
+    check_data(cfg, [args.mode])
+    owner = pipeline_owner(cfg[key].dataset, f'drawing samples of {args.config}')
+    pipeline = (loading_only if args.phase == 'original' else annotations_first)(owner.pipeline)
+    owner.pipeline = pipeline
+    dataset = DATASETS.build(cfg[key].dataset)
+    visualizer = build_visualizer(cfg, args.config, dataset.metainfo)
+    out = make_writable(args.out, '--out')
+    count = min(len(dataset), args.number or len(dataset))
+    progress = ProgressBar(count, file=sys.stdout)
+    for index in range(count):
+        item = dataset[index]
+        image = to_rgb(np.asarray(item['inputs']), pipeline)
+        file = out / f'{index:06d}.png'
+        draw_sample(visualizer, image, plain_boxes(item['data_samples']), file, truth=True)
+        progress.update()
+    print(f'\npictures: {out} ({count} of {len(dataset)})')
+
+
+if __name__ == '__main__':
+    sys.exit(run_tool(main))

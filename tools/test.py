@@ -1,0 +1,96 @@
+"""Test a model on its test split; draw or write the predictions where asked."""
+
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.evaluator import DumpResults
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from mmvim.engine import StrictCheckpointHook
+from mmvim.utils.arguments import ToolParser
+from mmvim.utils.checkpoint_check import read_checkpoint
+from mmvim.utils.config import load_config, require
+from mmvim.utils.data_paths import check_data
+from mmvim.utils.devices import check_processes, enter_launcher
+from mmvim.utils.errors import UsageError, run_tool
+from mmvim.utils.loaders import fill_loaders
+from mmvim.utils.output_folders import make_writable, set_work_dir
+from mmvim.utils.result_files import draw_predictions, format_results
+from mmvim.utils.tta import apply_tta
+
+
+def parse_arguments(argv: Sequence[str]) -> Namespace:
+    """The command line."""
+    parser = ToolParser('Test a model and print its metrics.')
+    parser.add_argument('checkpoint', help='weights of exactly this model: a file or an URL')
+    parser.add_work_dir('the log and the metrics')
+    parser.add_argument('--show-dir', metavar='DIR', help='draw every prediction into this folder')
+    parser.add_argument('--dump', metavar='FILE.pkl', help='pickle all predictions')
+    parser.add_argument(
+        '--format-dir',
+        metavar='DIR',
+        help="write the predictions in the metric's own format (label PNGs, COCO JSON)",
+    )
+    parser.add_argument(
+        '--tta',
+        action='store_true',
+        help="augment at test time: tta_model and tta_pipeline of the config, else the library's",
+    )
+    parser.add_launcher()
+    args = parser.parse_args(argv)
+    if args.dump is not None and not args.dump.endswith(('.pkl', '.pickle')):
+        raise UsageError(f'--dump writes a pickle: give a name in .pkl, not {args.dump}')
+    return args
+
+
+def build_runner(cfg: Config, args: Namespace) -> Runner:
+    """The runner of the config, strict about the checkpoint."""
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner.register_hook(StrictCheckpointHook(f'checkpoint {args.checkpoint}'))
+    if args.dump is not None:
+        runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.dump))
+    return runner
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Check everything that can be checked first, then test.
+
+    Returns:
+        The metrics by name.
+    """
+    args = parse_arguments(sys.argv[1:] if argv is None else argv)
+    enter_launcher(args.launcher, args.local_rank)
+    cfg = load_config(args.config, args.cfg_options)
+    require(cfg, args.config, 'testing', 'model', 'test_dataloader', 'test_cfg', 'test_evaluator')
+    cfg.launcher = args.launcher
+    check_processes(cfg, args.launcher)
+    fill_loaders(cfg)
+    check_data(cfg, ['test'])
+    read_checkpoint(args.checkpoint)
+    cfg.load_from, cfg.resume = args.checkpoint, False
+    set_work_dir(cfg, args.work_dir, args.config)
+    places = {}
+    if args.tta:
+        apply_tta(cfg, args.config)
+    if args.show_dir is not None:
+        folder = make_writable(args.show_dir, '--show-dir')
+        places['pictures'] = draw_predictions(cfg, folder, args.config)
+    if args.format_dir is not None:
+        places['results'] = make_writable(args.format_dir, '--format-dir')
+        format_results(cfg, places['results'], args.config)
+    if args.dump is not None:
+        make_writable(Path(args.dump).parent, 'the folder of --dump')
+        places['predictions'] = Path(args.dump)
+    metrics = build_runner(cfg, args).test()
+    for what, place in places.items():
+        print(f'{what}: {place}')
+    return metrics
+
+
+if __name__ == '__main__':
+    sys.exit(run_tool(main))

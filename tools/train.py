@@ -1,0 +1,108 @@
+"""Train a model: segmentation, detection or classification, as the config's default_scope says."""
+
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+
+from mmengine.config import Config
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from mmvim.engine import NonFiniteLossHook, StrictCheckpointHook
+from mmvim.utils.arguments import ToolParser
+from mmvim.utils.checkpoint_check import check_resumable, latest_checkpoint, read_checkpoint
+from mmvim.utils.config import load_config, require
+from mmvim.utils.data_paths import check_data
+from mmvim.utils.devices import check_amp, check_processes, enable_amp, enter_launcher
+from mmvim.utils.errors import UserError, run_tool
+from mmvim.utils.loaders import fill_loaders
+from mmvim.utils.output_folders import set_work_dir
+
+FROM_WORK_DIR = 'auto'
+
+
+def parse_arguments(argv: Sequence[str]) -> Namespace:
+    """The command line."""
+    parser = ToolParser('Train a model.')
+    parser.add_work_dir('logs and checkpoints')
+    parser.add_argument('--amp', action='store_true', help='train in mixed precision (on a GPU)')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const=FROM_WORK_DIR,
+        metavar='PATH',
+        help='go on from this checkpoint; without PATH from the newest one in the work dir, '
+        'or afresh where there is none',
+    )
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate by actual batch size / auto_scale_lr.base_batch_size',
+    )
+    parser.add_launcher()
+    return parser.parse_args(argv)
+
+
+def enable_auto_scale_lr(cfg: Config, path: str) -> None:
+    """Let mmengine scale the learning rate; it needs the batch size the rate is meant for."""
+    if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
+        raise UserError(
+            f'--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in {path}: the batch '
+            'size, over all processes, that its learning rate is meant for'
+        )
+    cfg.auto_scale_lr.enable = True
+
+
+def set_resume(cfg: Config, resume: str | None) -> None:
+    """Find and check the checkpoint to go on from, if any."""
+    if resume is not None:
+        cfg.resume = True
+    if not cfg.get('resume'):
+        return
+    path = cfg.get('load_from') if resume is None else resume
+    if path in (None, FROM_WORK_DIR):
+        path = latest_checkpoint(cfg.work_dir)
+    if path is None:
+        start = cfg.get('load_from')
+        print(
+            f'nothing to resume in {cfg.work_dir}: training starts '
+            + (f'from the weights of {start}' if start else 'afresh')
+        )
+        cfg.resume = False
+        return
+    check_resumable(path, read_checkpoint(path))
+    cfg.load_from = path
+
+
+def build_runner(cfg: Config) -> Runner:
+    """The runner of the config, with our guards registered where the config has none."""
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    if not any(isinstance(hook, NonFiniteLossHook) for hook in runner.hooks):
+        runner.register_hook(NonFiniteLossHook())
+    if cfg.get('resume'):
+        runner.register_hook(StrictCheckpointHook(f'checkpoint {cfg.load_from}'))
+    return runner
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Check everything that can be checked first, then train."""
+    args = parse_arguments(sys.argv[1:] if argv is None else argv)
+    enter_launcher(args.launcher, args.local_rank)
+    cfg = load_config(args.config, args.cfg_options)
+    require(cfg, args.config, 'training', 'model', 'train_dataloader', 'train_cfg', 'optim_wrapper')
+    cfg.launcher = args.launcher
+    check_processes(cfg, args.launcher)
+    fill_loaders(cfg)
+    if args.amp:
+        enable_amp(cfg)
+    check_amp(cfg)
+    if args.auto_scale_lr:
+        enable_auto_scale_lr(cfg, args.config)
+    check_data(cfg, ['train'] if cfg.get('val_cfg') is None else ['train', 'val'])
+    set_work_dir(cfg, args.work_dir, args.config)
+    set_resume(cfg, args.resume)
+    build_runner(cfg).train()
+
+
+if __name__ == '__main__':
+    sys.exit(run_tool(main))
