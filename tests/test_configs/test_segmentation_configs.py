@@ -15,11 +15,7 @@ import mmvim  # noqa: F401 (registers)
 mmseg = pytest.importorskip('mmseg')
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
-FILES = sorted(
-    path
-    for family in ('upernet', 'demo')
-    for path in (CONFIGS / family).glob('*.py')
-)
+FILES = sorted(path for family in ('upernet', 'demo') for path in (CONFIGS / family).glob('*.py'))
 IDS = [path.stem for path in FILES]
 SIDE, WIDTH = 64, 32
 

@@ -15,13 +15,13 @@ from mmcv.cnn.bricks.transformer import PatchEmbed
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModule
 from mmengine.utils import to_2tuple
-from mmvim_ops.backends import BACKENDS
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from mmvim.models.layers import VimBlock, build_norm
+from mmvim.models.layers import VimBlock, VimMixer, build_norm
 from mmvim.models.utils import patch_grid, resize_pos_embed
 from mmvim.registry import MODELS
+from mmvim_ops.backends import BACKENDS
 
 # Factor of the standard deviation lost by truncating a normal draw at two of them.
 _TRUNCATED_STD = 0.87962566103423978
@@ -321,9 +321,10 @@ class VisionMamba(BaseModule):
         for tokens in (self.cls_token, self.pos_embed, self.cls_pos_embed):
             if tokens is not None:
                 nn.init.trunc_normal_(tokens, std=0.02)
-        for block in self.layers:
-            nn.init.kaiming_uniform_(block.mixer.out_proj.weight, a=math.sqrt(5))
-            block.mixer.out_proj.weight /= math.sqrt(self.num_layers)
+        for module in self.modules():
+            if isinstance(module, VimMixer):
+                nn.init.kaiming_uniform_(module.out_proj.weight, a=math.sqrt(5))
+                module.out_proj.weight /= math.sqrt(self.num_layers)
 
     def _prepare_pos_embed(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -407,7 +408,7 @@ class VisionMamba(BaseModule):
             )
         if self.cls_token is None:
             return self.drop_after_pos(patches), grid
-        cls_tokens = self.cls_token
+        cls_tokens: torch.Tensor = self.cls_token
         if self.cls_pos_embed is not None:
             cls_tokens = cls_tokens + self.cls_pos_embed
         cls_tokens = cls_tokens.to(patches.dtype).expand(patches.shape[0], -1, -1)

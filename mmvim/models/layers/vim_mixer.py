@@ -6,13 +6,14 @@ import math
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+
 from mmvim_ops.functional import (
     bi_conv1d_silu,
     bidirectional_selective_scan,
     conv1d_silu,
     selective_scan,
 )
-from torch import nn
 
 DIRECTIONS = ('none', 'ssm', 'ssm_conv')
 
@@ -106,22 +107,21 @@ class VimMixer(nn.Module):
         A = -(1 … N) per channel (S4D-real, Mamba Sec. 3.6), D = 1, dt weights uniform within
         ±R^(-1/2), dt bias by inverse softplus, other linear biases 0.
         """
-        for name, param in self.named_parameters(recurse=False):
-            if name in ('A_log', 'A_b_log'):
-                states = torch.arange(1, self.d_state + 1, dtype=torch.float32)
-                param.copy_(states.log().expand_as(param))
-            elif name in ('D', 'D_b'):
-                param.fill_(1.0)
+        both = self.direction == 'ssm_conv'
+        states = torch.arange(1, self.d_state + 1, dtype=torch.float32)
+        for A_log in [self.A_log] if self.direction == 'none' else [self.A_log, self.A_b_log]:
+            A_log.copy_(states.log().expand_as(A_log))
+        for D in [self.D, self.D_b] if both else [self.D]:
+            D.fill_(1.0)
         for linear in (self.in_proj, self.out_proj):
             if linear.bias is not None:
                 linear.bias.zero_()
-        for name, module in self.named_children():
-            if name in ('dt_proj', 'dt_proj_b'):
-                bound = self.dt_rank**-0.5
-                module.weight.uniform_(-bound, bound)
-                log_dt = torch.empty(self.inner_dims).uniform_(math.log(_DT_MIN), math.log(_DT_MAX))
-                dt = log_dt.exp().clamp(min=_DT_FLOOR)
-                module.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
+        for dt_proj in [self.dt_proj, self.dt_proj_b] if both else [self.dt_proj]:
+            bound = self.dt_rank**-0.5
+            dt_proj.weight.uniform_(-bound, bound)
+            log_dt = torch.empty(self.inner_dims).uniform_(math.log(_DT_MIN), math.log(_DT_MAX))
+            dt = log_dt.exp().clamp(min=_DT_FLOOR)
+            dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Mix the tokens of each sequence.
@@ -133,11 +133,8 @@ class VimMixer(nn.Module):
             torch.Tensor: Shape (B, L, D).
         """
         x, z = self.in_proj(tokens).chunk(2, dim=-1)  # (B, L, E) each, views
-        if self.direction == 'none':
-            out = self._scan_forward(x, z)
-        else:
-            out = self._scan_both(x, z)
-        out = self.out_proj(out)
+        scan = self._scan_forward if self.direction == 'none' else self._scan_both
+        out = self.out_proj(scan(x, z))
         return out if self.gamma is None else out * self.gamma
 
     def _scan_forward(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
