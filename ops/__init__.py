@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-if torch.__version__ < (2, 4):
+if torch.__version__ < '2.4':  # a TorchVersion, compared as one
     raise ImportError(f'mmvim_ops needs torch >= 2.4, found {torch.__version__}; upgrade torch')
 
 from mmvim_ops import library  # noqa: F401  (registers the mmvim:: operators)

@@ -1,15 +1,18 @@
 """The scan of an installed mamba-ssm behind our signatures, for comparison and as a CUDA fallback.
 
-mamba-ssm has the scan alone, so the convolutions are those of :mod:`mmvim_ops.composed`.
+mamba-ssm has the scan alone, so the convolutions are those of :mod:`mmvim_ops.conv`.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from mmvim_ops.composed import bi_conv1d_silu, bidirectional_with, conv1d_silu
+from mmvim_ops.conv import bi_conv1d_silu, conv1d_silu
+from mmvim_ops.precision import wide
 
 __all__ = ['bi_conv1d_silu', 'bidirectional_selective_scan', 'conv1d_silu', 'selective_scan']
 
@@ -49,10 +52,9 @@ def selective_scan(
         delta_softplus=delta_softplus,
         return_last_state=return_last_state,
     )
-    out, last_state = result if return_last_state else (result, None)
-    out = out.transpose(1, 2)
+    out: Tensor = (result[0] if return_last_state else result).transpose(1, 2)
     out = out.flip(1) if reverse else out
-    return (out, last_state) if return_last_state else out
+    return (out, result[1]) if return_last_state else out
 
 
 def bidirectional_selective_scan(
@@ -71,8 +73,25 @@ def bidirectional_selective_scan(
     z: Tensor,
     scale: float = 0.5,
 ) -> Tensor:
-    """See :func:`mmvim_ops.functional.bidirectional_selective_scan`."""
-    return bidirectional_with(
-        selective_scan,
-        *(x_f, x_b, dbl_f, dbl_b, dt_w_f, dt_w_b, dt_b_f, dt_b_b, A_f, A_b, D_f, D_b, z, scale),
+    """See :func:`mmvim_ops.functional.bidirectional_selective_scan`.
+
+    Both directions are one forward scan of 2 E channels in two groups, the second group flipped.
+    """
+    states = A_f.shape[1]
+    sizes = (dt_w_f.shape[1], states, states)
+    dt_f, B_f, C_f = wide(dbl_f).split(sizes, dim=-1)
+    dt_b, B_b, C_b = wide(dbl_b).flip(1).split(sizes, dim=-1)
+    y = selective_scan(
+        torch.cat((wide(x_f), wide(x_b).flip(1)), dim=-1),
+        torch.cat((dt_f @ wide(dt_w_f).t(), dt_b @ wide(dt_w_b).t()), dim=-1),
+        torch.cat((A_f, A_b)),
+        torch.stack((B_f, B_b), dim=2),
+        torch.stack((C_f, C_b), dim=2),
+        D=torch.cat((D_f, D_b)),
+        delta_bias=torch.cat((dt_b_f, dt_b_b)),
+        delta_softplus=True,
+        groups=2,
     )
+    assert isinstance(y, Tensor)  # no last state was asked for
+    y_f, y_b = y.chunk(2, dim=-1)
+    return ((y_f + y_b.flip(1)) * (F.silu(wide(z)) * scale)).to(x_f.dtype)

@@ -21,9 +21,9 @@ def wide(tensor: Tensor) -> Tensor:
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """A context without autocast: it would run the small matrix products of a scan in half precision.
+    """A context without autocast, which would run the matrix products of a scan in half precision.
 
-    The state of a scan is a sum over thousands of tokens; in half precision it overflows or stalls.
+    The state of a scan is a sum over thousands of tokens: in half precision it overflows or stalls.
     """
     if not torch.amp.is_autocast_available(device.type):
         return nullcontext()

@@ -1,8 +1,9 @@
 """The specification: each op as a plain token loop under ordinary autograd.
 
-Short, slow and meant to be read against the equations. Every faster implementation is tested against
-these functions, forwards and backwards. Float64 in means float64 arithmetic throughout; any other
-floating dtype is computed in float32 and the result rounded once, to the dtype of ``u`` or ``x``.
+Short, slow and meant to be read against the equations. Every faster implementation is tested
+against these functions, forwards and backwards. Float64 in means float64 arithmetic throughout; any
+other floating dtype is computed in float32 and the result rounded once, to the dtype of ``u`` or
+``x``.
 """
 
 from __future__ import annotations
@@ -84,8 +85,8 @@ def conv1d_silu(
 ) -> Tensor:
     """Depthwise causal convolution over the tokens, then SiLU.
 
-    ``y_t = silu(bias + sum_k weight[:, W-1-k] x_{t-k})``; ``reverse=True`` reads ``x_{t+k}`` instead.
-    Shapes are those of :func:`mmvim_ops.functional.conv1d_silu`.
+    ``y_t = silu(bias + sum_k weight[:, W-1-k] x_{t-k})``, where ``reverse=True`` reads ``x_{t+k}``
+    instead. Shapes are those of :func:`mmvim_ops.functional.conv1d_silu`.
     """
     length, width = x.shape[1], weight.shape[1]
     wide = _wide(x).flip(1) if reverse else _wide(x)
@@ -123,8 +124,8 @@ def bidirectional_selective_scan(
 ) -> Tensor:
     """Both scans of a Vim block (Vim, arXiv 2401.09417, algorithm 1), gated and summed.
 
-    ``out = (scan(x_f, ...) + reverse_scan(x_b, ...)) * silu(z) * scale``. Shapes and dtypes are those
-    of :func:`mmvim_ops.functional.bidirectional_selective_scan`.
+    ``out = (scan(x_f, ...) + reverse_scan(x_b, ...)) * silu(z) * scale``. Shapes and dtypes are
+    those of :func:`mmvim_ops.functional.bidirectional_selective_scan`.
     """
 
     def one(

@@ -1,0 +1,202 @@
+"""The operators inside torch: opcheck, compile, export, autocast, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import mmvim_ops
+from mmvim_ops import chunked
+
+Inputs = Callable[..., dict[str, Tensor]]
+SELECTIVE = ('u', 'delta', 'A', 'B', 'C', 'D', 'z', 'delta_bias')
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the element count of the largest tensor that any call made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        sizes = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        self.elements = max(self.elements, *sizes, 0)
+        return result
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('optional', [True, False])
+def test_opcheck_selective_scan(dtype: torch.dtype, optional: bool, scan_inputs: Inputs) -> None:
+    inputs = scan_inputs(L=9, groups=2, dtype=dtype)
+    tensors: list[Tensor | None] = [inputs[name].requires_grad_() for name in SELECTIVE]
+    if not optional:
+        tensors[1] = inputs['delta'].detach().abs().requires_grad_()
+        tensors[5:] = [None, None, None]
+    torch.library.opcheck(
+        torch.ops.mmvim.selective_scan.default, (*tensors, optional, optional, 2, 4)
+    )
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_opcheck_bidirectional(dtype: torch.dtype, bidirectional_inputs: Inputs) -> None:
+    tensors = [t.requires_grad_() for t in bidirectional_inputs(L=9, dtype=dtype).values()]
+    torch.library.opcheck(torch.ops.mmvim.bidirectional_selective_scan.default, (*tensors, 0.5, 4))
+
+
+def test_opcheck_backwards(scan_inputs: Inputs, bidirectional_inputs: Inputs) -> None:
+    """The backward operators have schemas and shape rules of their own."""
+    p = scan_inputs(L=9, groups=2)
+    tensors = [p[name] for name in SELECTIVE]
+    options = (True, True, 2, 4)
+    out, last_state, checkpoints = torch.ops.mmvim.selective_scan(*tensors, *options)
+    for needs in ([True] * 8, [True, False] * 4):
+        torch.library.opcheck(
+            torch.ops.mmvim.selective_scan_backward.default,
+            (out, last_state, *tensors, checkpoints, *options, needs),
+        )
+    tensors = list(bidirectional_inputs(L=9).values())
+    out, checkpoints = torch.ops.mmvim.bidirectional_selective_scan(*tensors, 0.5, 4)
+    for needs in ([True] * 13, [True, False] * 6 + [False]):
+        torch.library.opcheck(
+            torch.ops.mmvim.bidirectional_selective_scan_backward.default,
+            (out, *tensors, checkpoints, 0.5, 4, needs),
+        )
+
+
+def mixer_core(x: Tensor, weight: Tensor, *rest: Tensor) -> Tensor:
+    """Both convolutions and the scan, as a Vim block calls them."""
+    x_f, x_b = mmvim_ops.bi_conv1d_silu(x, weight, None, weight, None)
+    return mmvim_ops.bidirectional_selective_scan(x_f, x_b, *rest)
+
+
+@pytest.mark.parametrize(
+    'compiler', ['aot_eager', pytest.param('inductor', marks=pytest.mark.slow)]
+)
+def test_compile(
+    compiler: str, bidirectional_inputs: Inputs, value_and_grads: Inputs, assert_close: Any
+) -> None:
+    """fullgraph, forward and backward; a second length compiles with symbolic sizes."""
+    torch._dynamo.reset()
+    compiled = torch.compile(mixer_core, fullgraph=True, backend=compiler)
+    for L in (33, 70):
+        p = bidirectional_inputs(L=L, dtype=torch.float32)
+        tensors = [p['x_f'], p['A_f'], *list(p.values())[2:]]
+        named = {str(index): tensor for index, tensor in enumerate(tensors)}
+        actual = value_and_grads(lambda **kw: compiled(*kw.values()), named)
+        expected = value_and_grads(lambda **kw: mixer_core(*kw.values()), named)
+        assert_close(actual, expected, (2e-6, 5e-7), (2e-5, 5e-6))
+
+
+def test_export(bidirectional_inputs: Inputs) -> None:
+    class Core(torch.nn.Module):
+        def forward(self, *tensors: Tensor) -> Tensor:
+            return mixer_core(*tensors)
+
+    p = bidirectional_inputs(dtype=torch.float32)
+    tensors = (p['x_f'], p['A_f'], *list(p.values())[2:])
+    program = torch.export.export(Core(), tensors)
+    # The region without autocast is a graph of its own.
+    graphs = [
+        m.graph for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)
+    ]
+    called = {str(node.target) for graph in graphs for node in graph.nodes}
+    assert 'mmvim.bidirectional_selective_scan.default' in called
+    assert torch.equal(program.module()(*tensors), mixer_core(*tensors))
+
+
+@pytest.mark.parametrize('backend', ['chunked', 'reference'])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_autocast_changes_nothing(
+    backend: str,
+    dtype: torch.dtype,
+    scan_inputs: Inputs,
+    bidirectional_inputs: Inputs,
+    value_and_grads: Inputs,
+) -> None:
+    """The same bits with and without, so nothing inside ran in half precision."""
+    generic = partial(mmvim_ops.selective_scan, delta_softplus=True)
+    for function, inputs in (
+        (generic, scan_inputs(L=70, dtype=dtype)),
+        (mmvim_ops.bidirectional_selective_scan, bidirectional_inputs(L=70, dtype=dtype)),
+    ):
+        expected = value_and_grads(function, inputs, backend=backend)
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            out = function(**inputs, backend=backend)
+            if backend == 'chunked':  # whose backward guards itself, even in here
+                actual = value_and_grads(function, inputs, backend=backend)
+                assert all(torch.equal(actual[name], expected[name]) for name in expected)
+        assert out.dtype == dtype
+        assert torch.equal(out, expected['out'])
+
+
+def test_autocast_on_the_operator_itself(scan_inputs: Inputs) -> None:
+    inputs = scan_inputs(L=70, dtype=torch.float32)
+    arguments = (*(inputs[name] for name in SELECTIVE), True, False, 1, 16)
+    expected = torch.ops.mmvim.selective_scan(*arguments)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        actual = torch.ops.mmvim.selective_scan(*arguments)
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected))
+
+
+def test_half_precision_state_is_float32(scan_inputs: Inputs) -> None:
+    """A sum of many small steps that bfloat16 would round away, and one that float16 overflows."""
+    L = 2000
+    ones = torch.ones(1, L, 1, dtype=torch.bfloat16)
+    A = torch.full((1, 1), -1e-9)
+    step = torch.full((1, L, 1), 1e-3, dtype=torch.bfloat16)
+    _, state = mmvim_ops.selective_scan(ones, step, A, ones, ones, return_last_state=True)
+    assert state.dtype == torch.float32
+    torch.testing.assert_close(state, step.float().sum().view(1, 1, 1), rtol=1e-4, atol=0.0)
+    big = torch.full((1, L, 1), 100.0, dtype=torch.float16)
+    tiny = torch.full((1, L, 1), 1e-5, dtype=torch.float16)
+    out = mmvim_ops.selective_scan(big, big / 10, A, big / 10, tiny)
+    assert torch.isfinite(out).all()
+
+
+def test_no_large_tensor(scan_inputs: Inputs, bidirectional_inputs: Inputs) -> None:
+    """Forward and backward never hold tokens x channels x states for more than one chunk."""
+    L, E, N, chunk = 256, 40, 16, 16
+    p = scan_inputs(B=1, L=L, E=E, N=N, dtype=torch.float32)
+    tensors = [p[name] for name in SELECTIVE]
+    with LargestTensor() as forward:
+        results = chunked.selective_forward(*tensors, True, False, 1, chunk)
+    with LargestTensor() as backward:
+        chunked.selective_backward(
+            results[0], None, *tensors, results[2], True, False, 1, chunk, [True] * 8
+        )
+    assert 0 < forward.elements <= (chunk + 1) * E * N
+    assert 0 < backward.elements <= (chunk + 1) * E * N
+
+    tensors = list(bidirectional_inputs(B=1, L=L, E=E, N=N, dtype=torch.float32).values())
+    with LargestTensor() as forward:
+        results = chunked.bidirectional_forward(*tensors, 0.5, chunk)
+    with LargestTensor() as backward:
+        chunked.bidirectional_backward(results[0], *tensors, results[1], 0.5, chunk, [True] * 13)
+    assert 0 < forward.elements <= (chunk + 1) * 2 * E * N
+    assert 0 < backward.elements <= (chunk + 1) * 2 * E * N
+
+
+def test_saved_for_backward(bidirectional_inputs: Inputs) -> None:
+    """Beside its inputs, an op saves a state a chunk."""
+    p = bidirectional_inputs(B=1, L=256, E=40, N=16, dtype=torch.float32)
+    saved: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    leaves = [tensor.requires_grad_() for tensor in p.values()]
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        chunked.bidirectional_selective_scan(*leaves)
+    given = {leaf.data_ptr() for leaf in leaves}
+    extra = [tensor for tensor in saved if tensor.data_ptr() not in given]
+    assert [tensor.shape for tensor in extra] == [(4, 1, 2, 16, 40)]
