@@ -5,15 +5,12 @@ optim_wrapper = dict(
     # Plain AdamW for now: the published recipe adds layer-wise learning-rate decay. The position
     # embedding and everything one-dimensional (norms, biases, D) are kept from decay.
     paramwise_cfg=dict(
-        norm_decay_mult=0.0,
-        bias_decay_mult=0.0,
+        flat_decay_mult=0.0,
         custom_keys={
             'pos_embed': dict(decay_mult=0.0),
             'cls_token': dict(decay_mult=0.0),
             'A_log': dict(decay_mult=0.0),
             'A_b_log': dict(decay_mult=0.0),
-            'mixer.D': dict(decay_mult=0.0),
-            'norm.weight': dict(decay_mult=0.0),
         },
     ),
 )
