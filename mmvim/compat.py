@@ -12,6 +12,7 @@ torchvision schemas    torchvision's wheel on PyPI is built for CUDA       torch
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import pickle
@@ -19,6 +20,7 @@ import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.parse import urlparse
 
 import torch
 
@@ -146,8 +148,30 @@ def load_checkpoint_file(filename: str | Path, map_location: Any = None) -> Any:
         return torch.load(path, map_location=map_location, weights_only=True)
 
 
+def fetch(url: str) -> Path:
+    """Download a file once, into torch.hub's folder.
+
+    Args:
+        url (str): Where the file is.
+
+    Returns:
+        Path: The local copy. Its name starts with a digest of the whole URL, so that two files of
+        the same name stay apart.
+    """
+    from mmengine.dist import barrier, get_local_rank
+
+    name = Path(urlparse(url).path).name
+    digest = hashlib.sha256(url.encode()).hexdigest()[:8]
+    file = Path(torch.hub.get_dir()) / 'checkpoints' / f'{digest}-{name}'
+    if get_local_rank() == 0 and not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(file))
+    barrier()
+    return file
+
+
 def _mend_checkpoint_loading() -> None:
-    """Let mmengine read local checkpoints through :func:`load_checkpoint_file`.
+    """Let mmengine read files and URLs through :func:`load_checkpoint_file`.
 
     Older torch loads whatever the file holds, as mmengine expects; renamed globals, which the
     guarded ``getattr`` needs, came with torch 2.6 too.
@@ -160,4 +184,10 @@ def _mend_checkpoint_loading() -> None:
     def load_from_local(filename: str, map_location: Any = None) -> Any:
         return load_checkpoint_file(filename, map_location)
 
+    def load_from_http(filename: str, map_location: Any = None) -> Any:
+        return load_checkpoint_file(fetch(filename), map_location)
+
     CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)
+    CheckpointLoader.register_scheme(
+        prefixes=['http://', 'https://'], loader=load_from_http, force=True
+    )

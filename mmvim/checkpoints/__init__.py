@@ -1,5 +1,6 @@
-"""Checkpoints of the published code, to mmvim's keys and back: pure functions on dicts."""
+"""Checkpoints of the published code: to mmvim's keys and back, and into a backbone."""
 
 from mmvim.checkpoints.official import OfficialWeights, convert_official, to_official
+from mmvim.checkpoints.pretrained import PretrainedVim, read_weights
 
-__all__ = ['OfficialWeights', 'convert_official', 'to_official']
+__all__ = ['OfficialWeights', 'PretrainedVim', 'convert_official', 'read_weights', 'to_official']

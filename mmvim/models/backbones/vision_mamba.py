@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from mmvim.models.layers import VimBlock, VimMixer, build_norm
+from mmvim.models.layers.rope import rope_table, rotate
 from mmvim.models.utils import patch_grid, resize_pos_embed
 from mmvim.registry import MODELS
 from mmvim_ops.backends import BACKENDS
@@ -54,9 +55,13 @@ class VisionMamba(BaseModule):
         patch_size (int | tuple[int, int]): Defaults to 16.
         patch_stride (int | tuple[int, int], optional): Defaults to None, the patch size.
         in_channels (int): Channels of the image. Defaults to 3.
-        direction (str): 'none' scans forward only, 'ssm' adds a backward scan with its own A,
-            'ssm_conv' gives the backward direction its own convolution and projections too
-            (paper, Sec. 4.4). Defaults to 'ssm_conv'.
+        direction (str): The paper's ablation (Sec. 4.4). 'none' scans forward only; 'sequence'
+            too, but in training flips every sequence with probability ½; 'block' lets even
+            blocks scan forward and odd ones backward; 'block_published' is the published code's
+            reading of it: blocks 2i (forward) and 2i + 1 (backward) run on the same input and
+            both their outputs and streams are summed, so that the stream doubles per pair;
+            'ssm' adds to every block a backward scan with its own A; 'ssm_conv' gives the
+            backward direction its own convolution and projections too. Defaults to 'ssm_conv'.
         average_directions (bool): Whether 'ssm_conv' averages the two scans (True) or sums
             them; 'ssm' always sums, as published. Defaults to True.
         cls_token (str): 'none', 'head' (first), 'middle' (index ``num_patches // 2``) or
@@ -64,13 +69,19 @@ class VisionMamba(BaseModule):
         pos_embed (bool): Whether tokens get a learnt position embedding. Defaults to True.
         interpolate_mode (str): How the position embedding is resized: 'bicubic', 'bilinear' or
             'nearest'. Defaults to 'bicubic'.
+        rope (str): Rotary embedding of the patch tokens before every block, never of class
+            tokens: 'none', 'hidden' (the stream that enters a block apart from its residual) or
+            'both' (the residual too). Defaults to 'none'.
         out_indices (int | Sequence[int]): Blocks whose output is tapped, negatives count from
-            the end. Taps come in the order given. Defaults to -1.
+            the end. Taps come in the order given. With 'block_published' a tap sits after a
+            whole pair, at an odd index. Defaults to -1.
         out_type (str): 'featmap' (B, D, H, W); 'cls_token' (B, D); 'avg_featmap' (B, D), the
             mean of the patch tokens; 'featmap_cls', pairs of the first two; 'raw' (B, L, D),
             all tokens. Defaults to 'featmap'.
         tap (str): 'residual' taps the stream after a block (hidden + residual), 'mixer' the
-            output of the block's mixer alone. Defaults to 'residual'.
+            output of the block's mixer alone. As published, the stream is taken as the next
+            block receives it, which with rope has been rotated once more; that of the deepest
+            tap has not. Defaults to 'residual'.
         out_norm (str): 'none', 'last' (the deepest tap) or 'all' (every tap, a norm each).
             With ``tap='mixer'`` only 'none' is valid. Defaults to 'last'.
         norm_cfg (dict): Config of the norms, looked up in mmvim's registry first, then in the
@@ -112,6 +123,8 @@ class VisionMamba(BaseModule):
     CLS_TOKENS = {'none': 0, 'head': 1, 'middle': 1, 'double': 2}
     OUT_TYPES = ('featmap', 'cls_token', 'avg_featmap', 'featmap_cls', 'raw')
     OUT_NORMS = ('none', 'last', 'all')
+    DIRECTIONS = ('none', 'sequence', 'block', 'block_published', 'ssm', 'ssm_conv')
+    ROPES = ('none', 'hidden', 'both')
     TAPS = ('residual', 'mixer')
     INTERPOLATE_MODES = ('bicubic', 'bilinear', 'nearest')
 
@@ -141,6 +154,7 @@ class VisionMamba(BaseModule):
         cls_token: str = 'middle',
         pos_embed: bool = True,
         interpolate_mode: str = 'bicubic',
+        rope: str = 'none',
         out_indices: int | Sequence[int] = -1,
         out_type: str = 'featmap',
         tap: str = 'residual',
@@ -169,6 +183,8 @@ class VisionMamba(BaseModule):
                 f'img_size {self.img_size} is smaller than one patch of {self.patch_size}: '
                 'choose a larger img_size or a smaller patch_size.'
             )
+        _check_choice('direction', direction, self.DIRECTIONS)
+        _check_choice('rope', rope, self.ROPES)
         _check_choice('cls_token', cls_token, tuple(self.CLS_TOKENS))
         _check_choice('interpolate_mode', interpolate_mode, self.INTERPOLATE_MODES)
         _check_choice('out_type', out_type, self.OUT_TYPES)
@@ -193,7 +209,19 @@ class VisionMamba(BaseModule):
                 f'got {frozen_stages!r}.'
             )
         _check_choice('scan_backend', scan_backend, BACKENDS)
+        if rope != 'none' and self.embed_dims % 4:
+            raise ValueError(
+                f'rope={rope!r} rotates pairs of channels per axis: embed_dims must be a multiple '
+                f'of 4, got {self.embed_dims}.'
+            )
+        if direction == 'block_published' and self.num_layers % 2:
+            raise ValueError(
+                "direction='block_published' runs blocks in pairs: num_layers must be even, got "
+                f'{self.num_layers}.'
+            )
         self.in_channels = in_channels
+        self.direction = direction
+        self.rope = rope
         self.cls_token_type = cls_token
         self.interpolate_mode = interpolate_mode
         self.out_indices = self._parse_out_indices(out_indices)
@@ -229,13 +257,14 @@ class VisionMamba(BaseModule):
                 self.embed_dims,
                 norm_cfg=norm_cfg,
                 drop_path_rate=rate,
-                direction=direction,
+                direction=direction if direction in ('ssm', 'ssm_conv') else 'none',
+                reverse=direction in ('block', 'block_published') and index % 2 == 1,
                 average_directions=average_directions,
                 layer_scale_init=layer_scale_init,
                 scan_backend=scan_backend,
                 **mixer_settings,
             )
-            for rate in [0.0, *rates[:-1]]
+            for index, rate in enumerate([0.0, *rates[:-1]])
         )
         final_rate = 0.0 if out_type in ('featmap', 'featmap_cls') else drop_path_rate
         self.drop_path = DropPath(final_rate) if final_rate > 0 else nn.Identity()
@@ -299,6 +328,11 @@ class VisionMamba(BaseModule):
         indices = tuple(i % n for i in given)
         if len(set(indices)) != len(indices):
             raise ValueError(f'out_indices {out_indices!r} name a block twice: {list(indices)}.')
+        if self.direction == 'block_published' and not all(i % 2 for i in indices):
+            raise ValueError(
+                f"with direction='block_published' taps sit after whole pairs, at odd indices; "
+                f'got out_indices={out_indices!r}.'
+            )
         return indices
 
     def _tokens(self, count: int) -> nn.Parameter | None:
@@ -442,14 +476,26 @@ class VisionMamba(BaseModule):
             ValueError: If the shape does not fit.
         """
         tokens, grid = self._embed(x)
+        table = None if self.rope == 'none' else rope_table(self.embed_dims, grid, x.device)
+        cls_positions = self._cls_positions(math.prod(grid))
+        # A flipped sequence is scanned from its other end; nothing has to change place.
+        flip = self.direction == 'sequence' and self.training and torch.rand(()).item() < 0.5
+        pairs = self.direction == 'block_published'
         taps: dict[int, torch.Tensor] = {}
         deepest = max(self.out_indices)
         hidden, residual = tokens, None
-        for index, block in enumerate(self.layers[: deepest + 1]):
-            if self.with_cp and torch.is_grad_enabled():
-                hidden, residual = checkpoint(block, hidden, residual, use_reentrant=False)
-            else:
-                hidden, residual = block(hidden, residual)
+        for index in range(0, deepest + 1, 2 if pairs else 1):
+            if table is not None:
+                hidden = rotate(hidden, table, cls_positions)
+                if residual is not None and self.rope == 'both':
+                    residual = rotate(residual, table, cls_positions)
+            if pairs:
+                forward = self._run(index, hidden, residual)
+                backward = self._run(index + 1, hidden, residual)
+                hidden, residual = forward[0] + backward[0], forward[1] + backward[1]
+                taps[index + 1] = hidden if self.tap == 'mixer' else hidden + residual
+                continue
+            hidden, residual = self._run(index, hidden, residual, flip)
             if self.tap == 'mixer':
                 taps[index] = hidden
             else:  # the stream after a block is what the next block starts from
@@ -460,6 +506,15 @@ class VisionMamba(BaseModule):
             self._format_output(self._normalise(taps[index], index), grid)
             for index in self.out_indices
         )
+
+    def _run(
+        self, index: int, hidden: torch.Tensor, residual: torch.Tensor | None, flip: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run block ``index``, without saving its activations if asked to."""
+        block = self.layers[index]
+        if self.with_cp and torch.is_grad_enabled():
+            return checkpoint(block, hidden, residual, flip, use_reentrant=False)
+        return block(hidden, residual, flip)
 
     def _normalise(self, tokens: torch.Tensor, index: int) -> torch.Tensor:
         """Apply the output norm of tap ``index``, if it has one, to tokens (B, L, D)."""
@@ -512,3 +567,17 @@ class VisionMamba(BaseModule):
         if name.startswith('layers.'):
             return int(name.split('.')[1]) + 1, num_depths
         return num_depths - 1, num_depths
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that must not decay beside those of at most one dimension.
+
+        Returns:
+            set[str]: Every ``A_log``, position embedding and class token; read by
+            :class:`mmvim.engine.LayerDecayOptimWrapperConstructor`.
+        """
+        kept = {'cls_token', 'pos_embed', 'cls_pos_embed'}
+        return {
+            name
+            for name, _ in self.named_parameters()
+            if name in kept or name.endswith(('.A_log', '.A_b_log'))
+        }

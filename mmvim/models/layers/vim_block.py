@@ -39,7 +39,7 @@ class VimBlock(nn.Module):
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
 
     def forward(
-        self, hidden: torch.Tensor, residual: torch.Tensor | None
+        self, hidden: torch.Tensor, residual: torch.Tensor | None, flip: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Run the block.
 
@@ -47,6 +47,7 @@ class VimBlock(nn.Module):
             hidden (torch.Tensor): Output of the previous mixer, or the tokens, (B, L, D).
             residual (torch.Tensor | None): Residual stream before ``hidden`` was added,
                 (B, L, D); None for the first block, where ``hidden`` starts the stream.
+            flip (bool): See :meth:`VimMixer.forward`. Defaults to False.
 
         Returns:
             tuple[torch.Tensor, torch.Tensor]: The mixer's output, and the stream it was computed
@@ -57,4 +58,4 @@ class VimBlock(nn.Module):
         else:
             residual = residual + self.drop_path(hidden)
         normed = self.norm(residual.to(self.mixer.in_proj.weight.dtype))
-        return self.mixer(normed), residual
+        return self.mixer(normed, flip), residual

@@ -40,11 +40,13 @@ class VimMixer(nn.Module):
             Defaults to 'auto'.
         conv_bias (bool): Whether the convolution has a bias. Defaults to True.
         proj_bias (bool): Whether input and output projection have a bias. Defaults to False.
-        direction (str): 'none' scans forward only; 'ssm' adds a backward scan with its own A
+        direction (str): 'none' scans in one direction; 'ssm' adds a backward scan with its own A
             that shares everything else; 'ssm_conv' gives the backward direction its own
             convolution and projections too. Defaults to 'ssm_conv'.
         average_directions (bool): Whether 'ssm_conv' halves the sum of both directions; 'ssm'
             always sums, as published. Defaults to True.
+        reverse (bool): Whether 'none' scans from the last token to the first, convolution
+            included, as if the sequence were flipped before and after. Defaults to False.
         layer_scale_init (float | None): Initial value of a learnt scale per channel on the
             output; None for no such scale. Defaults to None.
         scan_backend (str): ``backend`` of :mod:`mmvim_ops`. Defaults to 'auto'.
@@ -61,17 +63,21 @@ class VimMixer(nn.Module):
         proj_bias: bool = False,
         direction: str = 'ssm_conv',
         average_directions: bool = True,
+        reverse: bool = False,
         layer_scale_init: float | None = None,
         scan_backend: str = 'auto',
     ) -> None:
         super().__init__()
         if direction not in DIRECTIONS:
             raise ValueError(f'direction must be one of {DIRECTIONS}, got {direction!r}.')
+        if reverse and direction != 'none':
+            raise ValueError(f"reverse=True is for direction='none' alone, got {direction!r}.")
         self.embed_dims = embed_dims
         self.d_state = d_state
         self.inner_dims = expand * embed_dims
         self.dt_rank = math.ceil(embed_dims / 16) if dt_rank == 'auto' else int(dt_rank)
         self.direction = direction
+        self.reverse = reverse
         self.scale = 0.5 if direction == 'ssm_conv' and average_directions else 1.0
         self.scan_backend = scan_backend
 
@@ -123,23 +129,28 @@ class VimMixer(nn.Module):
             dt = log_dt.exp().clamp(min=_DT_FLOOR)
             dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, flip: bool = False) -> torch.Tensor:
         """Mix the tokens of each sequence.
 
         Args:
             tokens (torch.Tensor): Shape (B, L, D).
+            flip (bool): Whether a scan in one direction takes the other one this time; both
+                directions take no notice. Defaults to False.
 
         Returns:
             torch.Tensor: Shape (B, L, D).
         """
         x, z = self.in_proj(tokens).chunk(2, dim=-1)  # (B, L, E) each, views
-        scan = self._scan_forward if self.direction == 'none' else self._scan_both
-        out = self.out_proj(scan(x, z))
+        if self.direction == 'none':
+            mixed = self._scan_one(x, z, self.reverse != flip)
+        else:
+            mixed = self._scan_both(x, z)
+        out = self.out_proj(mixed)
         return out if self.gamma is None else out * self.gamma
 
-    def _scan_forward(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    def _scan_one(self, x: torch.Tensor, z: torch.Tensor, reverse: bool) -> torch.Tensor:
         """One direction: x, z (B, L, E) -> (B, L, E)."""
-        x = conv1d_silu(x, self.conv1d.weight.squeeze(1), self.conv1d.bias)
+        x = conv1d_silu(x, self.conv1d.weight.squeeze(1), self.conv1d.bias, reverse=reverse)
         dt, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         # The step size stays in float32 under autocast: its error is amplified by exp(dt A).
         wide = torch.promote_types(dt.dtype, torch.float32)
@@ -155,6 +166,7 @@ class VimMixer(nn.Module):
             z=z,
             delta_bias=self.dt_proj.bias,
             delta_softplus=True,
+            reverse=reverse,
             backend=self.scan_backend,
         )
 

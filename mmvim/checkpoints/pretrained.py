@@ -1,0 +1,147 @@
+"""Start a backbone from a published or converted checkpoint, strictly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.logging import MMLogger
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from mmvim.checkpoints.official import convert_official
+from mmvim.compat import fetch
+from mmvim.registry import WEIGHT_INITIALIZERS
+from mmvim.utils.checkpoint_check import load_strictly, read_checkpoint
+from mmvim.utils.errors import UserError, first_line
+
+_PUBLISHED_MARK = 'patch_embed.proj.weight'
+_OURS_MARK = 'patch_embed.projection.weight'
+_WHOLE_MODEL = 'backbone.'
+_CLS_KEYS = ('cls_token', 'cls_pos_embed')
+
+
+@WEIGHT_INITIALIZERS.register_module()
+class PretrainedVim:
+    """Loads a checkpoint into :class:`mmvim.models.VisionMamba`, and fails loudly.
+
+    Takes published files, files converted with :func:`mmvim.checkpoints.convert_official` and
+    checkpoints of whole models whose backbone is ours; from a path or a URL; ``.safetensors``
+    or ``.pth``, of which weights alone are read. The position embedding is resized to the
+    model's grid. What the model has no use for is left out and named in the log: the classifier,
+    rope tables, a class token where the model has none, a final norm with ``out_norm='none'``.
+
+    mmengine's own ``Pretrained`` is the wrong tool: it neither converts keys nor fails where
+    they are missing, so that a run silently starts from scratch.
+
+    Args:
+        checkpoint (str): Path or URL.
+        cls_token (str): Where a published file has its class token, see
+            :func:`mmvim.checkpoints.convert_official`. Every released model is 'middle'.
+            Defaults to 'middle'.
+        allow_missing (Sequence[str]): Keys of the model that the file need not have; they keep
+            their initial values. Defaults to ().
+        allow_unexpected (Sequence[str]): Keys of the file to leave out. Defaults to ().
+
+    Raises:
+        UserError: If the file cannot be read safely, is no Vim checkpoint, or does not fit.
+        ValueError: If its class token is not where ``cls_token`` says.
+
+    Example:
+        >>> init_cfg = dict(
+        ...     type='mmvim.PretrainedVim', checkpoint='vim_t_midclstok_76p1acc.pth')
+    """
+
+    def __init__(
+        self,
+        checkpoint: str,
+        cls_token: str = 'middle',
+        allow_missing: Sequence[str] = (),
+        allow_unexpected: Sequence[str] = (),
+    ) -> None:
+        self.checkpoint = str(checkpoint)
+        self.cls_token = cls_token
+        self.allow_missing = tuple(allow_missing)
+        self.allow_unexpected = tuple(allow_unexpected)
+
+    def __call__(self, module: nn.Module) -> None:
+        """Load the checkpoint into ``module``, a :class:`mmvim.models.VisionMamba`."""
+        weights, left_out = self._backbone_weights(read_weights(self.checkpoint))
+        own = module.state_dict()
+        unused = [key for key in self.allow_unexpected if key in weights]
+        if 'cls_token' not in own:
+            unused += [key for key in _CLS_KEYS if key in weights]
+        if 'norm_f.weight' not in own:
+            unused += [key for key in weights if key.startswith('norm_f.')]
+        initial = [key for key in self.allow_missing if key in own and key not in weights]
+        kept = {key: value for key, value in weights.items() if key not in unused}
+        kept |= {key: own[key] for key in initial}
+        load_strictly(module, {'state_dict': kept}, self.checkpoint)
+        logger = MMLogger.get_current_instance()
+        logger.info(f'Loaded {len(kept) - len(initial)} tensors from {self.checkpoint}.')
+        for what, keys in (
+            ('no part of the backbone', left_out),
+            ('not used by this backbone', unused),
+            ('kept at their initial values', initial),
+        ):
+            if keys:
+                logger.info(f'{self.checkpoint}: {what}: {", ".join(keys)}.')
+
+    def _backbone_weights(
+        self, weights: Mapping[str, torch.Tensor]
+    ) -> tuple[dict[str, torch.Tensor], list[str]]:
+        """The backbone's tensors under our keys, and the names of all the others."""
+        left_out: list[str] = []
+        if any(key.startswith(_WHOLE_MODEL) for key in weights):
+            left_out = [key for key in weights if not key.startswith(_WHOLE_MODEL)]
+            weights = {
+                key.removeprefix(_WHOLE_MODEL): value
+                for key, value in weights.items()
+                if key.startswith(_WHOLE_MODEL)
+            }
+        if _PUBLISHED_MARK in weights:
+            official = convert_official(weights, self.cls_token)
+            return dict(official), left_out + list(official.extras)
+        if _OURS_MARK not in weights:
+            raise UserError(
+                f'{self.checkpoint} holds no Vim weights: it has neither {_PUBLISHED_MARK} (a '
+                f'published file) nor {_OURS_MARK} (one of ours), but '
+                f'{", ".join(list(weights)[:3])} …'
+            )
+        return dict(weights), left_out
+
+
+def read_weights(source: str) -> dict[str, torch.Tensor]:
+    """Read the tensors of a checkpoint, and nothing that could run code.
+
+    Args:
+        source (str): Path or URL of a ``.safetensors`` or ``.pth`` file. A ``.pth`` file may be a
+            state dict, or hold one under ``'model'`` (published) or ``'state_dict'`` (mmengine).
+
+    Returns:
+        dict[str, torch.Tensor]: Key to tensor, on the CPU.
+
+    Raises:
+        UserError: If there is no such file, or it is cut short, hostile or no checkpoint.
+    """
+    path = fetch(source) if '://' in source else Path(source).expanduser()
+    if path.suffix == '.safetensors' and path.is_file():
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f'{source} cannot be read as safetensors, it is cut short or something else '
+                f'({first_line(error)})'
+            ) from error
+    checkpoint: Mapping[str, Any] = read_checkpoint(str(path))
+    for key in ('state_dict', 'model'):
+        if isinstance(checkpoint.get(key), Mapping):
+            checkpoint = checkpoint[key]
+    return {
+        key.removeprefix('module.'): value
+        for key, value in checkpoint.items()
+        if isinstance(value, torch.Tensor)
+    }

@@ -1,0 +1,179 @@
+"""Layer-wise learning-rate decay for any model whose backbone tells the depth of a parameter."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator
+from io import StringIO
+from typing import Any
+
+from mmengine.logging import MMLogger
+from mmengine.optim import DefaultOptimWrapperConstructor
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from mmvim.registry import OPTIM_WRAPPER_CONSTRUCTORS
+
+# Parameter name -> (depth, number of depths).
+Depth = Callable[[str], tuple[int, int]]
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+_OPTIONS = (
+    'layer_decay_rate',
+    'bias_decay_mult',
+    'norm_decay_mult',
+    'flat_decay_mult',
+    'custom_keys',
+    'as_published',
+)
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
+    """Gives every parameter the rate ``lr * layer_decay_rate ** (depths - 1 - depth)``.
+
+    Works for any model with ``get_layer_depth(param_name)``, or whose ``backbone`` has
+    ``get_layer_depth(param_name, prefix)``, as the backbones of mmpretrain and ours do.
+    (Stock constructors know only a few backbones by name.) Parameters of the same depth and
+    weight decay share one group; the groups are logged as a table.
+
+    Not decayed unless ``paramwise_cfg`` says otherwise: everything of at most one dimension
+    (norms, biases, D, the bias of dt) and what the backbone lists in ``no_weight_decay()``
+    (``A_log``, position embedding, class tokens).
+
+    Args:
+        optim_wrapper_cfg (dict): Config of the optimiser wrapper, with ``optimizer``.
+        paramwise_cfg (dict, optional): May contain
+
+            - ``layer_decay_rate`` (float): Factor per layer of depth. Defaults to 1.
+            - ``norm_decay_mult``, ``bias_decay_mult``, ``flat_decay_mult`` (float): Factor of the
+              weight decay of norm layers, of biases, of parameters with at most one dimension;
+              the first that applies counts. ``flat_decay_mult`` defaults to 0.
+            - ``custom_keys`` (dict): Part of a parameter's name to ``decay_mult`` and ``lr_mult``
+              (on top of the layer's); the longest part that occurs counts, before all others.
+            - ``as_published`` (bool): Reproduce the optimiser of the published segmentation
+              code, where a misspelt name leaves all blocks at the full rate, so that only patch
+              and position embedding are slowed down, and where ``A_log`` and the position
+              embedding decay. Defaults to False.
+
+    Raises:
+        ValueError: If ``paramwise_cfg`` has an unknown key or a rate out of range.
+        TypeError: If the model does not tell the depth of its parameters.
+    """
+
+    def __init__(
+        self, optim_wrapper_cfg: dict[str, Any], paramwise_cfg: dict[str, Any] | None = None
+    ) -> None:
+        # mmengine calls add_params for a non-empty paramwise_cfg alone.
+        paramwise_cfg = dict(layer_decay_rate=1.0) | (paramwise_cfg or {})
+        for key in paramwise_cfg:
+            if key not in _OPTIONS:
+                near = difflib.get_close_matches(key, _OPTIONS, n=1)
+                hint = f'did you mean {near[0]!r}? ' if near else ''
+                raise ValueError(
+                    f'paramwise_cfg has no key {key!r} (given {paramwise_cfg[key]!r}): {hint}'
+                    f'Valid are {", ".join(_OPTIONS)}.'
+                )
+        rate = paramwise_cfg['layer_decay_rate']
+        if not 0 < rate <= 1:
+            raise ValueError(f'layer_decay_rate must lie in (0, 1], got {rate!r}.')
+        super().__init__(optim_wrapper_cfg, paramwise_cfg)
+
+    def add_params(self, params: list[dict[str, Any]], module: nn.Module, **_: Any) -> None:
+        """Add the parameter groups of a model.
+
+        Args:
+            params (list[dict]): The list that the groups are added to.
+            module (nn.Module): The model.
+            **_: What mmengine's recursion would pass on; nothing recurses here.
+        """
+        depth_of = _depth_function(module)
+        undecayed = _undecayed(module)
+        groups: dict[tuple[Any, ...], dict[str, Any]] = {}
+        for name, param, owner in _trainable(module):
+            depth, num_depths = depth_of(name)
+            if self.paramwise_cfg.get('as_published', False) and depth > 0:
+                depth = num_depths - 1
+            lr_mult, decay_mult, extra = self._multipliers(name, param, owner, name in undecayed)
+            scale = self.paramwise_cfg['layer_decay_rate'] ** (num_depths - 1 - depth) * lr_mult
+            key = (depth, scale, decay_mult, tuple(sorted(extra.items())))
+            if key not in groups:
+                groups[key] = dict(params=[], lr=self.base_lr * scale, lr_scale=scale, **extra)
+                groups[key].update(layer_id=depth, param_names=[])
+                if self.base_wd is not None:
+                    groups[key]['weight_decay'] = self.base_wd * decay_mult
+            groups[key]['params'].append(param)
+            groups[key]['param_names'].append(name)
+        ordered = [groups[key] for key in sorted(groups, key=lambda key: key[:3])]
+        params.extend(ordered)
+        MMLogger.get_current_instance().info(f'Parameter groups:\n{_as_table(ordered)}')
+
+    def _multipliers(
+        self, name: str, param: nn.Parameter, owner: nn.Module, undecayed: bool
+    ) -> tuple[float, float, dict[str, Any]]:
+        """Factors of the rate and of the weight decay, and further settings of a parameter."""
+        cfg = self.paramwise_cfg
+        custom = cfg.get('custom_keys') or {}
+        matching = [key for key in custom if key in name]
+        if matching:
+            settings = dict(custom[max(matching, key=lambda key: (len(key), key))])
+            return settings.pop('lr_mult', 1.0), settings.pop('decay_mult', 1.0), settings
+        if isinstance(owner, _NORMS) and 'norm_decay_mult' in cfg:
+            return 1.0, cfg['norm_decay_mult'], {}
+        if name.endswith('bias') and 'bias_decay_mult' in cfg:
+            return 1.0, cfg['bias_decay_mult'], {}
+        if param.ndim <= 1:
+            return 1.0, cfg.get('flat_decay_mult', 0.0), {}
+        return 1.0, 0.0 if undecayed and not cfg.get('as_published', False) else 1.0, {}
+
+
+def _trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, nn.Module]]:
+    """Name, parameter and the module that owns it; shared parameters once."""
+    seen = set()
+    for prefix, module in model.named_modules():
+        for name, param in module.named_parameters(recurse=False):
+            if param.requires_grad and param not in seen:
+                seen.add(param)
+                yield f'{prefix}.{name}' if prefix else name, param, module
+
+
+def _depth_function(model: nn.Module) -> Depth:
+    """The function that tells a parameter's depth from its name in the model."""
+    if hasattr(model, 'get_layer_depth'):
+        return model.get_layer_depth  # type: ignore[return-value]
+    backbone = getattr(model, 'backbone', None)
+    get_layer_depth = getattr(backbone, 'get_layer_depth', None)
+    if get_layer_depth is not None:
+        return lambda name: get_layer_depth(name, 'backbone.')
+    raise TypeError(
+        f'layer-wise decay needs get_layer_depth on the model or its backbone; '
+        f'{type(model).__name__} with backbone {type(backbone).__name__} has none: use another '
+        'backbone, or the default constructor of the optimiser wrapper.'
+    )
+
+
+def _undecayed(model: nn.Module) -> set[str]:
+    """Names of the parameters that modules of the model keep from weight decay."""
+    return {
+        f'{prefix}.{name}' if prefix else name
+        for prefix, module in model.named_modules()
+        if hasattr(module, 'no_weight_decay')
+        for name in module.no_weight_decay()
+    }
+
+
+def _as_table(groups: list[dict[str, Any]]) -> str:
+    table = Table('layer', 'lr', 'lr scale', 'weight decay', 'tensors', 'first of them')
+    for group in groups:
+        table.add_row(
+            str(group['layer_id']),
+            f'{group["lr"]:.3g}',
+            f'{group["lr_scale"]:.3g}',
+            f'{group["weight_decay"]:.3g}' if 'weight_decay' in group else '-',
+            str(len(group['params'])),
+            group['param_names'][0],
+        )
+    text = StringIO()
+    Console(file=text, width=110).print(table)
+    return text.getvalue()

@@ -1,0 +1,76 @@
+"""Rotary position embedding over the patch grid, as Vim's published dense models use it.
+
+Pure functions. The tables are float32 constants, as published, whatever the model's dtype.
+"""
+
+from __future__ import annotations
+
+import torch
+
+# Grid side the rotation is defined on: other grids are stretched to it (224 / 16 patches).
+_BASE_GRID = 14
+_BASE = 10000.0
+
+
+def rope_table(
+    dims: int, grid: tuple[int, int], device: torch.device | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and sine of the rotation angle of every patch and channel.
+
+    With half = D / 2 and f_j = 10000^(-2j / half), j = 0 … half / 2 - 1, coordinate t of n has the
+    angles 14 t / n · f_j; those of the row come first, then those of the column, each twice.
+
+    Args:
+        dims (int): Channels D, a multiple of 4.
+        grid (tuple[int, int]): Rows and columns of patches (H, W).
+        device (torch.device, optional): Where the tables are made. Defaults to torch's default.
+
+    Returns:
+        tuple[torch.Tensor, torch.Tensor]: Both float32 of shape (H·W, D).
+
+    Raises:
+        ValueError: If ``dims`` is no multiple of 4.
+    """
+    if dims % 4:
+        raise ValueError(
+            f'rope rotates pairs of channels per axis: embed_dims must be a multiple of 4, got '
+            f'{dims}.'
+        )
+    half = dims // 2
+    exponents = torch.arange(0, half, 2, dtype=torch.float32, device=device) / half
+    frequencies = 1.0 / _BASE**exponents  # (half / 2,)
+    angles = []
+    for axis, n in enumerate(grid):
+        steps = torch.arange(n, dtype=torch.float32, device=device) / n * _BASE_GRID
+        angle = (steps[:, None] * frequencies).repeat_interleave(2, dim=1)  # (n, half)
+        angle = angle[:, None] if axis == 0 else angle[None]
+        angles.append(angle.expand(*grid, half))
+    table = torch.cat(angles, dim=-1).flatten(0, 1)  # (H·W, D)
+    return table.cos(), table.sin()
+
+
+def rotate(
+    tokens: torch.Tensor, table: tuple[torch.Tensor, torch.Tensor], cls_positions: tuple[int, ...]
+) -> torch.Tensor:
+    """Rotate the patch tokens and leave class tokens as they are.
+
+    Neighbouring channels are pairs: (x0, x1) -> (x0 cos - x1 sin, x1 cos + x0 sin).
+
+    Args:
+        tokens (torch.Tensor): All tokens, (B, L, D).
+        table (tuple[torch.Tensor, torch.Tensor]): What :func:`rope_table` returned, for the
+            L - len(cls_positions) patches.
+        cls_positions (tuple[int, ...]): Where the class tokens sit, ascending.
+
+    Returns:
+        torch.Tensor: Shape (B, L, D), dtype of ``tokens``.
+    """
+    cos, sin = table
+    for index in cls_positions:  # a class token is turned by an angle of 0
+        cos = torch.cat([cos[:index], cos.new_ones(1, cos.shape[1]), cos[index:]])
+        sin = torch.cat([sin[:index], sin.new_zeros(1, sin.shape[1]), sin[index:]])
+    even, odd = tokens[..., 0::2], tokens[..., 1::2]
+    partner = torch.stack([-odd, even], dim=-1).flatten(-2)
+    wide = torch.promote_types(tokens.dtype, torch.float32)
+    rotated = tokens.to(wide) * cos.to(wide) + partner.to(wide) * sin.to(wide)
+    return rotated.to(tokens.dtype)

@@ -1,0 +1,195 @@
+"""Starting from published and converted files, from disk and by URL; loud failures."""
+
+import logging
+import os
+
+import pytest
+import torch
+from mmengine.logging import MMLogger
+from safetensors.torch import save_file
+
+from mmvim.checkpoints import convert_official, read_weights, to_official
+from mmvim.models import VisionMamba
+from mmvim.utils.errors import UserError
+
+ARCH = dict(embed_dims=16, num_layers=2, d_state=4)
+
+
+def model_of(**options):
+    options = {'img_size': 64, **options}
+    return VisionMamba(ARCH, **options)
+
+
+@pytest.fixture
+def published(tmp_path):
+    """A published file: weights under 'model', with a head and rope tables."""
+    torch.manual_seed(0)
+    source = model_of()
+    weights = {key: value.clone() for key, value in to_official(source.state_dict()).items()}
+    weights['head.weight'], weights['head.bias'] = torch.randn(5, 16), torch.randn(5)
+    weights['rope.freqs_cos'] = torch.ones(16, 16)
+    torch.save({'model': weights, 'epoch': 299}, tmp_path / 'vim.pth')
+    return tmp_path / 'vim.pth', weights, source
+
+
+def load(checkpoint, **options):
+    init = {'type': 'mmvim.PretrainedVim', 'checkpoint': str(checkpoint)}
+    init |= {key: options.pop(key) for key in list(options) if key.startswith('allow_')}
+    if 'declared' in options:
+        init['cls_token'] = options.pop('declared')
+    model = model_of(**options, init_cfg=init)
+    model.init_weights()
+    return model
+
+
+@pytest.fixture
+def log():
+    """What mmengine's logger says."""
+    lines = []
+
+    class Lines(logging.Handler):
+        def emit(self, record):
+            lines.append(record.getMessage())
+
+    logger, handler = MMLogger.get_current_instance(), Lines()
+    logger.addHandler(handler)
+    yield lines
+    logger.removeHandler(handler)
+
+
+def same(model, source):
+    own = dict(source.named_parameters())
+    return all(torch.equal(param, own[name]) for name, param in model.named_parameters())
+
+
+def test_published_file(published, log):
+    path, _, source = published
+    assert same(load(path), source)
+    assert any('head.weight, head.bias, rope.freqs_cos' in line for line in log)
+
+
+def test_dense_model_drops_class_token_and_norm_and_says_so(published, log):
+    path, weights, _ = published
+    model = load(path, cls_token='none', out_norm='none', out_indices=(0, 1), img_size=(32, 96))
+    rows = convert_official(weights)['pos_embed']
+    from mmvim.models.utils import resize_pos_embed
+
+    expected = resize_pos_embed(rows, (4, 4), (2, 6))
+    torch.testing.assert_close(model.pos_embed.data, expected, rtol=0, atol=0)
+    said = next(line for line in log if 'not used by this backbone' in line)
+    assert all(key in said for key in ('cls_token', 'cls_pos_embed', 'norm_f.weight'))
+    assert any('Resize pos_embed' in line for line in log)
+
+
+@pytest.mark.parametrize(
+    'form', ['pth', 'safetensors', 'published_safetensors', 'whole_model', 'url']
+)
+def test_other_files(published, tmp_path, form, monkeypatch):
+    path, weights, source = published
+    ours = dict(convert_official(weights))
+    target = tmp_path / f'file.{"safetensors" if "safetensors" in form else "pth"}'
+    if form == 'pth':
+        torch.save(ours, target)
+    elif form == 'safetensors':
+        save_file({key: value.contiguous() for key, value in ours.items()}, target)
+    elif form == 'published_safetensors':
+        save_file({key: value.contiguous() for key, value in weights.items()}, target)
+    elif form == 'whole_model':
+        state = {f'backbone.{key}': value for key, value in source.state_dict().items()}
+        torch.save({'state_dict': state | {'decode_head.w': torch.ones(1)}, 'meta': {}}, target)
+    else:
+        monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'hub'))
+        target = path.as_uri()
+    assert same(load(target), source)
+
+
+def test_two_urls_of_the_same_name_stay_apart(published, tmp_path, monkeypatch):
+    path, weights, source = published
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'hub'))
+    other = tmp_path / 'other' / path.name
+    other.parent.mkdir()
+    torch.save({'model': {key: value + 1 for key, value in weights.items()}}, other)
+    assert same(load(path.as_uri()), source)
+    assert not same(load(other.as_uri()), source)
+
+
+def test_placement_is_declared(published):
+    path, _, source = published
+    with pytest.raises(ValueError, match="cls_token='none'"):
+        load(path, declared='none')
+    head = load(path, declared='head')
+    assert not same(head, source)  # the file does not tell; the declaration counts
+
+
+@pytest.mark.parametrize('change', ['missing', 'unexpected', 'shape', 'cls_token'])
+def test_what_does_not_fit_is_named(published, tmp_path, change):
+    path, weights, _ = published
+    options = {}
+    if change == 'missing':
+        del weights['layers.1.mixer.A_log']
+        word = 'layers.1.mixer.A_log'
+    elif change == 'unexpected':
+        weights['layers.2.norm.weight'] = torch.ones(16)
+        word = 'layers.2.norm.weight'
+    elif change == 'shape':
+        weights['layers.0.mixer.D'] = torch.ones(3)
+        word = r'layers\.0\.mixer\.D: \(3\) in the file, \(32\)'
+    else:
+        options = dict(cls_token='double')
+        word = 'cls_token'
+    torch.save({'model': weights}, path)
+    with pytest.raises(UserError, match=word):
+        load(path, **options)
+
+
+def test_exceptions_are_allowed_by_name(published, log):
+    path, weights, source = published
+    del weights['layers.1.mixer.A_log']
+    weights['layers.2.norm.weight'] = torch.ones(16)
+    torch.save({'model': weights}, path)
+    model = load(
+        path,
+        allow_missing=['layers.1.mixer.A_log'],
+        allow_unexpected=['layers.2.norm.weight'],
+    )
+    assert same(model, source)  # A_log starts at the same values everywhere
+    assert any('initial values: layers.1.mixer.A_log' in line for line in log)
+
+
+class Hostile:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.system, (f'touch {self.target}',)
+
+
+@pytest.mark.parametrize(
+    'kind', ['truncated', 'text', 'deit', 'hostile', 'absent', 'cut_safetensors']
+)
+def test_wrong_files_end_in_one_clear_error(published, tmp_path, kind):
+    path, weights, _ = published
+    target = tmp_path / 'written'
+    if kind == 'truncated':
+        path.write_bytes(path.read_bytes()[:2000])
+    elif kind == 'text':
+        path.write_text('not a checkpoint')
+    elif kind == 'deit':
+        torch.save({'model': {'blocks.0.attn.qkv.weight': torch.ones(1)}}, path)
+    elif kind == 'hostile':
+        torch.save({'model': weights, 'x': Hostile(target)}, path)
+    elif kind == 'absent':
+        path = tmp_path / 'nowhere.pth'
+    else:
+        path = tmp_path / 'vim.safetensors'
+        save_file({key: value.contiguous() for key, value in weights.items()}, path)
+        path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(UserError, match=path.stem) as caught:
+        load(path)
+    assert len(str(caught.value).splitlines()) == 1
+    assert not target.exists()
+
+
+def test_read_weights_gives_tensors_alone(published):
+    path, weights, _ = published
+    assert read_weights(str(path)).keys() == weights.keys()

@@ -1,0 +1,184 @@
+"""Layer-wise decay, against the published optimisers parameter for parameter."""
+
+import json
+
+import pytest
+import torch
+from mmengine.optim import build_optim_wrapper
+from torch import nn
+
+from mmvim.engine import LayerDecayOptimWrapperConstructor
+from mmvim.models import VisionMamba
+
+
+class Segmentor(nn.Module):
+    """Backbone, published pyramid and two heads, under the names that models have."""
+
+    def __init__(self, arch='tiny', **options):
+        super().__init__()
+        self.backbone = VisionMamba(arch, img_size=512, cls_token='none', **options)
+        dims = self.backbone.embed_dims
+        self.neck = nn.Module()
+        self.neck.upsample_4x = nn.Sequential(
+            nn.ConvTranspose2d(dims, dims, 2, 2),
+            nn.BatchNorm2d(dims),
+            nn.GELU(),
+            nn.ConvTranspose2d(dims, dims, 2, 2),
+        )
+        self.neck.upsample_2x = nn.Sequential(nn.ConvTranspose2d(dims, dims, 2, 2))
+        self.decode_head, self.auxiliary_head = nn.Module(), nn.Module()
+        self.decode_head.conv_seg = nn.Conv2d(dims, 150, 1)
+        self.auxiliary_head.conv_seg = nn.Conv2d(dims, 150, 1)
+
+
+def build(model, lr=1e-4, weight_decay=0.05, **paramwise):
+    return build_optim_wrapper(
+        model,
+        dict(
+            type='OptimWrapper',
+            optimizer=dict(type='AdamW', lr=lr, weight_decay=weight_decay),
+            constructor='mmvim.LayerDecayOptimWrapperConstructor',
+            paramwise_cfg=paramwise,
+        ),
+    )
+
+
+def settings(wrapper):
+    """Name -> (lr, weight decay, layer)."""
+    return {
+        name: (group['lr'], group['weight_decay'], group['layer_id'])
+        for group in wrapper.optimizer.param_groups
+        for name in group['param_names']
+    }
+
+
+def our_name(name):
+    """A published parameter's name in our model."""
+    for old, new in (
+        ('backbone.patch_embed.proj.', 'backbone.patch_embed.projection.'),
+        ('backbone.fpn1.', 'neck.upsample_4x.'),
+        ('backbone.fpn2.', 'neck.upsample_2x.'),
+    ):
+        if name.startswith(old):
+            return new + name[len(old) :]
+    return name
+
+
+@pytest.mark.parametrize(
+    'file, as_published',
+    [('seg_official_vim_tiny', True), ('seg_layers_fixed_vim_tiny', False)],
+)
+def test_published_segmentation_optimiser(goldens, file, as_published):
+    golden = json.loads((goldens / 'lrdecay' / f'{file}.json').read_text())
+    found = settings(
+        build(
+            Segmentor(),
+            golden['base_lr'],
+            golden['base_wd'],
+            layer_decay_rate=golden['layer_decay_rate'],
+            as_published=as_published,
+        )
+    )
+    expected = {our_name(name): entry for name, entry in golden['params'].items()}
+    assert found.keys() == expected.keys()
+    for name, entry in expected.items():
+        lr, weight_decay, layer = found[name]
+        assert lr == pytest.approx(entry['lr'], rel=1e-12), name
+        assert layer == entry['layer_id'], name
+        if as_published:
+            assert weight_decay == entry['weight_decay'], name
+        elif name.endswith(('A_log', 'A_b_log', 'pos_embed')):
+            assert weight_decay == 0, name
+        else:
+            assert weight_decay == entry['weight_decay'], name
+
+
+SMALL = dict(embed_dims=16, num_layers=2)
+
+
+def test_groups_are_few_and_hold_every_trainable_parameter_once():
+    model = Segmentor(SMALL, frozen_stages=1)
+    wrapper = build(model, layer_decay_rate=0.5)
+    groups = wrapper.optimizer.param_groups
+    params = [param for group in groups for param in group['params']]
+    assert len(params) == len(set(params))
+    assert set(params) == {param for param in model.parameters() if param.requires_grad}
+    assert len(groups) == 4  # block 1 and the rest, decayed and not; frozen parts are left out
+
+
+def test_multipliers():
+    model = Segmentor(SMALL)
+    found = settings(
+        build(
+            model,
+            lr=1.0,
+            weight_decay=1.0,
+            layer_decay_rate=0.5,
+            flat_decay_mult=0.1,
+            bias_decay_mult=0.2,
+            norm_decay_mult=0.3,
+            custom_keys={
+                'decode_head': dict(lr_mult=10.0),
+                'decode_head.conv_seg.bias': dict(decay_mult=0.7, lr_mult=2.0),
+            },
+        )
+    )
+    assert found['backbone.layers.0.mixer.D'][:2] == (0.25, 0.1)
+    assert found['backbone.layers.0.mixer.dt_proj.bias'][:2] == (0.25, 0.2)
+    assert found['backbone.layers.1.norm.weight'][:2] == (0.5, 0.3)
+    assert found['backbone.layers.1.mixer.A_log'][:2] == (0.5, 0.0)
+    assert found['backbone.layers.1.mixer.in_proj.weight'][:2] == (0.5, 1.0)
+    assert found['backbone.pos_embed'][:2] == (0.125, 0.0)
+    assert found['decode_head.conv_seg.weight'][:2] == (10.0, 1.0)
+    assert found['decode_head.conv_seg.bias'][:2] == (2.0, 0.7)
+
+
+def test_other_backbones_with_depths():
+    pytest.importorskip('mmpretrain')
+    from mmpretrain.models import ImageClassifier
+
+    model = ImageClassifier(
+        backbone=dict(type='VisionTransformer', arch='deit-tiny', img_size=32),
+        head=dict(type='LinearClsHead', num_classes=3, in_channels=192),
+    )
+    found = settings(build(model, lr=1.0, layer_decay_rate=0.9))
+    assert found['backbone.layers.0.attn.qkv.weight'][0] == pytest.approx(0.9**12)
+    assert found['head.fc.weight'][0] == 1.0
+
+
+def test_scheduler_keeps_the_ratios():
+    from mmengine.optim import LinearLR
+
+    model = Segmentor(SMALL)
+    wrapper = build(model, lr=1.0, layer_decay_rate=0.5)
+    scheduler = LinearLR(wrapper, start_factor=0.1, by_epoch=False, begin=0, end=10)
+    scheduler.step()
+    ratios = [group['lr'] / group['lr_scale'] for group in wrapper.optimizer.param_groups]
+    assert ratios == pytest.approx([ratios[0]] * len(ratios)) and 0.1 <= ratios[0] < 1
+
+
+def test_bad_settings_are_named():
+    model = Segmentor(SMALL)
+    with pytest.raises(ValueError, match=r"layer_decay_rat'.*did you mean 'layer_decay_rate'"):
+        build(model, layer_decay_rat=0.9)
+    with pytest.raises(ValueError, match=r'layer_decay_rate must lie in \(0, 1\], got 1.5'):
+        build(model, layer_decay_rate=1.5)
+    with pytest.raises(TypeError, match=r'get_layer_depth.*Sequential'):
+        build(nn.Sequential(nn.Linear(1, 1)), layer_decay_rate=0.9)
+
+
+def test_it_trains():
+    model = nn.Module()
+    model.backbone = VisionMamba(SMALL, img_size=32, cls_token='none')
+    wrapper = build(model, lr=1e-3, layer_decay_rate=0.9)
+    assert isinstance(wrapper.optimizer, torch.optim.AdamW)
+    before = model.backbone.pos_embed.clone()
+    wrapper.update_params(model.backbone(torch.randn(2, 3, 32, 32))[0].square().mean())
+    assert not torch.equal(before, model.backbone.pos_embed)
+
+
+def test_registered():
+    from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
+
+    found = OPTIM_WRAPPER_CONSTRUCTORS.get('mmvim.LayerDecayOptimWrapperConstructor')
+    assert found is LayerDecayOptimWrapperConstructor

@@ -1,0 +1,139 @@
+"""Thousands of random shapes and options: no crash, no NaN, the right shape."""
+
+import math
+import random
+
+import pytest
+import torch
+
+from mmvim.models import VisionMamba
+from mmvim_ops import bi_conv1d_silu, bidirectional_selective_scan, conv1d_silu, selective_scan
+
+CASES = 6000
+
+
+def random_options(rng):
+    """Valid options of a small backbone, and an image size."""
+    layers = rng.randint(1, 3)
+    direction = rng.choice(VisionMamba.DIRECTIONS)
+    if direction == 'block_published':
+        layers = 2
+    rope = rng.choice(VisionMamba.ROPES)
+    dims = 4 * rng.randint(1, 4) if rope != 'none' else rng.randint(1, 17)
+    cls_token = rng.choice(tuple(VisionMamba.CLS_TOKENS))
+    out_types = [
+        name
+        for name in VisionMamba.OUT_TYPES
+        if cls_token != 'none' or name not in ('cls_token', 'featmap_cls')
+    ]
+    tap = rng.choice(VisionMamba.TAPS)
+    indices = rng.sample(range(layers), rng.randint(1, layers))
+    patch = rng.randint(1, 5), rng.randint(1, 5)
+    options = dict(
+        arch=dict(
+            embed_dims=dims,
+            num_layers=layers,
+            d_state=rng.randint(1, 17),
+            d_conv=rng.randint(1, 5),
+            expand=rng.randint(1, 3),
+            dt_rank=rng.choice(['auto', 1, 3]),
+            conv_bias=rng.random() < 0.5,
+            proj_bias=rng.random() < 0.5,
+        ),
+        img_size=(patch[0] + rng.randint(0, 12), patch[1] + rng.randint(0, 12)),
+        patch_size=patch,
+        patch_stride=rng.choice([None, (rng.randint(1, 6), rng.randint(1, 6))]),
+        in_channels=rng.randint(1, 4),
+        direction=direction,
+        average_directions=rng.random() < 0.5,
+        cls_token=cls_token,
+        pos_embed=rng.random() < 0.8,
+        interpolate_mode=rng.choice(VisionMamba.INTERPOLATE_MODES),
+        rope=rope,
+        out_indices=[1] if direction == 'block_published' else indices,
+        out_type=rng.choice(out_types),
+        tap=tap,
+        out_norm='none' if tap == 'mixer' else rng.choice(VisionMamba.OUT_NORMS),
+        norm_cfg=rng.choice([dict(type='RMSNorm', eps=1e-5), dict(type='LN', eps=1e-6)]),
+        layer_scale_init=rng.choice([None, 0.1]),
+        drop_rate=rng.choice([0.0, 0.3]),
+        drop_path_rate=rng.choice([0.0, 0.3]),
+        frozen_stages=rng.randint(-1, layers),
+        with_cp=rng.random() < 0.2,
+    )
+    return options, (patch[0] + rng.randint(0, 20), patch[1] + rng.randint(0, 20))
+
+
+@pytest.mark.slow
+def test_backbone():
+    rng = random.Random(0)
+    torch.manual_seed(0)
+    for case in range(CASES):
+        options, size = random_options(rng)
+        model = VisionMamba(**options).train(rng.random() < 0.5)
+        batch = rng.randint(1, 2)
+        taps = model(torch.randn(batch, options['in_channels'], *size))
+        stride = options['patch_stride'] or options['patch_size']
+        grid = [
+            math.ceil(max(n - p, 0) / s) + 1 for n, p, s in zip(size, options['patch_size'], stride)
+        ]
+        dims = options['arch']['embed_dims']
+        vector, featmap = (batch, dims), (batch, dims, *grid)
+        length = math.prod(grid) + VisionMamba.CLS_TOKENS[options['cls_token']]
+        expected = {
+            'featmap': [featmap],
+            'cls_token': [vector],
+            'avg_featmap': [vector],
+            'featmap_cls': [featmap, vector],
+            'raw': [(batch, length, dims)],
+        }[options['out_type']]
+        assert len(taps) == len(options['out_indices']), (case, options)
+        for tap in taps:
+            tensors = tap if isinstance(tap, tuple) else (tap,)
+            assert [tuple(tensor.shape) for tensor in tensors] == expected, (case, options)
+            assert all(tensor.isfinite().all() for tensor in tensors), (case, options)
+        if model.training and case % 4 == 0 and any(p.requires_grad for p in model.parameters()):
+            outputs = [t for tap in taps for t in (tap if isinstance(tap, tuple) else (tap,))]
+            loss = sum(tensor.square().sum() for tensor in outputs)
+            if loss.requires_grad:
+                loss.backward()
+                grads = [p.grad for p in model.parameters() if p.grad is not None]
+                assert all(grad.isfinite().all() for grad in grads), (case, options)
+
+
+@pytest.mark.slow
+def test_ops():
+    rng = random.Random(1)
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator)
+
+    for case in range(CASES):
+        B, L, N, R = (rng.randint(*span) for span in ((0, 3), (1, 70), (1, 17), (1, 5)))
+        groups = rng.randint(1, 3)
+        E = groups * rng.randint(1, 9)
+        dtype = rng.choice([torch.float32, torch.float32, torch.bfloat16, torch.float16])
+        x, z = draw(B, L, 2 * E).to(dtype).chunk(2, dim=-1)
+        A, spread = -draw(E, N).exp(), rng.choice([0.1, 1.0, 30.0])
+        optional = [tensor if rng.random() < 0.5 else None for tensor in (draw(E), z, draw(E))]
+        y = selective_scan(
+            x,
+            spread * draw(B, L, E).to(dtype),
+            A,
+            draw(B, L, groups, N).to(dtype),
+            draw(B, L, groups, N).to(dtype),
+            *optional,
+            delta_softplus=True,
+            reverse=rng.random() < 0.5,
+            groups=groups,
+        )
+        assert y.shape == (B, L, E) and y.dtype == dtype and y.isfinite().all(), case
+        W = rng.randint(1, 6)
+        x_f, x_b = bi_conv1d_silu(x, draw(E, W), None, draw(E, W), draw(E))
+        assert conv1d_silu(x, draw(E, W), reverse=True).shape == (B, L, E)
+        out = bidirectional_selective_scan(
+            *(x_f, x_b, draw(B, L, R + 2 * N).to(dtype), draw(B, L, R + 2 * N).to(dtype)),
+            *(draw(E, R), draw(E, R), draw(E), draw(E), A, A, draw(E), draw(E), z),
+        )
+        assert out.shape == (B, L, E) and out.isfinite().all(), case
