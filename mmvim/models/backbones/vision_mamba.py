@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -14,23 +12,24 @@ from mmcv.cnn.bricks import DropPath
 from mmcv.cnn.bricks.transformer import PatchEmbed
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModule
-from mmengine.utils import to_2tuple
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from mmvim.models.layers import VimBlock, VimMixer, build_norm
 from mmvim.models.layers.rope import rope_table, rotate
 from mmvim.models.utils import patch_grid, resize_pos_embed
+from mmvim.models.utils.arguments import (
+    check_choice,
+    check_keywords,
+    parse_arch,
+    parse_out_indices,
+    parse_pair,
+)
 from mmvim.registry import MODELS
 from mmvim_ops.backends import BACKENDS
 
 # Factor of the standard deviation lost by truncating a normal draw at two of them.
 _TRUNCATED_STD = 0.87962566103423978
-
-
-def _check_choice(name: str, value: object, valid: Sequence[str]) -> None:
-    if value not in valid:
-        raise ValueError(f'{name} must be one of {tuple(valid)}, got {value!r}.')
 
 
 @MODELS.register_module()
@@ -118,8 +117,6 @@ class VisionMamba(BaseModule):
         'small': dict(embed_dims=384, num_layers=24),
         'base': dict(embed_dims=768, num_layers=24),
     }
-    _ESSENTIAL_ARCH = ('embed_dims', 'num_layers')
-    _OPTIONAL_ARCH = ('d_state', 'd_conv', 'expand', 'dt_rank', 'conv_bias', 'proj_bias')
     CLS_TOKENS = {'none': 0, 'head': 1, 'middle': 1, 'double': 2}
     OUT_TYPES = ('featmap', 'cls_token', 'avg_featmap', 'featmap_cls', 'raw')
     OUT_NORMS = ('none', 'last', 'all')
@@ -130,16 +127,7 @@ class VisionMamba(BaseModule):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> VisionMamba:
         """Refuse a misspelt argument with the nearest valid one in the message."""
-        valid = inspect.signature(cls.__init__).parameters
-        if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in valid.values()):
-            for name in kwargs:
-                if name not in valid:
-                    near = difflib.get_close_matches(name, valid, n=1)
-                    hint = f'did you mean {near[0]!r}? ' if near else ''
-                    raise TypeError(
-                        f'{cls.__name__} has no argument {name!r} (given {kwargs[name]!r}): '
-                        f'{hint}Valid are {", ".join(list(valid)[1:])}.'
-                    )
+        check_keywords(cls, kwargs)
         return super().__new__(cls)
 
     def __init__(
@@ -169,13 +157,13 @@ class VisionMamba(BaseModule):
         init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        self.arch_settings = self._parse_arch(arch)
+        self.arch_settings = parse_arch(arch, self.arch_zoo)
         mixer_settings = dict(self.arch_settings)
         self.embed_dims: int = mixer_settings.pop('embed_dims')
         self.num_layers: int = mixer_settings.pop('num_layers')
-        self.img_size = self._pair('img_size', img_size)
-        self.patch_size = self._pair('patch_size', patch_size)
-        self.patch_stride = self._pair(
+        self.img_size = parse_pair('img_size', img_size)
+        self.patch_size = parse_pair('patch_size', patch_size)
+        self.patch_stride = parse_pair(
             'patch_stride', patch_size if patch_stride is None else patch_stride
         )
         if any(i < p for i, p in zip(self.img_size, self.patch_size)):
@@ -183,13 +171,13 @@ class VisionMamba(BaseModule):
                 f'img_size {self.img_size} is smaller than one patch of {self.patch_size}: '
                 'choose a larger img_size or a smaller patch_size.'
             )
-        _check_choice('direction', direction, self.DIRECTIONS)
-        _check_choice('rope', rope, self.ROPES)
-        _check_choice('cls_token', cls_token, tuple(self.CLS_TOKENS))
-        _check_choice('interpolate_mode', interpolate_mode, self.INTERPOLATE_MODES)
-        _check_choice('out_type', out_type, self.OUT_TYPES)
-        _check_choice('tap', tap, self.TAPS)
-        _check_choice('out_norm', out_norm, self.OUT_NORMS)
+        check_choice('direction', direction, self.DIRECTIONS)
+        check_choice('rope', rope, self.ROPES)
+        check_choice('cls_token', cls_token, tuple(self.CLS_TOKENS))
+        check_choice('interpolate_mode', interpolate_mode, self.INTERPOLATE_MODES)
+        check_choice('out_type', out_type, self.OUT_TYPES)
+        check_choice('tap', tap, self.TAPS)
+        check_choice('out_norm', out_norm, self.OUT_NORMS)
         if out_type in ('cls_token', 'featmap_cls') and cls_token == 'none':
             raise ValueError(
                 f"out_type={out_type!r} needs a class token, but cls_token='none': choose "
@@ -208,7 +196,7 @@ class VisionMamba(BaseModule):
                 f'frozen_stages must be an int in -1 … {self.num_layers} (the number of blocks), '
                 f'got {frozen_stages!r}.'
             )
-        _check_choice('scan_backend', scan_backend, BACKENDS)
+        check_choice('scan_backend', scan_backend, BACKENDS)
         if rope != 'none' and self.embed_dims % 4:
             raise ValueError(
                 f'rope={rope!r} rotates pairs of channels per axis: embed_dims must be a multiple '
@@ -224,7 +212,12 @@ class VisionMamba(BaseModule):
         self.rope = rope
         self.cls_token_type = cls_token
         self.interpolate_mode = interpolate_mode
-        self.out_indices = self._parse_out_indices(out_indices)
+        self.out_indices = parse_out_indices(out_indices, self.num_layers)
+        if direction == 'block_published' and not all(i % 2 for i in self.out_indices):
+            raise ValueError(
+                f"with direction='block_published' taps sit after whole pairs, at odd indices; "
+                f'got out_indices={out_indices!r}.'
+            )
         self.out_type = out_type
         self.tap = tap
         self.out_norm = out_norm
@@ -281,59 +274,6 @@ class VisionMamba(BaseModule):
         self.reset_parameters()
         self._register_load_state_dict_pre_hook(self._prepare_pos_embed)
         self._freeze_stages()
-
-    @classmethod
-    def _parse_arch(cls, arch: str | dict[str, Any]) -> dict[str, Any]:
-        if isinstance(arch, str):
-            _check_choice('arch', arch.lower(), tuple(cls.arch_zoo))
-            return dict(cls.arch_zoo[arch.lower()])
-        if not isinstance(arch, dict):
-            raise TypeError(
-                f'arch must be one of {tuple(cls.arch_zoo)} or a dict, got {type(arch).__name__}.'
-            )
-        missing = [key for key in cls._ESSENTIAL_ARCH if key not in arch]
-        unknown = [key for key in arch if key not in cls._ESSENTIAL_ARCH + cls._OPTIONAL_ARCH]
-        if missing or unknown:
-            raise ValueError(
-                f'arch dict: missing {missing}, unknown {unknown}; it needs '
-                f'{cls._ESSENTIAL_ARCH} and takes {cls._OPTIONAL_ARCH}.'
-            )
-        for key, value in arch.items():
-            positive = type(value) is int and value > 0
-            if key in ('conv_bias', 'proj_bias'):
-                valid, wanted = isinstance(value, bool), 'a bool'
-            elif key == 'dt_rank':
-                valid, wanted = value == 'auto' or positive, "'auto' or a positive int"
-            else:
-                valid, wanted = positive, 'a positive int'
-            if not valid:
-                raise ValueError(f'arch[{key!r}] must be {wanted}, got {value!r}.')
-        return dict(arch)
-
-    @staticmethod
-    def _pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
-        pair = to_2tuple(value)
-        if len(pair) != 2 or not all(isinstance(v, int) and v > 0 for v in pair):
-            raise ValueError(f'{name} must be a positive int or two of them (H, W), got {value!r}.')
-        return pair[0], pair[1]
-
-    def _parse_out_indices(self, out_indices: int | Sequence[int]) -> tuple[int, ...]:
-        given = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
-        n = self.num_layers
-        if not given or not all(isinstance(i, int) and -n <= i < n for i in given):
-            raise ValueError(
-                f'out_indices must be one or more ints in {-n} … {n - 1} (the model has {n} '
-                f'blocks), got {out_indices!r}.'
-            )
-        indices = tuple(i % n for i in given)
-        if len(set(indices)) != len(indices):
-            raise ValueError(f'out_indices {out_indices!r} name a block twice: {list(indices)}.')
-        if self.direction == 'block_published' and not all(i % 2 for i in indices):
-            raise ValueError(
-                f"with direction='block_published' taps sit after whole pairs, at odd indices; "
-                f'got out_indices={out_indices!r}.'
-            )
-        return indices
 
     def _tokens(self, count: int) -> nn.Parameter | None:
         """A parameter of ``count`` token rows, (1, count, D), or None for no rows."""

@@ -1,0 +1,101 @@
+"""Checks of a model's arguments: pure functions whose errors name what is valid."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from mmengine.utils import to_2tuple
+
+_ESSENTIAL_ARCH = ('embed_dims', 'num_layers')
+_OPTIONAL_ARCH = ('d_state', 'd_conv', 'expand', 'dt_rank', 'conv_bias', 'proj_bias')
+
+
+def check_keywords(cls: type, kwargs: Mapping[str, Any]) -> None:
+    """Raise TypeError for a keyword that the constructor of ``cls`` does not take."""
+    valid = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in valid.values()):
+        return
+    for name in kwargs:
+        if name not in valid:
+            near = difflib.get_close_matches(name, valid, n=1)
+            hint = f'did you mean {near[0]!r}? ' if near else ''
+            raise TypeError(
+                f'{cls.__name__} has no argument {name!r} (given {kwargs[name]!r}): {hint}Valid '
+                f'are {", ".join(list(valid)[1:])}.'
+            )
+
+
+def check_choice(name: str, value: object, valid: Collection[str]) -> None:
+    """Raise ValueError unless ``value`` is one of the valid names."""
+    if value not in valid:
+        raise ValueError(f'{name} must be one of {tuple(valid)}, got {value!r}.')
+
+
+def parse_arch(
+    arch: str | dict[str, Any], arch_zoo: Mapping[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """The settings of a named architecture, or a checked copy of a dict of them.
+
+    Raises:
+        TypeError: If ``arch`` is neither.
+        ValueError: If the name is unknown, or the dict has missing or unknown keys or bad values.
+    """
+    if isinstance(arch, str):
+        check_choice('arch', arch.lower(), arch_zoo)
+        return dict(arch_zoo[arch.lower()])
+    if not isinstance(arch, dict):
+        raise TypeError(
+            f'arch must be one of {tuple(arch_zoo)} or a dict, got {type(arch).__name__}.'
+        )
+    missing = [key for key in _ESSENTIAL_ARCH if key not in arch]
+    unknown = [key for key in arch if key not in _ESSENTIAL_ARCH + _OPTIONAL_ARCH]
+    if missing or unknown:
+        raise ValueError(
+            f'arch dict: missing {missing}, unknown {unknown}; it needs {_ESSENTIAL_ARCH} and '
+            f'takes {_OPTIONAL_ARCH}.'
+        )
+    for key, value in arch.items():
+        positive = type(value) is int and value > 0
+        if key in ('conv_bias', 'proj_bias'):
+            valid, wanted = isinstance(value, bool), 'a bool'
+        elif key == 'dt_rank':
+            valid, wanted = value == 'auto' or positive, "'auto' or a positive int"
+        else:
+            valid, wanted = positive, 'a positive int'
+        if not valid:
+            raise ValueError(f'arch[{key!r}] must be {wanted}, got {value!r}.')
+    return dict(arch)
+
+
+def parse_pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
+    """A height and a width from one positive int or two.
+
+    Raises:
+        ValueError: If ``value`` is anything else.
+    """
+    pair = to_2tuple(value)
+    if len(pair) != 2 or not all(isinstance(v, int) and v > 0 for v in pair):
+        raise ValueError(f'{name} must be a positive int or two of them (H, W), got {value!r}.')
+    return pair[0], pair[1]
+
+
+def parse_out_indices(out_indices: int | Sequence[int], num_layers: int) -> tuple[int, ...]:
+    """Indices of tapped blocks, counted from the first, in the order given.
+
+    Raises:
+        ValueError: If one is out of range or named twice, or there is none.
+    """
+    given = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
+    n = num_layers
+    if not given or not all(isinstance(i, int) and -n <= i < n for i in given):
+        raise ValueError(
+            f'out_indices must be one or more ints in {-n} … {n - 1} (the model has {n} blocks), '
+            f'got {out_indices!r}.'
+        )
+    indices = tuple(i % n for i in given)
+    if len(set(indices)) != len(indices):
+        raise ValueError(f'out_indices {out_indices!r} name a block twice: {list(indices)}.')
+    return indices
