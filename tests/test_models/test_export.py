@@ -1,0 +1,40 @@
+"""The backbone leaves PyTorch: torch.export, and ONNX through the reference scan."""
+
+import numpy as np
+import pytest
+import torch
+
+from mmvim.models import VisionMamba
+
+
+def build(**options):
+    torch.manual_seed(0)
+    return VisionMamba(
+        dict(embed_dims=16, num_layers=2, d_state=4),
+        img_size=16,
+        patch_size=8,
+        out_indices=(0, 1),
+        **options,
+    ).eval()
+
+
+@pytest.mark.parametrize('direction', ['none', 'ssm_conv'])
+def test_torch_export_at_a_fixed_size(direction):
+    model, x = build(direction=direction), torch.randn(2, 3, 16, 24)
+    program = torch.export.export(model, (x,))
+    torch.testing.assert_close(program.module()(x), model(x))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('cls_token', ['none', 'middle'])
+def test_onnx_export(cls_token, tmp_path):
+    onnxruntime = pytest.importorskip('onnxruntime')
+    pytest.importorskip('onnxscript')
+    model = build(cls_token=cls_token, scan_backend='reference')
+    x = torch.randn(2, 3, 16, 24)
+    file = str(tmp_path / 'model.onnx')
+    torch.onnx.export(model, (x,), file, dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(file, providers=['CPUExecutionProvider'])
+    found = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    for tap, expected in zip(found, model(x)):
+        np.testing.assert_allclose(tap, expected.detach().numpy(), rtol=1e-5, atol=1e-5)
