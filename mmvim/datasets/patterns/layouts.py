@@ -31,6 +31,8 @@ Split = Literal['train', 'val']
 SPLITS: tuple[Split, ...] = get_args(Split)
 LAYOUTS: tuple[str, ...] = ('ade', 'coco', 'imagefolder')
 SIZES = (64, 2048)
+# Raised whenever the same request would give other pictures than before.
+VERSION = 1
 
 CLASSES_FILE = 'classes.json'
 PREVIEW_FILE = 'preview.png'
@@ -54,6 +56,7 @@ class PatternsSpec:
         size: Side of an image, in pixels.
         seed: Seed of all chance, not negative.
         layouts: Subset of ``LAYOUTS``, kept in their order.
+        version: Version of the generator; files of another one are not taken for these.
 
     Raises:
         PatternsError: If a value is out of range.
@@ -64,6 +67,7 @@ class PatternsSpec:
     size: int = 128
     seed: int = 0
     layouts: tuple[str, ...] = LAYOUTS
+    version: int = VERSION
 
     def __post_init__(self) -> None:
         for split in SPLITS:
