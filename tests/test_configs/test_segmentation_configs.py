@@ -1,144 +1,268 @@
 """Every segmentation config: builds as it is, and trains and predicts scaled down by size alone."""
 
+import copy
+import functools
+import importlib.util
+import runpy
+import shutil
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
+import yaml
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
+from scaled_down import shrink, write_images
 
-import mmvim  # noqa: F401 (registers)
+from mmvim.models import VisionMamba
 
 mmseg = pytest.importorskip('mmseg')
 
-CONFIGS = Path(__file__).parents[2] / 'configs'
-FILES = sorted(path for family in ('upernet', 'demo') for path in (CONFIGS / family).glob('*.py'))
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / 'configs'
+# Families of other libraries have tests of their own.
+FILES = sorted(
+    path for path in CONFIGS.glob('*/*.py') if path.parent.name not in ('_base_', 'vim', 'vitdet')
+)
 IDS = [path.stem for path in FILES]
-SIDE, WIDTH = 64, 32
+UPERNET = 'upernet/vim-{}_upernet_4xb8-60k_ade20k-512x512{}.py'
+STOCK = Path(importlib.util.find_spec('mmseg').origin).parent / '.mim' / 'configs'
 
 
-def scaled(value, factor):
-    """Image sizes in a pipeline, (2048, 512) say, divided by ``factor``."""
-    if isinstance(value, dict):
-        return {key: scaled(entry, factor) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [scaled(entry, factor) for entry in value]
-    if isinstance(value, tuple) and all(type(entry) is int and entry > SIDE for entry in value):
-        return tuple(entry // factor for entry in value)
-    return value
+@functools.cache
+def parsed(file):
+    return Config.fromfile(file)
 
 
-def shrink(cfg, folder):
-    """Scale a config down by size alone: widths, image sizes, batch; nothing is swapped."""
-    model, backbone = cfg.model, cfg.model.backbone
-    if backbone.type == 'mmvim.VisionMamba':
-        depth = {'nano': 4}.get(backbone.arch, 24)
-        backbone.arch = dict(embed_dims=WIDTH, num_layers=depth, d_state=4)
-    else:
-        backbone.embed_dims = WIDTH
-    size = backbone.img_size
-    factor = (size if isinstance(size, int) else size[0]) // SIDE
-    backbone.img_size = SIDE
-    model.data_preprocessor.size = (SIDE, SIDE)
-    model.neck.embed_dim = WIDTH
-    model.decode_head.in_channels = [WIDTH] * 4
-    model.decode_head.channels = model.auxiliary_head.channels = WIDTH
-    model.auxiliary_head.in_channels = WIDTH
-    if model.test_cfg.mode == 'slide':
-        model.test_cfg.crop_size = (SIDE, SIDE)
-        model.test_cfg.stride = tuple(stride // factor for stride in model.test_cfg.stride)
-    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-        loader = cfg[name]
-        loader.update(num_workers=0, persistent_workers=False, batch_size=min(2, loader.batch_size))
-        loader.dataset.pipeline = scaled(loader.dataset.pipeline, factor)
-        loader.dataset.data_root = str(folder / 'data')
-    cfg.train_cfg.update(max_iters=1, val_interval=1)
-    cfg.work_dir = str(folder / 'work_dir')
-    cfg.experiment_name = folder.name
+def load(file):
+    """A config of its own; several tests read the same files."""
+    return copy.deepcopy(parsed(file))
 
 
-def write_images(cfg):
-    """Two images per split where the config's datasets look for them."""
-    generator = np.random.default_rng(0)
-    for loader in (cfg.train_dataloader, cfg.val_dataloader):
-        dataset = loader.dataset
-        suffixes = dataset.get('img_suffix', '.jpg'), dataset.get('seg_map_suffix', '.png')
-        for key, suffix in zip(('img_path', 'seg_map_path'), suffixes):
-            folder = Path(dataset.data_root) / dataset.data_prefix[key]
-            folder.mkdir(parents=True)
-            for i in range(2):
-                # Photos come in all sizes, patterns in one.
-                width = SIDE + (0 if suffixes[0] == '.png' else 20 * i)
-                channels, high = ((3,), 255) if key == 'img_path' else ((), 9)
-                pixels = generator.integers(0, high, (SIDE, width, *channels), dtype=np.uint8)
-                cv2.imwrite(str(folder / f'{i}{suffix}'), pixels)
+def is_missing(cfg):
+    """The first module that a config imports and that is not installed, or None."""
+    for module in cfg.get('custom_imports', {}).get('imports', ()):
+        if importlib.util.find_spec(module.partition('.')[0]) is None:
+            return module
+    return None
 
 
 @pytest.mark.parametrize('file', FILES, ids=IDS)
 def test_trains_a_step_and_predicts(file, tmp_path):
-    cfg = Config.fromfile(file)
+    cfg = load(file)
+    if (module := is_missing(cfg)) is not None:
+        pytest.skip(f'{module} is not installed')
+    amp = cfg.optim_wrapper.type == 'AmpOptimWrapper'
     shrink(cfg, tmp_path)
     write_images(cfg)
     torch.manual_seed(0)
     runner = Runner.from_cfg(cfg)
-    reached = set()
+    reached, dtypes = set(), set()
     for name, param in runner.model.named_parameters():
         param.register_hook(lambda grad, name=name: reached.add(name))
+    if amp:
+        runner.model.decode_head.conv_seg.register_forward_hook(
+            lambda module, args, output: dtypes.add(output.dtype)
+        )
     model = runner.train()
     losses = runner.message_hub.get_scalar('train/loss').data[0]
     assert len(losses) == 1 and np.isfinite(losses).all()
     assert reached == {name for name, _ in model.named_parameters()}
+    assert dtypes == ({torch.bfloat16} if amp else set())
     metrics = runner.test()
     assert 0 <= metrics['mIoU'] <= 100
 
 
-@pytest.mark.parametrize('file', FILES, ids=IDS)
-def test_builds_at_full_size(file):
-    cfg = Config.fromfile(file)
-    init_default_scope(cfg.default_scope)
-    from mmseg.registry import MODELS
-
-    model = MODELS.build(cfg.model)
-    millions = sum(p.numel() for p in model.parameters()) / 1e6
+def test_builds_at_full_size():
+    """Every model as it is; each once, since the recipes of a size share theirs."""
     # The paper's sizes of the whole model, in whole millions, rounded up.
-    paper = {'vim-tiny_upernet': 13, 'vim-small_upernet': 46}
-    for name, expected in paper.items():
-        if file.name.startswith(name):
-            assert expected - 1 < millions <= expected
+    paper = {'vim-tiny_upernet_4xb8-60k_ade20k': 13, 'vim-small_upernet_4xb8-60k_ade20k': 46}
+    seen = []
+    for file in FILES:
+        cfg = load(file)
+        if cfg.model in seen or is_missing(cfg):
+            continue
+        seen.append(cfg.model)
+        init_default_scope(cfg.default_scope)
+        from mmseg.registry import MODELS
+
+        model = MODELS.build(cfg.model)
+        millions = sum(p.numel() for p in model.parameters()) / 1e6
+        for name, expected in paper.items():
+            if file.name.startswith(name):
+                assert expected - 1 < millions <= expected
+    assert len(seen) >= 14
 
 
+@pytest.mark.parametrize('form', ['', '_as-published'])
 @pytest.mark.parametrize(
-    'size, lr, weight_decay, channels', [('tiny', 2e-4, 0.1, 192), ('small', 1e-4, 0.05, 384)]
+    'size, lr, weight_decay, layer_decay, channels',
+    [('tiny', 2e-4, 0.1, 0.92, 192), ('small', 1e-4, 0.05, 0.95, 384)],
 )
-def test_published_recipe(size, lr, weight_decay, channels):
+def test_published_recipe(size, lr, weight_decay, layer_decay, channels, form):
     """The figures of the published ADE20K recipe, as the config resolves."""
-    cfg = Config.fromfile(CONFIGS / f'upernet/vim-{size}_upernet_4xb8-60k_ade20k-512x512.py')
+    cfg = load(CONFIGS / UPERNET.format(size, form))
     optimizer = cfg.optim_wrapper.optimizer
     assert cfg.optim_wrapper.type == 'OptimWrapper'  # fp32
     assert (optimizer.type, optimizer.lr) == ('AdamW', lr)
     assert (optimizer.weight_decay, optimizer.betas) == (weight_decay, (0.9, 0.999))
+    assert cfg.optim_wrapper.constructor == 'mmvim.LayerDecayOptimWrapperConstructor'
+    as_published = dict(as_published=True) if form else {}
+    assert cfg.optim_wrapper.paramwise_cfg == dict(layer_decay_rate=layer_decay, **as_published)
     warm_up, decay = cfg.param_scheduler
     assert (warm_up.type, warm_up.start_factor, warm_up.end) == ('LinearLR', 1e-6, 1500)
     assert (decay.type, decay.power, decay.eta_min, decay.end) == ('PolyLR', 1.0, 0.0, 60000)
     assert cfg.train_cfg.max_iters == 60000
     assert cfg.train_dataloader.batch_size == 8
+    assert cfg.auto_scale_lr.base_batch_size == 32
     assert cfg.train_dataloader.dataset.type == 'ADE20KDataset'
     crop = next(step for step in cfg.train_pipeline if step.type == 'RandomCrop')
     assert crop.crop_size == (512, 512)
     assert cfg.model.test_cfg == dict(mode='slide', crop_size=(512, 512), stride=(341, 341))
-    assert cfg.model.backbone.out_indices == [5, 11, 17, 23]
-    assert cfg.model.backbone.cls_token == 'none'
-    assert cfg.model.backbone.out_norm == 'none'
-    assert cfg.model.backbone.tap == ('mixer' if size == 'tiny' else 'residual')
+    backbone = cfg.model.backbone
+    assert backbone.out_indices == [5, 11, 17, 23]
+    assert backbone.cls_token == 'none'
+    assert backbone.out_norm == 'none'
+    assert backbone.tap == ('mixer' if size == 'tiny' else 'residual')
+    # Released weights were not trained with rope, the published run of this size was.
+    assert backbone.get('rope', 'none') == ('both' if form and size == 'small' else 'none')
     assert cfg.model.decode_head.type == 'UPerHead'
     assert cfg.model.decode_head.channels == channels
     auxiliary = cfg.model.auxiliary_head
     assert (auxiliary.type, auxiliary.channels, auxiliary.in_index) == ('FCNHead', 256, 2)
     assert auxiliary.loss_decode.loss_weight == 0.4
     assert cfg.model.neck.type == 'Feature2Pyramid'
+
+
+@pytest.mark.parametrize('size', ['tiny', 'small', 'base'])
+def test_amp_changes_the_precision_alone(size):
+    plain = load(CONFIGS / UPERNET.format(size, '')).to_dict()
+    amp = load(CONFIGS / UPERNET.format(size, '').replace('60k', 'amp-60k')).to_dict()
+    wrapper = amp['optim_wrapper']
+    assert wrapper.pop('loss_scale') == dict(enabled=False)
+    assert (wrapper.pop('type'), wrapper.pop('dtype')) == ('AmpOptimWrapper', 'bfloat16')
+    assert plain['optim_wrapper'].pop('type') == 'OptimWrapper'
+    assert amp == plain
+
+
+def test_cityscapes_crops_are_twice_as_wide_as_high():
+    cfg = load(CONFIGS / 'upernet/vim-tiny_upernet_4xb4-80k_cityscapes-512x1024.py')
+    assert cfg.train_dataloader.dataset.type == 'CityscapesDataset'
+    crop = next(step for step in cfg.train_pipeline if step.type == 'RandomCrop')
+    model = cfg.model
+    sizes = (crop.crop_size, model.backbone.img_size, model.data_preprocessor.size)
+    assert {*sizes, model.test_cfg.crop_size} == {(512, 1024)}
+    assert VisionMamba(**{k: v for k, v in model.backbone.items() if k != 'type'}).grid_size == (
+        32,
+        64,
+    )
+    assert model.decode_head.num_classes == model.auxiliary_head.num_classes == 19
+    assert cfg.param_scheduler[-1].end == cfg.train_cfg.max_iters == 80000
+    assert cfg.auto_scale_lr.base_batch_size == 4 * cfg.train_dataloader.batch_size
+
+
+def test_one_segmenter_config_per_direction():
+    """They differ by the direction alone."""
+    found, rest = set(), []
+    for file in (CONFIGS / 'segmenter').glob('*.py'):
+        cfg = load(file).to_dict()
+        direction = cfg['model']['backbone'].pop('direction')
+        assert file.name.startswith(f'vim-tiny-{direction.replace("_", "-")}_segmenter_')
+        found.add(direction)
+        rest.append(cfg)
+    assert found == set(VisionMamba.DIRECTIONS)
+    assert all(cfg == rest[0] for cfg in rest)
+    head = rest[0]['model']['decode_head']
+    assert (head['type'], head['num_layers']) == ('SegmenterMaskTransformerHead', 2)
+
+
+@pytest.mark.parametrize(
+    'name, stock',
+    [
+        ('fcn', '_base_/models/fcn_r50-d8.py'),
+        ('setr-pup', '_base_/models/setr_pup.py'),
+        ('setr-mla', '_base_/models/setr_mla.py'),
+        ('dpt', '_base_/models/dpt_vit-b16.py'),
+        ('mask2former', 'mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py'),
+    ],
+)
+def test_dropped_in_by_the_backbone_and_channel_counts_alone(name, stock):
+    def changes(ours, theirs, path=''):
+        """Keys whose values differ."""
+        if isinstance(ours, dict) and isinstance(theirs, dict):
+            # mmengine notes the library of an inherited config as _scope_.
+            keys = (ours.keys() | theirs.keys()) - {'_scope_'}
+            return set().union(*(changes(ours.get(k), theirs.get(k), k) for k in keys))
+        if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
+            return set().union(*(changes(a, b, path) for a, b in zip(ours, theirs)))
+        return set() if ours == theirs else {path}
+
+    (file,) = (CONFIGS / 'dropin').glob(f'vim-tiny_{name}_*.py')
+    ours = load(file).model.to_dict()
+    theirs = Config.fromfile(STOCK / stock).model.to_dict()
+    assert ours.pop('backbone')['type'] == 'mmvim.VisionMamba'
+    theirs.pop('backbone')
+    if 'neck' not in theirs:
+        assert ours.pop('neck', dict(type='Feature2Pyramid'))['type'] == 'Feature2Pyramid'
+    allowed = {'pretrained', 'size', 'num_classes', 'in_channels', 'embed_dims'}
+    assert changes(ours, theirs) <= allowed | {'post_process_channels'}
+
+
+@pytest.mark.parametrize('family', ['upernet', 'segmenter', 'dropin'])
+def test_line_for_pretrained_weights_fits_where_it_stands(family, tmp_path):
+    """Made active, it gives every backbone of the family its ``init_cfg``."""
+    copy = shutil.copytree(CONFIGS, tmp_path / 'configs')
+    for file in copy.glob(f'{family}/*.py'):
+        file.write_text(file.read_text().replace('# init_cfg=', 'init_cfg='))
+    for file in copy.glob(f'{family}/*.py'):
+        backbone = Config.fromfile(file).model.backbone
+        assert backbone.init_cfg.type == 'mmvim.PretrainedVim', file
+        assert backbone.init_cfg.cls_token == 'middle'
+
+
+@pytest.mark.parametrize('file', FILES, ids=IDS)
+def test_scales_and_flip_are_there_for_the_test(file):
+    cfg = load(file)
+    assert cfg.tta_model.type == 'SegTTAModel'
+    sizes, flips = cfg.tta_pipeline[-1].transforms[:2]
+    assert [flip.prob for flip in flips] == [0.0, 1.0]
+    if cfg.train_dataloader.dataset.type != 'BaseSegDataset':  # patterns come in one size
+        assert [step.scale_factor for step in sizes] == [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
+
+
+def test_the_test_tool_picks_scales_and_flip_up(tmp_path):
+    cfg = load(CONFIGS / UPERNET.format('tiny', ''))
+    shrink(cfg, tmp_path)
+    write_images(cfg)
+    init_default_scope('mmseg')
+    from mmseg.registry import MODELS
+
+    weights = tmp_path / 'weights.pth'
+    torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), weights)
+    cfg.dump(tmp_path / 'config.py')
+    tool = runpy.run_path(str(ROOT / 'tools/test.py'))
+    metrics = tool['main']([str(tmp_path / 'config.py'), str(weights), '--tta'])
+    assert 0 <= metrics['mIoU'] <= 100
+    (used,) = (tmp_path / 'work_dir').glob('*.py')
+    dataset = Config.fromfile(used).test_dataloader.dataset
+    assert dataset.pipeline == cfg.tta_pipeline
+    assert Config.fromfile(used).model.type == 'SegTTAModel'
+
+
+def test_index_lists_every_config():
+    listed = set()
+    imported = yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']
+    assert set(imported) == {str(p.relative_to(ROOT)) for p in CONFIGS.glob('*/metafile.yml')}
+    for metafile in imported:
+        for model in yaml.safe_load((ROOT / metafile).read_text())['Models']:
+            assert model['Config'].endswith(f'/{model["Name"]}.py')
+            listed.add(model['Config'])
+    families = {Path(metafile).parent.name for metafile in imported}
+    assert listed == {
+        str(p.relative_to(ROOT)) for p in CONFIGS.glob('*/*.py') if p.parent.name in families
+    }
 
 
 def test_patterns_config_agrees_with_the_generator():

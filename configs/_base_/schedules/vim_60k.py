@@ -1,18 +1,12 @@
-# The published ADE20K schedule: 60k iterations of 32 images, linear warm-up, linear decay to 0.
+# The published ADE20K schedule: 60k iterations of 32 images, linear warm-up, linear decay to 0,
+# layer-wise decay of the learning rate.
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
-    # Plain AdamW for now: the published recipe adds layer-wise learning-rate decay. The position
-    # embedding and everything one-dimensional (norms, biases, D) are kept from decay.
-    paramwise_cfg=dict(
-        flat_decay_mult=0.0,
-        custom_keys={
-            'pos_embed': dict(decay_mult=0.0),
-            'cls_token': dict(decay_mult=0.0),
-            'A_log': dict(decay_mult=0.0),
-            'A_b_log': dict(decay_mult=0.0),
-        },
-    ),
+    # Block i of 24 learns at decay^(24 - i) of the rate; A_log, D, biases of dt, norms, position
+    # and class tokens are kept from weight decay.
+    constructor='mmvim.LayerDecayOptimWrapperConstructor',
+    paramwise_cfg=dict(layer_decay_rate=0.95),
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),

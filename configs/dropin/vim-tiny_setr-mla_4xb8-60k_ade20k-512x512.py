@@ -1,0 +1,31 @@
+# mmseg's SETR with multi-level aggregation, neck included, Vim-Ti in the place of ViT-L.
+_base_ = [
+    'mmseg::_base_/models/setr_mla.py',
+    'mmseg::_base_/datasets/ade20k.py',
+    'mmseg::_base_/default_runtime.py',
+    '../_base_/schedules/vim_60k.py',
+]
+custom_imports = dict(imports=['mmvim'], allow_failed_imports=False)
+crop_size = (512, 512)
+model = dict(
+    data_preprocessor=dict(size=crop_size),
+    pretrained=None,
+    backbone=dict(
+        _delete_=True,
+        type='mmvim.VisionMamba',
+        arch='tiny',
+        img_size=512,
+        cls_token='none',
+        out_norm='none',
+        out_indices=[5, 11, 17, 23],
+        drop_path_rate=0.1,
+        # init_cfg=dict(type='mmvim.PretrainedVim', checkpoint='…', cls_token='middle'),
+    ),
+    neck=dict(in_channels=[192, 192, 192, 192]),
+    decode_head=dict(num_classes=150),
+    auxiliary_head=[dict(head, num_classes=150) for head in _base_.model.auxiliary_head],
+)
+optim_wrapper = dict(
+    optimizer=dict(lr=2e-4, weight_decay=0.1), paramwise_cfg=dict(layer_decay_rate=0.92)
+)
+train_dataloader = dict(batch_size=8, num_workers=8)
