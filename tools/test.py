@@ -12,6 +12,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mmvim.engine import StrictCheckpointHook
+from mmvim.engine.cpu_processes import join_processes
 from mmvim.utils.arguments import ToolParser
 from mmvim.utils.checkpoint_check import read_checkpoint
 from mmvim.utils.config import load_config, require
@@ -69,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     require(cfg, args.config, 'testing', 'model', 'test_dataloader', 'test_cfg', 'test_evaluator')
     cfg.launcher = args.launcher
     check_processes(cfg, args.launcher)
+    join_processes(cfg, args.launcher)
     fill_loaders(cfg)
     check_data(cfg, ['test'])
     read_checkpoint(args.checkpoint)

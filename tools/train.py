@@ -8,7 +8,15 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mmvim.engine import NonFiniteLossHook, StrictCheckpointHook
+from mmvim.engine import (
+    NonFiniteLossHook,
+    StrictCheckpointHook,
+    leave,
+    make_resumable,
+    resume_with_seed,
+    use_atomic_checkpoints,
+)
+from mmvim.engine.cpu_processes import join_processes
 from mmvim.utils.arguments import ToolParser
 from mmvim.utils.checkpoint_check import check_resumable, latest_checkpoint, read_checkpoint
 from mmvim.utils.config import load_config, require
@@ -70,18 +78,30 @@ def set_resume(cfg: Config, resume: str | None) -> None:
         )
         cfg.resume = False
         return
-    check_resumable(path, read_checkpoint(path))
+    checkpoint = read_checkpoint(path)
+    check_resumable(path, checkpoint)
+    resume_with_seed(cfg, checkpoint['meta'])
     cfg.load_from = path
 
 
 def build_runner(cfg: Config) -> Runner:
     """The runner of the config, with our guards registered where the config has none."""
+    use_atomic_checkpoints(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     if not any(isinstance(hook, NonFiniteLossHook) for hook in runner.hooks):
         runner.register_hook(NonFiniteLossHook())
     if cfg.get('resume'):
         runner.register_hook(StrictCheckpointHook(f'checkpoint {cfg.load_from}'))
+    make_resumable(runner)
     return runner
+
+
+def train(runner: Runner) -> None:
+    """Train, and give back what the run held even if it fails."""
+    try:
+        runner.train()
+    finally:
+        leave(runner)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -92,6 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     require(cfg, args.config, 'training', 'model', 'train_dataloader', 'train_cfg', 'optim_wrapper')
     cfg.launcher = args.launcher
     check_processes(cfg, args.launcher)
+    join_processes(cfg, args.launcher)
     fill_loaders(cfg)
     if args.amp:
         enable_amp(cfg)
@@ -101,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_data(cfg, ['train'] if cfg.get('val_cfg') is None else ['train', 'val'])
     set_work_dir(cfg, args.work_dir, args.config)
     set_resume(cfg, args.resume)
-    build_runner(cfg).train()
+    train(build_runner(cfg))
 
 
 if __name__ == '__main__':

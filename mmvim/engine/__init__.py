@@ -1,5 +1,28 @@
-"""What takes part in a run: hooks."""
+"""What takes part in a run: hooks, the optimiser's construction, and what lets a run survive."""
 
-from mmvim.engine.hooks import NonFiniteLossHook, StrictCheckpointHook
+from mmvim.engine.hooks import (
+    AtomicCheckpointHook,
+    DataPositionHook,
+    NonFiniteLossHook,
+    RandomStateHook,
+    SaveOnSignalHook,
+    StrictCheckpointHook,
+)
+from mmvim.engine.layer_decay import LayerDecayOptimWrapperConstructor
+from mmvim.engine.resumable import leave, make_resumable, resume_with_seed, use_atomic_checkpoints
+from mmvim.engine.seeded_loader import SeededDataLoader
 
-__all__ = ['NonFiniteLossHook', 'StrictCheckpointHook']
+__all__ = [
+    'AtomicCheckpointHook',
+    'DataPositionHook',
+    'LayerDecayOptimWrapperConstructor',
+    'NonFiniteLossHook',
+    'RandomStateHook',
+    'SaveOnSignalHook',
+    'SeededDataLoader',
+    'StrictCheckpointHook',
+    'leave',
+    'make_resumable',
+    'resume_with_seed',
+    'use_atomic_checkpoints',
+]

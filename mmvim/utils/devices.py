@@ -72,7 +72,8 @@ def check_processes(cfg: Config, launcher: str) -> None:
     if backend == 'nccl':
         raise UserError(
             f'--launcher {launcher} with the nccl backend needs a GPU per process, but this '
-            f'machine offers {get_device()} only: leave --launcher out'
+            f'machine offers {get_device()} only: leave --launcher out, or run on the CPU with '
+            '--cfg-options env_cfg.dist_cfg.backend=gloo'
         )
 
 

@@ -1,0 +1,81 @@
+"""Several processes on a machine without an accelerator, through gloo.
+
+mmengine 0.10 gives every process a CUDA device before it looks at the backend, and its model
+wrapper one too; torch without CUDA refuses both. So the tools form the process group themselves,
+which mmengine then takes as it is, and name :class:`CPUDistributedDataParallel` as the wrapper.
+"""
+
+import atexit
+import datetime
+from typing import Any
+
+import torch.distributed as torch_dist
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
+from mmengine.registry import MODEL_WRAPPERS
+from torch import nn
+
+from mmvim.utils.devices import has_amp_accelerator
+from mmvim.utils.errors import UserError
+
+
+@MODEL_WRAPPERS.register_module()
+class CPUDistributedDataParallel(MMDistributedDataParallel):
+    """mmengine's wrapper for a model that lies on the CPU.
+
+    ``SyncBatchNorm`` has no CPU implementation for several processes: it becomes plain batch
+    norm, whose statistics every process takes over its own share of the batch.
+
+    Args:
+        module (nn.Module): The model.
+        device_ids (list[int], optional): The devices that mmengine passes; not used.
+            Defaults to None.
+        **kwargs: As :class:`mmengine.model.MMDistributedDataParallel` takes them.
+    """
+
+    def __init__(
+        self, module: nn.Module, device_ids: list[int] | None = None, **kwargs: Any
+    ) -> None:
+        if any(isinstance(part, nn.SyncBatchNorm) for part in module.modules()):
+            MMLogger.get_current_instance().warning(
+                'SyncBN cannot run in several processes on the CPU and is replaced by BN: every '
+                "process normalises by its own share of the batch, and the first one's running "
+                'statistics are saved.'
+            )
+            module = revert_sync_batchnorm(module)
+        super().__init__(module=module, **kwargs)
+
+
+def join_processes(cfg: Config, launcher: str) -> None:
+    """Form the process group of a run on the CPU, and have its model wrapped for the CPU.
+
+    Does nothing for a single process or where there is an accelerator: that is mmengine's job.
+
+    Args:
+        cfg: The config; its ``model_wrapper_cfg`` is set unless it names a wrapper of its own.
+        launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
+
+    Raises:
+        UserError: If the processes were started by anything but torchrun.
+    """
+    if launcher == 'none' or has_amp_accelerator():
+        return
+    if launcher != 'pytorch':
+        raise UserError(
+            f'--launcher {launcher} needs a GPU per process, and there is none here: start the '
+            'processes of a run on the CPU with torchrun and --launcher pytorch'
+        )
+    settings = dict(cfg.env_cfg.dist_cfg)
+    if 'timeout' in settings:
+        settings['timeout'] = datetime.timedelta(seconds=settings['timeout'])
+    torch_dist.init_process_group(**settings)
+    # Left to the interpreter's end, gloo's threads may abort the process.
+    atexit.register(torch_dist.destroy_process_group)
+    wrapper = dict(cfg.get('model_wrapper_cfg') or {})
+    if wrapper.setdefault('type', 'MMDistributedDataParallel') == 'MMDistributedDataParallel':
+        # What mmengine's runner sets where the config says nothing.
+        wrapper.setdefault('broadcast_buffers', False)
+        wrapper.setdefault('find_unused_parameters', cfg.get('find_unused_parameters', False))
+        wrapper['type'] = CPUDistributedDataParallel.__name__
+    cfg.model_wrapper_cfg = wrapper

@@ -1,0 +1,144 @@
+"""Being told to stop, from outside."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import noisy_task
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from mmvim.compat import load_checkpoint_file
+from mmvim.engine import SaveOnSignalHook
+
+ROOT = Path(__file__).parents[2]
+Train = Callable[..., Runner]
+
+
+def start(
+    cfg: dict[str, Any], folder: Path, *arguments: str, processes: int = 1
+) -> 'subprocess.Popen[str]':
+    """``tools/train.py`` with this config, in a process group of its own."""
+    config = folder / 'config.py'
+    Config(cfg).dump(str(config))
+    paths = [str(ROOT), str(Path(__file__).parent)]
+    torchrun = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}']
+    launcher = ['--launcher', 'pytorch']
+    return subprocess.Popen(
+        [
+            *(sys.executable, *(torchrun if processes > 1 else [])),
+            *(str(ROOT / 'tools' / 'train.py'), str(config), *arguments),
+            *(launcher if processes > 1 else []),
+        ],
+        env={**os.environ, 'PYTHONPATH': os.pathsep.join(paths), 'OMP_NUM_THREADS': '1'},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(path: Path, process: 'subprocess.Popen[str]') -> None:
+    """Until the file is there."""
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, 'the run did not get under way'
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_group(
+    train: Train,
+    same_state: Callable[[Path, Path], bool],
+    tmp_path: Path,
+    number: int,
+) -> None:
+    """Workers get it as well, as with Ctrl-C: the run must not fail for their death."""
+    cfg = noisy_task.config(tmp_path / 'w', False, 2)
+    # Workers of a validation behind it, too: Python waits for them when it exits.
+    cfg['val_dataloader'].update(num_workers=1, persistent_workers=True)
+    process = start({**cfg, 'custom_hooks': [dict(type='SlowHook')]}, tmp_path)
+    wait_for(tmp_path / 'w' / 'under_way_0', process)
+    os.killpg(process.pid, number)
+    err = process.communicate(timeout=120)[1]
+    assert process.returncode == 128 + number, err
+    note = (tmp_path / 'w' / 'last_checkpoint').read_text()
+    assert f'{signal.Signals(number).name}: saved {note} at iteration ' in err
+    assert 'Traceback' not in err
+    if number == signal.SIGTERM:
+        train(noisy_task.config(tmp_path / 'whole', False))
+        train(noisy_task.config(tmp_path / 'w', False), resume=note)
+        assert same_state(tmp_path / 'whole' / 'iter_12.pth', tmp_path / 'w' / 'iter_12.pth')
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason='gloo is for machines without a GPU')
+def test_one_of_two_processes_is_signalled(
+    same_state: Callable[[Path, Path], bool], tmp_path: Path
+) -> None:
+    """Both save at the same iteration, each with its own random numbers, and go on with them."""
+    gloo = dict(env_cfg=dict(dist_cfg=dict(backend='gloo')))
+    whole = start(noisy_task.config(tmp_path / 'whole', False, **gloo), tmp_path, processes=2)
+    err = whole.communicate(timeout=120)[1]
+    assert whole.returncode == 0, err
+
+    cfg = noisy_task.config(tmp_path / 'w', False, 1, **gloo)
+    broken = start({**cfg, 'custom_hooks': [dict(type='SlowHook')]}, tmp_path, processes=2)
+    other = tmp_path / 'w' / 'under_way_1'
+    wait_for(other, broken)
+    os.kill(int(other.read_text()), signal.SIGTERM)
+    err = broken.communicate(timeout=120)[1]
+    note = (tmp_path / 'w' / 'last_checkpoint').read_text()
+    assert f'SIGTERM: saved {note} at iteration ' in err
+    assert len(load_checkpoint_file(note)['random_states']) == 2
+
+    resumed = start(cfg, tmp_path, '--resume', processes=2)
+    err = resumed.communicate(timeout=120)[1]
+    assert resumed.returncode == 0, err
+    assert same_state(tmp_path / 'whole' / 'iter_12.pth', tmp_path / 'w' / 'iter_12.pth')
+
+
+def test_the_second_signal_does_what_it_always_did(train: Train, tmp_path: Path) -> None:
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    seen = {}
+
+    class Twice(SaveOnSignalHook):
+        def _receive(self, number: int, frame: Any) -> None:
+            super()._receive(number, frame)
+            seen.update({number: signal.getsignal(number) for number in handlers})
+
+    interrupt = dict(type='InterruptHook', at=3, number=int(signal.SIGTERM))
+    cfg = noisy_task.config(tmp_path, False)
+    HOOKS.register_module(module=Twice, name='TwiceHook', force=True)
+    with pytest.raises(SystemExit) as caught:
+        train({**cfg, 'custom_hooks': [interrupt, dict(type='TwiceHook')]})
+    assert caught.value.code == 143
+    assert seen == handlers
+    assert {number: signal.getsignal(number) for number in handlers} == handlers
+
+
+def test_handlers_go_when_training_ends(train: Train, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    train(noisy_task.config(tmp_path, False))
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_without_a_checkpoint_hook_nothing_is_saved(
+    train: Train, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    cfg = noisy_task.config(tmp_path, False)
+    cfg['default_hooks'] = dict(checkpoint=None)
+    interrupt = dict(type='InterruptHook', at=3, number=int(signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        train({**cfg, 'custom_hooks': [interrupt]})
+    assert 'SIGTERM: left without saving' in capfd.readouterr().err
+    assert not list(tmp_path.glob('*.pth'))
