@@ -13,7 +13,7 @@ from mmvim.utils.arguments import ToolParser
 from mmvim.utils.checkpoint_check import read_checkpoint
 from mmvim.utils.config import load_config, require
 from mmvim.utils.devices import check_device
-from mmvim.utils.errors import UserError, run_tool
+from mmvim.utils.errors import UserError
 from mmvim.utils.models import build_model, predict
 from mmvim.utils.output_folders import make_writable
 from mmvim.utils.pictures import (
@@ -26,6 +26,7 @@ from mmvim.utils.pictures import (
 )
 from mmvim.utils.pipelines import pipeline_owner, without_annotations
 from mmvim.utils.predictions import LABEL_FOLDER, PredictionFiles
+from mmvim.utils.run_tool import run_tool
 
 
 def parse_arguments(argv: Sequence[str]) -> Namespace:

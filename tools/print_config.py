@@ -6,8 +6,9 @@ from pathlib import Path
 
 from mmvim.utils.arguments import ToolParser
 from mmvim.utils.config import SUFFIXES, load_config
-from mmvim.utils.errors import UsageError, run_tool
+from mmvim.utils.errors import UsageError
 from mmvim.utils.output_folders import make_writable
+from mmvim.utils.run_tool import run_tool
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -18,10 +18,11 @@ from mmvim.utils.checkpoint_check import read_checkpoint
 from mmvim.utils.config import load_config, require
 from mmvim.utils.data_paths import check_data
 from mmvim.utils.devices import check_processes, enter_launcher
-from mmvim.utils.errors import UsageError, run_tool
+from mmvim.utils.errors import UsageError
 from mmvim.utils.loaders import fill_loaders
 from mmvim.utils.output_folders import make_writable, set_work_dir
 from mmvim.utils.result_files import draw_predictions, format_results
+from mmvim.utils.run_tool import run_tool
 from mmvim.utils.tta import apply_tta
 
 

@@ -22,9 +22,10 @@ from mmvim.utils.checkpoint_check import check_resumable, latest_checkpoint, rea
 from mmvim.utils.config import load_config, require
 from mmvim.utils.data_paths import check_data
 from mmvim.utils.devices import check_amp, check_processes, enable_amp, enter_launcher
-from mmvim.utils.errors import UserError, run_tool
+from mmvim.utils.errors import UserError
 from mmvim.utils.loaders import fill_loaders
 from mmvim.utils.output_folders import set_work_dir
+from mmvim.utils.run_tool import run_tool
 
 FROM_WORK_DIR = 'auto'
 

@@ -7,7 +7,8 @@ from typing import Any, NoReturn
 
 from mmengine.config import DictAction
 
-from mmvim.utils.errors import TRACEBACK_FLAG, TRACEBACK_VARIABLE, UsageError
+from mmvim.utils.errors import UsageError
+from mmvim.utils.run_tool import TRACEBACK_FLAG, TRACEBACK_VARIABLE
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 

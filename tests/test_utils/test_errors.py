@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from mmvim.utils.errors import UsageError, UserError, first_line, run_tool
+from mmvim.utils.errors import UsageError, UserError, first_line
+from mmvim.utils.run_tool import run_tool
 
 
 def raising(error: BaseException) -> object:

@@ -91,7 +91,9 @@ def stripes_diagonal(rng: np.random.Generator, height: int, width: int) -> Float
 
 def checker(rng: np.random.Generator, height: int, width: int) -> FloatMap:
     """A board of squares of alternating colour, upright up to a small tilt."""
-    cell = rng.uniform(3.2, 5.5)  # a patch of 8 pixels must hold more than one, or it shows a stripe
+    cell = rng.uniform(
+        3.2, 5.5
+    )  # a patch of 8 pixels must hold more than one, or it shows a stripe
     u, v = rotated_axes(height, width, rng.uniform(-STRIPE_TILT, STRIPE_TILT))
     edge = _edge(rng)
 
