@@ -27,8 +27,8 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = Path('data/patterns')
 OUT = Path('work_dirs/demo')
 CONFIGS = {
-    'Vim-nano': 'configs/demo/vim-nano_upernet_1xb8-1k_patterns-128x128.py',
-    'ViT-nano': 'configs/demo/vit-nano_upernet_1xb8-1k_patterns-128x128.py',
+    'Vim-nano': 'configs/demo/vim-nano_upernet_1xb8-900_patterns-128x128.py',
+    'ViT-nano': 'configs/demo/vit-nano_upernet_1xb8-900_patterns-128x128.py',
 }
 OURS, VIT = CONFIGS
 PICTURES = 16

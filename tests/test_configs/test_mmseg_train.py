@@ -23,7 +23,7 @@ def test_trains_under_mmsegs_own_tool(tmp_path):
         check=True,
         capture_output=True,
     )
-    config = ROOT / 'configs/demo/vim-nano_upernet_1xb8-1k_patterns-128x128.py'
+    config = ROOT / 'configs/demo/vim-nano_upernet_1xb8-900_patterns-128x128.py'
     loaders = ('train_dataloader', 'val_dataloader', 'test_dataloader')
     assert all(loader in Config.fromfile(config) for loader in loaders)
     done = subprocess.run(

@@ -3,7 +3,7 @@ _base_ = [
     '../_base_/models/upernet_vim.py',
     '../_base_/datasets/patterns_seg.py',
     'mmseg::_base_/default_runtime.py',
-    '../_base_/schedules/patterns_1k.py',
+    '../_base_/schedules/patterns_900.py',
 ]
 model = dict(
     data_preprocessor=dict(size=(128, 128)),

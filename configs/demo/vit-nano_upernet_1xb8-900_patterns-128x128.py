@@ -1,6 +1,6 @@
 # What the demo compares with: mmseg's ViT of the same width, depth, patches, taps, neck, heads,
 # data and schedule.
-_base_ = './vim-nano_upernet_1xb8-1k_patterns-128x128.py'
+_base_ = './vim-nano_upernet_1xb8-900_patterns-128x128.py'
 model = dict(
     backbone=dict(
         _delete_=True,
