@@ -38,7 +38,7 @@ def start(
             *(str(ROOT / 'tools' / 'train.py'), str(config), *arguments),
             *(launcher if processes > 1 else []),
         ],
-        env={**os.environ, 'PYTHONPATH': os.pathsep.join(paths), 'OMP_NUM_THREADS': '1'},
+        env={**os.environ, 'PYTHONPATH': os.pathsep.join(paths)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
