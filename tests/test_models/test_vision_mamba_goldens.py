@@ -275,7 +275,7 @@ def _shape(entry):
 
 
 def test_initialisation_is_the_published_one(goldens):
-    """Mean, spread and range of each drawn parameter; ours draws dt_proj_b.bias like dt_proj.bias."""
+    """Mean, spread and range of each parameter; dt_proj_b.bias is drawn like dt_proj.bias."""
     table = json.loads((goldens / 'cls' / 'init_stats_vim_tiny.json').read_text())['keys']
     torch.manual_seed(0)
     model = VisionMamba('tiny')
