@@ -111,7 +111,7 @@ def test_rope(rope, cls_token, direction):
     expected = derive(model, x, direction=direction, rope_mode=rope)
     with torch.no_grad():
         (found,) = model(x)
-    torch.testing.assert_close(found, sum(expected[3]), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found, sum(expected[3]), rtol=0, atol=1e-10)
 
 
 def test_rope_taps_are_what_the_next_block_receives():
@@ -122,8 +122,8 @@ def test_rope_taps_are_what_the_next_block_receives():
     with torch.no_grad():
         taps = model(x)
     for i in range(3):
-        torch.testing.assert_close(taps[i], expected[i + 1][1], rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(taps[3], sum(expected[3]), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(taps[i], expected[i + 1][1], rtol=0, atol=1e-10)
+    torch.testing.assert_close(taps[3], sum(expected[3]), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -133,13 +133,14 @@ def test_rope_table_is_the_published_one(goldens, case, grid):
     with np.load(goldens / 'ops' / 'rope.npz') as file:
         golden = {k.removeprefix(f'{case}.'): file[k] for k in file.files if k.startswith(case)}
     cos, sin = rope_table(golden['freqs_cos'].shape[1], (grid, grid))
-    np.testing.assert_allclose(cos.numpy(), golden['freqs_cos'], rtol=0, atol=2e-6)
-    np.testing.assert_allclose(sin.numpy(), golden['freqs_sin'], rtol=0, atol=2e-6)
+    np.testing.assert_allclose(cos.numpy(), golden['freqs_cos'], rtol=0, atol=1e-7)
+    np.testing.assert_allclose(sin.numpy(), golden['freqs_sin'], rtol=0, atol=1e-7)
     for kind, positions in (('even', ()), ('odd', (0,))):
         if f'x_{kind}' in golden:
             x = torch.from_numpy(golden[f'x_{kind}'])
-            y = rotate(x, (cos, sin), positions)
-            np.testing.assert_allclose(y.numpy(), golden[f'y_{kind}'], rtol=0, atol=1e-5)
+            published = tuple(torch.from_numpy(golden[f'freqs_{name}']) for name in ('cos', 'sin'))
+            y = rotate(x, published, positions)
+            np.testing.assert_allclose(y.numpy(), golden[f'y_{kind}'], rtol=0, atol=1e-10)
 
 
 def test_rope_leaves_class_tokens_alone():
