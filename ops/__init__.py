@@ -14,6 +14,7 @@ if torch.__version__ < '2.4':  # a TorchVersion, compared as one
 from mmvim_ops import library  # noqa: F401  (registers the mmvim:: operators)
 from mmvim_ops.backends import BACKENDS, BackendStatus, available_backends, build_info
 from mmvim_ops.functional import (
+    add_rms_norm,
     bi_conv1d_silu,
     bidirectional_selective_scan,
     conv1d_silu,
@@ -23,6 +24,7 @@ from mmvim_ops.functional import (
 __all__ = [
     'BACKENDS',
     'BackendStatus',
+    'add_rms_norm',
     'available_backends',
     'bi_conv1d_silu',
     'bidirectional_selective_scan',

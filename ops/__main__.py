@@ -12,7 +12,8 @@ def main() -> None:
     print()
     print(f'{"backend":<15} {"runs here":<10} note')
     for name, status in available_backends().items():
-        print(f'{name:<15} {"yes" if status.available else "no":<10} {status.note}')
+        note = status.note.replace('\n', '\n' + ' ' * 27)
+        print(f'{name:<15} {"yes" if status.available else "no":<10} {note}')
 
 
 if __name__ == '__main__':

@@ -9,13 +9,14 @@ from typing import NamedTuple
 
 import torch
 
-from mmvim_ops import chunked, mamba_adapter, reference
+from mmvim_ops import chunked, fused, mamba_adapter, native, reference
 
 __all__ = ['BACKENDS', 'BackendStatus', 'available_backends', 'build_info', 'select']
 
 BACKENDS = ('auto', 'cuda', 'cpu', 'chunked', 'reference', 'mamba_ssm')
-_NOT_BUILT = 'not built: this version of mmvim_ops is pure Python'
 _IMPLEMENTATIONS: dict[str, ModuleType] = {
+    'cuda': fused,
+    'cpu': fused,
     'chunked': chunked,
     'reference': reference,
     'mamba_ssm': mamba_adapter,
@@ -54,23 +55,42 @@ def available_backends() -> dict[str, BackendStatus]:
     problem = _mamba_ssm_problem()
     if problem is None and not torch.cuda.is_available():
         problem = 'needs CUDA tensors, and torch sees no CUDA device'
+    cpu, cuda = native.problem(), native.cuda_problem()
     return {
-        'cuda': BackendStatus(False, _NOT_BUILT),
-        'cpu': BackendStatus(False, _NOT_BUILT),
-        'chunked': BackendStatus(True, 'pure torch, any device; what auto takes'),
+        'cuda': BackendStatus(cuda is None, cuda or 'native kernels'),
+        'cpu': BackendStatus(cpu is None, cpu or f'native kernels, now {native.isa()}'),
+        'chunked': BackendStatus(
+            True, 'pure torch, any device; what auto takes without native kernels'
+        ),
         'reference': BackendStatus(True, 'token loop, any device; the specification'),
         'mamba_ssm': BackendStatus(problem is None, problem or 'scan kernels of mamba-ssm'),
     }
 
 
 def build_info() -> dict[str, str | None]:
-    """Versions of what the ops run on, and what was compiled (nothing, in pure Python)."""
-    return {
+    """Versions of what the ops run on, and what was compiled; None is what there is not."""
+    found: dict[str, str | None] = {
         'torch': str(torch.__version__),
         'torch_cuda': torch.version.cuda,
         'python': platform.python_version(),
         'cpu_capability': torch.backends.cpu.get_cpu_capability(),
         'native_library': None,
+    }
+    path = native.path()
+    if path is None:
+        return found
+    facts = native.info()
+    cuda = facts['cuda']
+    return found | {
+        'native_library': str(path),
+        'compiler': facts['compiler'],
+        'torch_headers': facts['torch'],
+        'sources': native.sources_state(),
+        'isas_built': ', '.join(facts['isas']),
+        'isas_usable': ', '.join(native.isas()),
+        'isa': native.isa(),
+        'nvcc': cuda and cuda['nvcc'],
+        'cuda_archs': cuda and ', '.join(cuda['archs']),
     }
 
 
@@ -90,17 +110,19 @@ def select(backend: str, device: torch.device, dtype: torch.dtype) -> ModuleType
     if backend not in BACKENDS:
         raise ValueError(f'backend={backend!r} is unknown; valid: {", ".join(BACKENDS)}')
     if backend == 'auto':
-        return chunked
+        native_serves = device.type == 'cpu' and dtype != torch.float64
+        return fused if native_serves and native.usable() else chunked
     problem = None
-    if backend in ('cuda', 'cpu'):
-        problem = _NOT_BUILT
-    elif backend == 'mamba_ssm':
-        if device.type != 'cuda':
-            problem = f'it needs CUDA tensors, and the inputs are on {device}'
+    if backend in ('cuda', 'cpu', 'mamba_ssm'):
+        kind = 'cpu' if backend == 'cpu' else 'cuda'
+        if device.type != kind:
+            problem = f'it needs {kind.upper()} tensors, and the inputs are on {device}'
         elif dtype == torch.float64:
             problem = 'it has no float64 kernels'
-        else:
+        elif backend == 'mamba_ssm':
             problem = _mamba_ssm_problem()
+        else:
+            problem = native.problem() if backend == 'cpu' else native.cuda_problem()
     if problem is not None:
         raise RuntimeError(f"backend={backend!r} cannot serve this call: {problem}; try 'auto'")
     return _IMPLEMENTATIONS[backend]

@@ -1,8 +1,8 @@
 """The pure-torch implementation of both scans: how their inputs and outputs meet the chunked scan.
 
 The scan itself is :mod:`mmvim_ops.chunk_scan`. The functions named ``*_forward`` and ``*_backward``
-are the kernels of the operators declared in :mod:`mmvim_ops.library`; the others are the ops, with
-the signatures of :mod:`mmvim_ops.reference`.
+are the pure-torch kernels of the operators declared in :mod:`mmvim_ops.library`; the others are the
+ops, with the signatures of :mod:`mmvim_ops.reference`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from torch import Tensor
 
 from mmvim_ops.chunk_scan import Needs, Scan, TokenOrder, Tokens, chunk_length
 from mmvim_ops.conv import bi_conv1d_silu, conv1d_silu
+from mmvim_ops.norm import add_rms_norm
 from mmvim_ops.precision import full_precision, wide, wide_dtype
 
 __all__ = [
+    'add_rms_norm',
     'bi_conv1d_silu',
     'bidirectional_backward',
     'bidirectional_forward',
@@ -335,7 +337,7 @@ def selective_scan(
         C = C.unsqueeze(2)
     batch, length, channels = u.shape
     chunk = chunk_length(batch, length, channels, A.shape[1], u.device)
-    out, last_state, _ = torch.ops.mmvim.selective_scan(
+    out, last_state, _ = torch.ops.mmvim.chunked_selective_scan(
         u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, groups, chunk
     )
     return (out, last_state) if return_last_state else out
@@ -360,7 +362,7 @@ def bidirectional_selective_scan(
     """See :func:`mmvim_ops.functional.bidirectional_selective_scan`."""
     batch, length, channels = x_f.shape
     chunk = chunk_length(batch, length, 2 * channels, A_f.shape[1], x_f.device)
-    out: Tensor = torch.ops.mmvim.bidirectional_selective_scan(
+    out: Tensor = torch.ops.mmvim.chunked_bidirectional_selective_scan(
         *(x_f, x_b, dbl_f, dbl_b, dt_w_f, dt_w_b, dt_b_f, dt_b_b),
         *(A_f, A_b, D_f, D_b, z, scale, chunk),
     )[0]

@@ -18,6 +18,7 @@ from mmvim_ops.backends import select
 from mmvim_ops.precision import full_precision
 
 __all__ = [
+    'add_rms_norm',
     'bi_conv1d_silu',
     'bidirectional_selective_scan',
     'conv1d_silu',
@@ -275,6 +276,37 @@ def bi_conv1d_silu(
     conv = select(backend, x.device, x.dtype).bi_conv1d_silu
     with full_precision(x.device):
         out: tuple[Tensor, Tensor] = conv(x, w_f, b_f, w_b, b_b)
+    return out
+
+
+def add_rms_norm(
+    x: Tensor, added: Tensor, weight: Tensor, eps: float = 1e-5, backend: str = 'auto'
+) -> tuple[Tensor, Tensor]:
+    """Add, then normalise by the root mean square (Zhang and Sennrich, arXiv 1910.07467, eq. 4).
+
+    Args:
+        x: (B, L, C), the residual stream.
+        added: (B, L, C), what a block adds to it.
+        weight: (C,).
+        eps: Added to the mean of the squares. Defaults to 1e-5.
+        backend: See :func:`mmvim_ops.available_backends`. Defaults to 'auto'.
+
+    Returns:
+        ``(x + added) / sqrt(mean((x + added)^2) + eps) * weight`` in the dtype of ``weight``, and
+        ``x + added`` in the dtype of ``x``, (B, L, C) each.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: As :func:`selective_scan`.
+    """
+    _check_tensors('x', dict(x=x, added=added, weight=weight))
+    _check_sizes('x', x, '(B, L, C)')
+    _check_shape('added', added, tuple(x.shape), '(B, L, C)')
+    _check_shape('weight', weight, (x.shape[2],), '(C,)')
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or eps < 0:
+        raise ValueError(f'eps must be a number >= 0, got {eps!r}')
+    normalise = select(backend, x.device, x.dtype).add_rms_norm
+    with full_precision(x.device):
+        out: tuple[Tensor, Tensor] = normalise(x, added, weight, eps)
     return out
 
 

@@ -1,13 +1,18 @@
 """Schemas, shape rules and autograd of the ``mmvim::`` operators, in one place.
 
-Each has the pure-torch kernels of :mod:`mmvim_ops.chunked` for every device; a kernel registered
-for a device's own dispatch key takes precedence. Beyond the arguments of
-:mod:`mmvim_ops.functional`:
+The scans come twice. Those named ``chunked_*`` are :mod:`mmvim_ops.chunked` on every device. The
+others, the convolutions and the normalisation, are the compiled kernels of :mod:`mmvim_ops.native`
+on devices that have some, and pure torch elsewhere, so that a graph exported with them runs
+anywhere. Beyond the arguments of :mod:`mmvim_ops.functional`:
 
 * ``B``, ``C`` of ``selective_scan`` are always (B, L, groups, N).
 * ``chunk``: tokens between two saved states. ``checkpoints`` holds the state before every chunk, in
   scan order: (ceil(L / chunk), B, groups, N, E / groups); the bidirectional op has two groups of E.
 * ``needs``: which input gradients a backward computes; the others come back with no elements.
+
+Autocast changes nothing: an operator computes in float32 whatever the dtype of its inputs, which
+are those the linear layers around it left, and keeps parameters, step and state out of half
+precision (see :func:`mmvim_ops.precision.full_precision`).
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmvim_ops import chunked
+from mmvim_ops import chunked, conv, norm
 from mmvim_ops.precision import wide_dtype
 
 _SELECTIVE = (
@@ -30,10 +35,12 @@ _BIDIRECTIONAL = (
     'Tensor dt_b_f, Tensor dt_b_b, Tensor A_f, Tensor A_b, Tensor D_f, Tensor D_b, Tensor z'
 )
 _BIDIRECTIONAL_OPTIONS = 'float scale, SymInt chunk'
+_CONV = 'Tensor x, Tensor weight, Tensor? bias'
+_BI_CONV = 'Tensor x, Tensor w_f, Tensor? b_f, Tensor w_b, Tensor? b_b'
 
 
 def _results(count: int) -> str:
-    return f'({", ".join(["Tensor"] * count)})'
+    return f'({", ".join(["Tensor"] * count)})' if count > 1 else 'Tensor'
 
 
 _SCHEMAS = {
@@ -49,17 +56,43 @@ _SCHEMAS = {
         f'(Tensor grad_out, {_BIDIRECTIONAL}, Tensor checkpoints, '
         f'{_BIDIRECTIONAL_OPTIONS}, bool[] needs) -> {_results(13)}'
     ),
+    'conv1d_silu': f'({_CONV}, bool reverse) -> Tensor',
+    'conv1d_silu_backward': (
+        f'(Tensor grad_out, {_CONV}, bool reverse, bool[] needs) -> {_results(3)}'
+    ),
+    'add_rms_norm': f'(Tensor x, Tensor added, Tensor weight, float eps) -> {_results(3)}',
+    'add_rms_norm_backward': (
+        '(Tensor grad_normed, Tensor? grad_total, Tensor total, Tensor scales, Tensor weight) '
+        f'-> {_results(2)}'
+    ),
+    'bi_conv1d_silu': f'({_BI_CONV}) -> {_results(2)}',
+    'bi_conv1d_silu_backward': (
+        f'(Tensor grad_f, Tensor grad_b, {_BI_CONV}, bool[] needs) -> {_results(5)}'
+    ),
 }
 _KERNELS: dict[str, Callable[..., object]] = {
     'selective_scan': chunked.selective_forward,
     'selective_scan_backward': chunked.selective_backward,
     'bidirectional_selective_scan': chunked.bidirectional_forward,
     'bidirectional_selective_scan_backward': chunked.bidirectional_backward,
+    'conv1d_silu': conv.conv1d_silu,
+    'conv1d_silu_backward': conv.conv1d_silu_backward,
+    'add_rms_norm': norm.add_rms_norm_forward,
+    'add_rms_norm_backward': norm.add_rms_norm_backward,
+    'bi_conv1d_silu': conv.bi_conv1d_silu,
+    'bi_conv1d_silu_backward': conv.bi_conv1d_silu_backward,
 }
+_SCANS = ('', 'chunked_')  # prefixes of the scan operators
+
+
+def _define(op: str, schema: str, kernel: Callable[..., object]) -> None:
+    torch.library.define(op, schema, tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.impl(op, 'default', kernel)
+
+
 for _name, _schema in _SCHEMAS.items():
-    _op = f'mmvim::{_name}'
-    torch.library.define(_op, _schema, tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.impl(_op, 'default', _KERNELS[_name])
+    for _prefix in _SCANS if 'scan' in _name else ('',):
+        _define(f'mmvim::{_prefix}{_name}', _schema, _KERNELS[_name])
 
 
 def _checkpoints_like(u: Tensor, A: Tensor, directions: int, groups: int, chunk: int) -> Tensor:
@@ -78,31 +111,63 @@ def _grads_like(inputs: Sequence[Tensor | None], needs: Sequence[bool]) -> tuple
     )
 
 
-@torch.library.register_fake('mmvim::selective_scan')
 def _selective_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     u, A, groups, chunk = args[0], args[2], args[10], args[11]
     last_state = u.new_empty((u.shape[0], *A.shape), dtype=wide_dtype(u.dtype))
     return u.new_empty(u.shape), last_state, _checkpoints_like(u, A, 1, groups, chunk)
 
 
-@torch.library.register_fake('mmvim::selective_scan_backward')
 def _selective_backward_fake(*args: Any) -> tuple[Tensor, ...]:
     return _grads_like(args[2:10], args[-1])
 
 
-@torch.library.register_fake('mmvim::bidirectional_selective_scan')
 def _bidirectional_fake(*args: Any) -> tuple[Tensor, Tensor]:
     x, A, chunk = args[0], args[8], args[14]
     return x.new_empty(x.shape), _checkpoints_like(x, A, 2, 2, chunk)
 
 
-@torch.library.register_fake('mmvim::bidirectional_selective_scan_backward')
 def _bidirectional_backward_fake(*args: Any) -> tuple[Tensor, ...]:
     return _grads_like(args[1:14], args[-1])
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    """Save all tensor inputs and the checkpoints, which come last in every op."""
+@torch.library.register_fake('mmvim::conv1d_silu')
+def _conv_fake(*args: Any) -> Tensor:
+    out: Tensor = args[0].new_empty(args[0].shape)
+    return out
+
+
+@torch.library.register_fake('mmvim::conv1d_silu_backward')
+def _conv_backward_fake(*args: Any) -> tuple[Tensor, ...]:
+    return _grads_like(args[1:4], args[-1])
+
+
+@torch.library.register_fake('mmvim::bi_conv1d_silu')
+def _bi_conv_fake(*args: Any) -> tuple[Tensor, Tensor]:
+    x = args[0]
+    return x.new_empty(x.shape), x.new_empty(x.shape)
+
+
+@torch.library.register_fake('mmvim::bi_conv1d_silu_backward')
+def _bi_conv_backward_fake(*args: Any) -> tuple[Tensor, ...]:
+    return _grads_like(args[2:7], args[-1])
+
+
+@torch.library.register_fake('mmvim::add_rms_norm')
+def _norm_fake(x: Tensor, added: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, ...]:
+    normed = x.new_empty(x.shape, dtype=weight.dtype)
+    scales = x.new_empty(x.shape[:-1], dtype=wide_dtype(x.dtype))
+    return normed, x.new_empty(x.shape), scales
+
+
+@torch.library.register_fake('mmvim::add_rms_norm_backward')
+def _norm_backward_fake(
+    grad_normed: Tensor, grad_total: Tensor | None, total: Tensor, scales: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    return total.new_empty(total.shape), weight.new_empty(weight.shape)
+
+
+def _setup_scan(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    """Save all tensor inputs and the checkpoints, which come last in every scan."""
     checkpoints = output[-1]
     tensors = [value for value in inputs if value is None or isinstance(value, Tensor)]
     ctx.options = inputs[len(tensors) :]
@@ -111,33 +176,88 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.save_for_backward(*tensors, checkpoints)
 
 
-def _input_grads(ctx: Any, backward_op: Any, *grad_outputs: Tensor | None) -> tuple[Any, ...]:
-    """Call the backward op; an output that was not used has no gradient."""
-    *tensors, checkpoints = ctx.saved_tensors
-    needs = list(ctx.needs_input_grad[: len(tensors)])
-    grads = backward_op(*grad_outputs, *tensors, checkpoints, *ctx.options, needs)
+def _setup_conv(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
+    tensors = [value for value in inputs if value is None or isinstance(value, Tensor)]
+    ctx.options = inputs[len(tensors) :]
+    ctx.save_for_backward(*tensors)
+
+
+def _setup_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _, added, weight, _ = inputs
+    _, total, scales = output
+    ctx.added_dtype = added.dtype
+    ctx.mark_non_differentiable(scales)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(total, scales, weight)
+
+
+def _norm_backward(
+    ctx: Any, grad_normed: Tensor | None, grad_total: Tensor | None, _: Tensor | None
+) -> tuple[Any, ...]:
+    total, scales, weight = ctx.saved_tensors
+    if grad_normed is None:
+        grad_normed = torch.zeros_like(total)
+    grad, grad_weight = torch.ops.mmvim.add_rms_norm_backward(
+        grad_normed, grad_total, total, scales, weight
+    )
+    return grad, grad.to(ctx.added_dtype), grad_weight, None
+
+
+def _input_grads(
+    ctx: Any, backward_op: Any, grad_outputs: Sequence[Tensor | None], inputs: int
+) -> tuple[Any, ...]:
+    """Call the backward op on whatever was saved; its first ``inputs`` tensors were inputs."""
+    needs = list(ctx.needs_input_grad[:inputs])
+    grads = backward_op(*grad_outputs, *ctx.saved_tensors, *ctx.options, needs)
     wanted = [grad if need else None for grad, need in zip(grads, needs)]
     return (*wanted, *(None for _ in ctx.options))
 
 
-def _selective_backward(
-    ctx: Any, grad_out: Tensor | None, grad_last_state: Tensor | None, _: Tensor | None
-) -> tuple[Any, ...]:
-    if grad_out is None:
-        grad_out = torch.zeros_like(ctx.saved_tensors[0])
-    backward_op = torch.ops.mmvim.selective_scan_backward
-    return _input_grads(ctx, backward_op, grad_out, grad_last_state)
+def _conv_backward(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
+    return _input_grads(ctx, torch.ops.mmvim.conv1d_silu_backward, (grad_out,), 3)
 
 
-def _bidirectional_backward(ctx: Any, grad_out: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
-    if grad_out is None:  # only the checkpoints were used, which are not differentiable
-        return (None,) * len(ctx.needs_input_grad)
-    return _input_grads(ctx, torch.ops.mmvim.bidirectional_selective_scan_backward, grad_out)
+def _bi_conv_backward(ctx: Any, grad_f: Tensor, grad_b: Tensor) -> tuple[Any, ...]:
+    return _input_grads(ctx, torch.ops.mmvim.bi_conv1d_silu_backward, (grad_f, grad_b), 5)
 
 
-torch.library.register_autograd(
-    'mmvim::selective_scan', _selective_backward, setup_context=_setup_context
-)
-torch.library.register_autograd(
-    'mmvim::bidirectional_selective_scan', _bidirectional_backward, setup_context=_setup_context
-)
+def _register_scans(prefix: str) -> None:
+    """Shape rules and autograd of one family of scan operators."""
+    selective = f'{prefix}selective_scan'
+    bidirectional = f'{prefix}bidirectional_selective_scan'
+    for name, fake in (
+        (selective, _selective_fake),
+        (f'{selective}_backward', _selective_backward_fake),
+        (bidirectional, _bidirectional_fake),
+        (f'{bidirectional}_backward', _bidirectional_backward_fake),
+    ):
+        torch.library.register_fake(f'mmvim::{name}', fake)
+    selective_op = getattr(torch.ops.mmvim, f'{selective}_backward')
+    bidirectional_op = getattr(torch.ops.mmvim, f'{bidirectional}_backward')
+
+    def selective_backward(
+        ctx: Any, grad_out: Tensor | None, grad_last_state: Tensor | None, _: Tensor | None
+    ) -> tuple[Any, ...]:
+        if grad_out is None:  # an output that was not used has no gradient
+            grad_out = torch.zeros_like(ctx.saved_tensors[0])
+        return _input_grads(ctx, selective_op, (grad_out, grad_last_state), 8)
+
+    def bidirectional_backward(
+        ctx: Any, grad_out: Tensor | None, _: Tensor | None
+    ) -> tuple[Any, ...]:
+        if grad_out is None:  # only the checkpoints were used, which are not differentiable
+            return (None,) * len(ctx.needs_input_grad)
+        return _input_grads(ctx, bidirectional_op, (grad_out,), 13)
+
+    for name, backward in (
+        (selective, selective_backward),
+        (bidirectional, bidirectional_backward),
+    ):
+        torch.library.register_autograd(f'mmvim::{name}', backward, setup_context=_setup_scan)
+
+
+for _prefix in _SCANS:
+    _register_scans(_prefix)
+torch.library.register_autograd('mmvim::add_rms_norm', _norm_backward, setup_context=_setup_norm)
+for _name, _backward in (('conv1d_silu', _conv_backward), ('bi_conv1d_silu', _bi_conv_backward)):
+    torch.library.register_autograd(f'mmvim::{_name}', _backward, setup_context=_setup_conv)

@@ -1,6 +1,6 @@
 """The scan of an installed mamba-ssm behind our signatures, for comparison and as a CUDA fallback.
 
-mamba-ssm has the scan alone, so the convolutions are those of :mod:`mmvim_ops.conv`.
+mamba-ssm has the scan alone, so convolutions and normalisation are pure torch.
 """
 
 from __future__ import annotations
@@ -12,9 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmvim_ops.conv import bi_conv1d_silu, conv1d_silu
+from mmvim_ops.norm import add_rms_norm
 from mmvim_ops.precision import wide
 
-__all__ = ['bi_conv1d_silu', 'bidirectional_selective_scan', 'conv1d_silu', 'selective_scan']
+__all__ = [
+    'add_rms_norm',
+    'bi_conv1d_silu',
+    'bidirectional_selective_scan',
+    'conv1d_silu',
+    'selective_scan',
+]
 
 
 def selective_scan(

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from itertools import filterfalse
 
 import torch
 from torch import Tensor
 
 __all__ = ['full_precision', 'wide', 'wide_dtype']
+
+# Devices on which torch.autocast raises. Asked here and not in a call, because torch 2.10 cannot
+# compile the question.
+_KINDS = ('cpu', 'cuda', 'meta', 'mps', 'xpu', 'xla', 'mtia', 'vulkan', 'lazy')
+_WITHOUT_AUTOCAST = frozenset(filterfalse(torch.amp.is_autocast_available, _KINDS))
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -25,6 +31,7 @@ def full_precision(device: torch.device) -> AbstractContextManager[object]:
 
     The state of a scan is a sum over thousands of tokens: in half precision it overflows or stalls.
     """
-    if not torch.amp.is_autocast_available(device.type):
+    kind = device.type
+    if kind in _WITHOUT_AUTOCAST or not torch.is_autocast_enabled(kind):
         return nullcontext()
-    return torch.autocast(device.type, enabled=False)
+    return torch.autocast(kind, enabled=False)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
+    'add_rms_norm',
     'bi_conv1d_silu',
     'bidirectional_selective_scan',
     'conv1d_silu',
@@ -23,6 +24,17 @@ __all__ = [
 def _wide(tensor: Tensor) -> Tensor:
     """The tensor in its arithmetic dtype: float64 stays, everything else becomes float32."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def add_rms_norm(x: Tensor, added: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The sum, divided by its root mean square over the channels and scaled, and the sum itself.
+
+    The division happens to the sum as it is rounded to the dtype of ``x``.
+    """
+    total = (x + added).to(x.dtype)
+    mean_square = _wide(total).square().mean(dim=-1, keepdim=True)
+    normed = _wide(total) / torch.sqrt(mean_square + eps) * _wide(weight)
+    return normed.to(weight.dtype), total
 
 
 def selective_scan(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import mmvim_ops
-from mmvim_ops import backends, mamba_adapter, reference
+from mmvim_ops import backends, mamba_adapter, native, reference
 
 Inputs = Callable[..., dict[str, Tensor]]
 
@@ -119,18 +119,24 @@ def test_bi_conv1d_silu_names_the_argument() -> None:
         mmvim_ops.bi_conv1d_silu(x, weight, torch.zeros(2), weight, None)
 
 
-@pytest.mark.parametrize('backend', ['cuda', 'cpu'])
-def test_native_backends_say_they_are_not_built(backend: str, scan_inputs: Inputs) -> None:
-    with pytest.raises(RuntimeError, match=f"backend='{backend}' cannot serve.*not built"):
-        mmvim_ops.selective_scan(**scan_inputs(), backend=backend)
+def test_cuda_backend_needs_cuda_tensors(scan_inputs: Inputs) -> None:
+    with pytest.raises(RuntimeError, match=r"backend='cuda' cannot serve.*needs CUDA tensors"):
+        mmvim_ops.selective_scan(**scan_inputs(), backend='cuda')
 
 
 def test_available_backends_and_build_info() -> None:
     found = mmvim_ops.available_backends()
     assert ('auto', *found) == mmvim_ops.BACKENDS
     assert found['chunked'].available and found['reference'].available
-    assert not found['cpu'].available and 'not built' in found['cpu'].note
-    assert mmvim_ops.build_info()['torch'] == torch.__version__
+    info = mmvim_ops.build_info()
+    assert info['torch'] == torch.__version__
+    for name, problem in (('cpu', native.problem()), ('cuda', native.cuda_problem())):
+        assert found[name].available == (problem is None)
+        assert problem is None or found[name].note == problem
+    if native.problem() is None:
+        assert f'now {native.isa()}' in found['cpu'].note
+        assert info['native_library'] == str(native.path())
+        assert info['isa'] == native.isa()
 
 
 def test_main_prints_every_backend() -> None:

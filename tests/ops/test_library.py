@@ -33,43 +33,81 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+# The operators of the compiled kernels, where there are some, and those that are pure torch.
+FAMILIES = [
+    ('', torch.float32),
+    ('', torch.bfloat16),
+    ('chunked_', torch.float32),
+    ('chunked_', torch.bfloat16),
+    ('chunked_', torch.float64),
+]
+
+
+def operator(family: str, name: str) -> Any:
+    return getattr(torch.ops.mmvim, f'{family}{name}').default
+
+
+@pytest.mark.parametrize(('family', 'dtype'), FAMILIES)
 @pytest.mark.parametrize('optional', [True, False])
-def test_opcheck_selective_scan(dtype: torch.dtype, optional: bool, scan_inputs: Inputs) -> None:
+def test_opcheck_selective_scan(
+    family: str, dtype: torch.dtype, optional: bool, scan_inputs: Inputs
+) -> None:
     inputs = scan_inputs(L=9, groups=2, dtype=dtype)
     tensors: list[Tensor | None] = [inputs[name].requires_grad_() for name in SELECTIVE]
     if not optional:
         tensors[1] = inputs['delta'].detach().abs().requires_grad_()
         tensors[5:] = [None, None, None]
-    torch.library.opcheck(
-        torch.ops.mmvim.selective_scan.default, (*tensors, optional, optional, 2, 4)
-    )
+    torch.library.opcheck(operator(family, 'selective_scan'), (*tensors, optional, optional, 2, 4))
+
+
+@pytest.mark.parametrize(('family', 'dtype'), FAMILIES)
+def test_opcheck_bidirectional(
+    family: str, dtype: torch.dtype, bidirectional_inputs: Inputs
+) -> None:
+    tensors = [t.requires_grad_() for t in bidirectional_inputs(L=9, dtype=dtype).values()]
+    torch.library.opcheck(operator(family, 'bidirectional_selective_scan'), (*tensors, 0.5, 4))
+
+
+@pytest.mark.parametrize(('family', 'dtype'), FAMILIES)
+def test_opcheck_backwards(
+    family: str, dtype: torch.dtype, scan_inputs: Inputs, bidirectional_inputs: Inputs
+) -> None:
+    """The backward operators have schemas and shape rules of their own."""
+    p = scan_inputs(L=9, groups=2, dtype=dtype)
+    tensors = [p[name] for name in SELECTIVE]
+    options = (True, True, 2, 4)
+    out, last_state, checkpoints = operator(family, 'selective_scan')(*tensors, *options)
+    for needs in ([True] * 8, [True, False] * 4):
+        torch.library.opcheck(
+            operator(family, 'selective_scan_backward'),
+            (out, last_state, *tensors, checkpoints, *options, needs),
+        )
+    tensors = list(bidirectional_inputs(L=9, dtype=dtype).values())
+    out, checkpoints = operator(family, 'bidirectional_selective_scan')(*tensors, 0.5, 4)
+    for needs in ([True] * 13, [True, False] * 6 + [False]):
+        torch.library.opcheck(
+            operator(family, 'bidirectional_selective_scan_backward'),
+            (out, *tensors, checkpoints, 0.5, 4, needs),
+        )
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
-def test_opcheck_bidirectional(dtype: torch.dtype, bidirectional_inputs: Inputs) -> None:
-    tensors = [t.requires_grad_() for t in bidirectional_inputs(L=9, dtype=dtype).values()]
-    torch.library.opcheck(torch.ops.mmvim.bidirectional_selective_scan.default, (*tensors, 0.5, 4))
-
-
-def test_opcheck_backwards(scan_inputs: Inputs, bidirectional_inputs: Inputs) -> None:
-    """The backward operators have schemas and shape rules of their own."""
-    p = scan_inputs(L=9, groups=2)
-    tensors = [p[name] for name in SELECTIVE]
-    options = (True, True, 2, 4)
-    out, last_state, checkpoints = torch.ops.mmvim.selective_scan(*tensors, *options)
-    for needs in ([True] * 8, [True, False] * 4):
-        torch.library.opcheck(
-            torch.ops.mmvim.selective_scan_backward.default,
-            (out, last_state, *tensors, checkpoints, *options, needs),
-        )
-    tensors = list(bidirectional_inputs(L=9).values())
-    out, checkpoints = torch.ops.mmvim.bidirectional_selective_scan(*tensors, 0.5, 4)
-    for needs in ([True] * 13, [True, False] * 6 + [False]):
-        torch.library.opcheck(
-            torch.ops.mmvim.bidirectional_selective_scan_backward.default,
-            (out, *tensors, checkpoints, 0.5, 4, needs),
-        )
+@pytest.mark.parametrize('bias', [True, False])
+def test_opcheck_convolutions(dtype: torch.dtype, bias: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, grad = torch.randn(2, 2, 7, 5, generator=generator).to(dtype)
+    weight = torch.randn(5, 4, generator=generator)
+    offset = torch.randn(5, generator=generator) if bias else None
+    one = [t if t is None else t.requires_grad_() for t in (x, weight, offset)]
+    torch.library.opcheck(operator('', 'conv1d_silu'), (*one, True))
+    torch.library.opcheck(operator('', 'bi_conv1d_silu'), (*one, *one[1:]))
+    with torch.no_grad():
+        for needs in ([True] * 3, [False, True, False]):
+            torch.library.opcheck(operator('', 'conv1d_silu_backward'), (grad, *one, True, needs))
+        for needs in ([True] * 5, [True, False, False, True, False]):
+            torch.library.opcheck(
+                operator('', 'bi_conv1d_silu_backward'), (grad, grad, *one, *one[1:], needs)
+            )
 
 
 def mixer_core(x: Tensor, weight: Tensor, *rest: Tensor) -> Tensor:

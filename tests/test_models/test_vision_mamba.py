@@ -11,6 +11,7 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import DefaultScope
 
 from mmvim.models import VisionMamba
+from mmvim.models.layers.norm import RMSNorm
 from mmvim.models.utils import patch_grid, resize_pos_embed
 from mmvim.registry import MODELS
 
@@ -193,7 +194,7 @@ def test_out_norm():
 @pytest.mark.parametrize(
     'norm_cfg, norm_type',
     [
-        (dict(type='RMSNorm', eps=1e-6), torch.nn.RMSNorm),
+        (dict(type='RMSNorm', eps=1e-6), RMSNorm),
         (dict(type='LN', eps=1e-6), torch.nn.LayerNorm),
         (dict(type=torch.nn.LayerNorm), torch.nn.LayerNorm),
     ],

@@ -55,7 +55,8 @@ class VisionMamba(BaseModule):
         patch_stride (int | tuple[int, int], optional): Defaults to None, the patch size.
         in_channels (int): Channels of the image. Defaults to 3.
         direction (str): The paper's ablation (Sec. 4.4). 'none' scans forward only; 'sequence'
-            too, but in training flips every sequence with probability ½; 'block' lets even
+            too, but in training flips the sequences of a batch, all or none, with probability ½
+            (a draw that :func:`torch.compile` cannot keep in one graph); 'block' lets even
             blocks scan forward and odd ones backward; 'block_published' is the published code's
             reading of it: blocks 2i (forward) and 2i + 1 (backward) run on the same input and
             both their outputs and streams are summed, so that the stream doubles per pair;
@@ -436,10 +437,10 @@ class VisionMamba(BaseModule):
                 taps[index + 1] = hidden if self.tap == 'mixer' else hidden + residual
                 continue
             hidden, residual = self._run(index, hidden, residual, flip)
-            if self.tap == 'mixer':
-                taps[index] = hidden
-            else:  # the stream after a block is what the next block starts from
-                taps[index - 1] = residual
+            # The stream after a block is what the next block starts from. Only taps are kept.
+            after = index if self.tap == 'mixer' else index - 1
+            if after in self.out_indices:
+                taps[after] = hidden if self.tap == 'mixer' else residual
         if self.tap == 'residual':
             taps[deepest] = residual + self.drop_path(hidden)
         return tuple(

@@ -7,12 +7,42 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from mmengine.registry import DefaultScope
 from torch import nn
 
 from mmvim.registry import MODELS
+from mmvim_ops.functional import add_rms_norm
 
-MODELS.register_module('RMSNorm', module=nn.RMSNorm)
+
+@MODELS.register_module()
+class RMSNorm(nn.RMSNorm):
+    """Root-mean-square normalisation that can add a block's output to the stream on the way.
+
+    Args:
+        *args (Any): Those of ``torch.nn.RMSNorm``.
+        **kwargs (Any): Those of ``torch.nn.RMSNorm``.
+    """
+
+    def forward(self, x: torch.Tensor, stream: torch.Tensor | None = None) -> Any:
+        """Normalise the last axis.
+
+        Args:
+            x (torch.Tensor): Shape (..., D).
+            stream (torch.Tensor | None): (B, L, D), to which ``x`` is added first. Defaults to
+                None.
+
+        Returns:
+            torch.Tensor | tuple[torch.Tensor, torch.Tensor]: The normalised tensor; with
+            ``stream`` also the sum.
+        """
+        if stream is None:
+            return super().forward(x)
+        if self.weight is None:
+            total = stream + x
+            return super().forward(total), total
+        eps = torch.finfo(stream.dtype).eps if self.eps is None else self.eps
+        return add_rms_norm(stream, x, self.weight, eps)
 
 
 def build_norm(norm_cfg: dict[str, Any], num_features: int) -> nn.Module:

@@ -8,7 +8,7 @@ import torch
 from mmcv.cnn.bricks import DropPath
 from torch import nn
 
-from mmvim.models.layers.norm import build_norm
+from mmvim.models.layers.norm import RMSNorm, build_norm
 from mmvim.models.layers.vim_mixer import VimMixer
 
 
@@ -55,6 +55,9 @@ class VimBlock(nn.Module):
         """
         if residual is None:
             residual = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+        elif isinstance(self.norm, RMSNorm):
+            normed, residual = self.norm(self.drop_path(hidden), residual)
+            return self.mixer(normed, flip), residual
         else:
             residual = residual + self.drop_path(hidden)
         normed = self.norm(residual.to(self.mixer.in_proj.weight.dtype))

@@ -1,0 +1,420 @@
+"""Compiles ``ops/csrc`` into one native library. Needs the standard library and torch's headers.
+
+setup.py runs it; ``python ops/build.py`` builds in place. It is no Python extension module, and
+it uses torch's stable ABI alone, so that one file serves every Python and every torch since
+2.10. torch's own ``BuildExtension`` does not fit: it knows no flags of a single file, links
+libtorch_python, refuses a CUDA other than torch's and asks the GPU what to compile.
+
+Beside the library lies a sidecar in JSON that says what was built, or why nothing was.
+docs/ops.md lists the environment variables.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Container, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+__all__ = ['BuildError', 'build', 'build_if_possible', 'source_files', 'sources_digest']
+
+# What the Python side expects of the library: raise it with every change of an operator's schema
+# or of an exported function, so that a library built before is told apart from one built after.
+INTERFACE = 1
+LIBRARY = 'libmmvim_ops.so'
+SIDECAR = 'libmmvim_ops.json'
+OLDEST_TORCH = (2, 10)
+
+PACKAGE = Path(__file__).resolve().parent
+SOURCES = PACKAGE / 'csrc'
+WORK = PACKAGE.parent / 'build' / 'native'
+
+# The reason in the sidecar where nobody wants a library.
+PURE_PYTHON = 'MMVIM_NO_EXT=1 asked for pure Python'
+
+_COMMON_FLAGS = ('-O3', '-std=c++17', '-DTORCH_TARGET_VERSION=0x020a000000000000')
+_HOST_FLAGS = ('-fPIC', '-fvisibility=hidden')
+_CXX_FLAGS = (*_HOST_FLAGS, '-fno-math-errno', '-Wall', '-Wextra')
+# By the name of a translation unit under csrc/cpu, up to the first underscore.
+_ISA_FLAGS = {
+    'avx512': ('-mavx512f', '-mavx512dq', '-mavx512bw', '-mavx512vl', '-mfma'),
+    'avx2': ('-mavx2', '-mfma', '-mf16c'),
+    'plain': (),
+}
+_X86_ISAS = ('avx512', 'avx2')
+# Their cubins run on every later minor version of the same major one.
+_CUDA_ARCHS = ('8.0', '9.0', '10.0', '12.0')
+_LAST_LINES = 20
+
+
+class BuildError(RuntimeError):
+    """Why there is no native library."""
+
+
+class _Step(NamedTuple):
+    """One command of the build and the files it connects."""
+
+    output: Path
+    inputs: tuple[Path, ...]
+    command: tuple[str, ...]
+
+
+class _Torch(NamedTuple):
+    version: str
+    root: Path
+
+
+class _Cuda(NamedTuple):
+    nvcc: str
+    version: str
+    archs: tuple[str, ...]
+    flags: tuple[str, ...]
+
+
+def source_files(sources: Path = SOURCES) -> list[Path]:
+    """All sources and headers, in order."""
+    return [path for path in sorted(sources.rglob('[!.]*')) if path.is_file()]
+
+
+def sources_digest(sources: Path = SOURCES) -> str:
+    """SHA-256 over the names and contents of all sources and headers."""
+    digest = hashlib.sha256()
+    for path in source_files(sources):
+        content = path.read_bytes()
+        digest.update(f'{path.relative_to(sources).as_posix()} {len(content)}\n'.encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _enabled(environ: Mapping[str, str], name: str) -> bool:
+    return environ.get(name, '') not in ('', '0')
+
+
+def _run(command: Sequence[str], quoted: Container[str] = ()) -> str:
+    """Output of a command; what it said last is the error if it fails, less what it ``quoted``."""
+    try:
+        result = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace'
+        )
+    except OSError as error:
+        raise BuildError(f'{command[0]} cannot be run: {error}') from None
+    if result.returncode != 0:
+        lines = [
+            f'  {line}'
+            for line in result.stdout.strip().splitlines()
+            if line not in quoted and not re.match(r'ninja: |\[\d+/\d+\] |FAILED: ', line)
+        ]
+        first = next((line for line in lines if 'error' in line), '')
+        last = lines[-_LAST_LINES:]
+        said = '\n'.join(last if not first or first in last else [first, '  ...', *last])
+        raise BuildError(f'{Path(command[0]).name} failed ({result.returncode}):\n{said}')
+    return result.stdout
+
+
+def _line_with(word: str, text: str) -> str:
+    return next((line for line in text.splitlines() if word in line), 'unknown')
+
+
+def _find_torch() -> _Torch:
+    """The installed torch, without importing it: seconds, and more ways to fail."""
+    spec = importlib.util.find_spec('torch')
+    if spec is None or spec.origin is None:
+        raise BuildError(
+            'torch is not installed where the build runs: install it first, then build with '
+            '`pip install --no-build-isolation`'
+        )
+    try:
+        version = importlib.metadata.version('torch')
+    except importlib.metadata.PackageNotFoundError:
+        raise BuildError(f'{spec.origin} is not installed as a package: no version') from None
+    if tuple(map(int, version.split('.')[:2])) < OLDEST_TORCH:
+        oldest = '.'.join(map(str, OLDEST_TORCH))
+        raise BuildError(f'torch {version} is older than {oldest}: upgrade torch and build again')
+    return _Torch(version, Path(spec.origin).parent)
+
+
+def _find_cxx(environ: Mapping[str, str]) -> list[str]:
+    if environ.get('CXX'):
+        return shlex.split(environ['CXX'])
+    for name in ('g++', 'c++', 'clang++'):
+        found = shutil.which(name, path=environ.get('PATH'))
+        if found:
+            return [found]
+    raise BuildError('no C++ compiler: install g++ or clang++, or name one in CXX')
+
+
+def _jobs(environ: Mapping[str, str]) -> int:
+    given = environ.get('MAX_JOBS')
+    if not given:
+        return os.cpu_count() or 1
+    if not given.isdigit() or int(given) < 1:
+        raise BuildError(f'MAX_JOBS={given!r} is no number of jobs; valid: 1, 2, ...')
+    return int(given)
+
+
+def _find_nvcc(environ: Mapping[str, str]) -> str:
+    home = environ.get('CUDA_HOME') or environ.get('CUDA_PATH')
+    if home:
+        nvcc = Path(home, 'bin', 'nvcc')
+        if not nvcc.is_file():
+            raise BuildError(f'no nvcc: CUDA_HOME={home} has no bin/nvcc')
+        return str(nvcc)
+    found = shutil.which('nvcc', path=f'{environ.get("PATH", "")}{os.pathsep}/usr/local/cuda/bin')
+    if not found:
+        raise BuildError('no nvcc: it is neither on the PATH nor under CUDA_HOME')
+    return found
+
+
+def _find_cuda(sources: Path, environ: Mapping[str, str]) -> _Cuda:
+    """The CUDA compiler and what it shall compile for; no GPU of this machine is ever asked."""
+    if not _cuda_sources(sources):
+        raise BuildError('this version has no CUDA kernels')
+    nvcc = _find_nvcc(environ)
+    version = _line_with('release', _run([nvcc, '--version']))
+    given = environ.get('TORCH_CUDA_ARCH_LIST', '').replace(';', ' ').split()
+    if not given:
+        supported = _run([nvcc, '--list-gpu-arch']).split()
+        given = [a for a in _CUDA_ARCHS if f'compute_{a.replace(".", "")}' in supported]
+    codes: dict[str, set[str]] = {}
+    for arch in given:
+        match = re.fullmatch(r'(\d+)\.(\d[af]?)(\+PTX)?', arch)
+        if match is None:
+            raise BuildError(
+                f'TORCH_CUDA_ARCH_LIST has {arch!r}; valid: numbers like 8.0, 9.0a or 12.0+PTX'
+            )
+        number = match[1] + match[2]
+        codes.setdefault(number, set()).add(f'sm_{number}')
+        if match[3]:
+            codes[number].add(f'compute_{number}')
+    # Its PTX is what later GPUs run.
+    newest = max(codes, key=lambda number: int(number.rstrip('af')))
+    codes[newest].add(f'compute_{newest}')
+    flags = tuple(
+        f'-gencode=arch=compute_{number},code={code}'
+        for number in codes
+        for code in sorted(codes[number])
+    )
+    archs = tuple(code for number in codes for code in sorted(codes[number]))
+    return _Cuda(nvcc, version, archs, flags)
+
+
+def _compile_steps(
+    sources: Iterable[tuple[Path, tuple[str, ...]]],
+    root: Path,
+    compiler: Sequence[str],
+    flags: Sequence[str],
+    work: Path,
+) -> list[_Step]:
+    """One step for every source and the flags of its own."""
+    steps = []
+    for source, own in sources:
+        output = work / 'objects' / f'{source.relative_to(root).as_posix()}.o'
+        files = ('-MMD', '-MF', f'{output}.d', '-c', str(source), '-o', str(output))
+        steps.append(_Step(output, (source,), (*compiler, *flags, *own, *files)))
+    return steps
+
+
+def _isa(source: Path) -> str | None:
+    """The instruction set of a translation unit under ``cpu/``."""
+    name = source.stem.split('_')[0]
+    return name if source.parent.name == 'cpu' and name in _ISA_FLAGS else None
+
+
+def _cpu_sources(root: Path, cxx: Sequence[str]) -> list[tuple[Path, tuple[str, ...]]]:
+    """What the C++ compiler's target needs, with the flags of each."""
+    x86 = _run([*cxx, '-dumpmachine']).startswith('x86_64')
+    sources = [path for path in source_files(root) if path.suffix == '.cpp']
+    return [
+        (path, _ISA_FLAGS.get(_isa(path) or '', ()))
+        for path in sources
+        if path.relative_to(root).parts[0] != 'cuda' and (x86 or _isa(path) not in _X86_ISAS)
+    ]
+
+
+def _cuda_sources(root: Path) -> list[tuple[Path, tuple[str, ...]]]:
+    return [(path, ()) for path in source_files(root / 'cuda') if path.suffix in ('.cu', '.cpp')]
+
+
+def _escaped(path: Path) -> str:
+    return re.sub(r'([$ :])', r'$\1', str(path))
+
+
+def _execute(compiling: Sequence[_Step], link: _Step, work: Path, jobs: int) -> None:
+    """Run the steps: what changed, with ninja; all of them without it."""
+    for step in compiling:
+        step.output.parent.mkdir(parents=True, exist_ok=True)
+    beside = str(Path(sys.executable).parent)  # where pip puts ninja, on the PATH or not
+    ninja = shutil.which('ninja', path=f'{beside}{os.pathsep}{os.environ.get("PATH", "")}')
+    if ninja is None:
+        with ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(_run, (step.command for step in compiling)))
+        _run(link.command)
+        return
+    lines = ['rule compile', '  command = $line', '  depfile = $out.d', '  deps = gcc']
+    lines += ['rule link', '  command = $line']
+    for step in (*compiling, link):
+        rule = 'link' if step is link else 'compile'
+        inputs = ' '.join(map(_escaped, step.inputs))
+        command = shlex.join(step.command).replace('$', '$$')
+        lines += [f'build {_escaped(step.output)}: {rule} {inputs}', f'  line = {command}']
+    (work / 'build.ninja').write_text('\n'.join(lines) + '\n')
+    # ninja quotes whole commands; what the compilers said is enough.
+    commands = {shlex.join(step.command) for step in (*compiling, link)}
+    _run([ninja, '-C', str(work), '-j', str(jobs)], quoted=commands)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Replace a file at once: a process that has the old one mapped keeps it."""
+    partial = path.with_name(f'{path.name}.{os.getpid()}')
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
+def _write_sidecar(folder: Path, facts: Mapping[str, Any]) -> None:
+    version = PACKAGE.parent / 'mmvim' / 'version.py'
+    common = {'interface': INTERFACE, 'version': runpy.run_path(str(version))['__version__']}
+    _write(folder / SIDECAR, (json.dumps({**common, **facts}, indent=1) + '\n').encode())
+
+
+def _compile(
+    sources: Path,
+    work: Path,
+    torch: _Torch,
+    cxx: Sequence[str],
+    cuda: _Cuda | None,
+    environ: Mapping[str, str],
+) -> Path:
+    """Compile and link; the library's path under ``work``."""
+    headers = torch.root / 'include'
+    common = [*_COMMON_FLAGS]
+    for folder in (headers, headers / 'torch' / 'csrc' / 'api' / 'include'):
+        common += ['-isystem', str(folder)]
+    # Error messages name files as in the repository, and the same sources give the same bytes.
+    maps = (f'-ffile-prefix-map={sources}=ops/csrc', f'-ffile-prefix-map={torch.root}=torch')
+    flags = (*common, *_CXX_FLAGS, *maps, *shlex.split(environ.get('CXXFLAGS', '')))
+    steps = _compile_steps(_cpu_sources(sources, cxx), sources, cxx, flags, work)
+    # libtorch needs libtorch_cuda where there is one, so weak symbols of CUDA are found as well.
+    # No run path: torch is loaded before, and the loader knows its libraries by their names.
+    linker = (*cxx, '-shared', '-Wl,-z,defs', '-Wl,--no-as-needed')
+    if cuda is not None:
+        nvcc = (cuda.nvcc, f'-ccbin={cxx[-1]}', '-cudart=static')
+        passed = ','.join((*_HOST_FLAGS, *maps))
+        flags = (*common, '--expt-relaxed-constexpr', f'-Xcompiler={passed}', *cuda.flags)
+        steps += _compile_steps(_cuda_sources(sources), sources, nvcc, flags, work)
+        linker = (*nvcc, '-shared', '-Xlinker=-z,defs', '-Xlinker=--no-as-needed')
+    output = work / LIBRARY
+    objects = tuple(step.output for step in steps)
+    libraries = (f'-L{torch.root}/lib', '-ltorch', '-ltorch_cpu')
+    link = _Step(output, objects, (*linker, *map(str, objects), *libraries, '-o', str(output)))
+    _execute(steps, link, work, _jobs(environ))
+    return output
+
+
+def build(
+    target: Path = PACKAGE,
+    sources: Path = SOURCES,
+    work: Path = WORK,
+    environ: Mapping[str, str] = os.environ,
+) -> dict[str, Any]:
+    """Compile what this machine can into ``target``, the library first and its sidecar last.
+
+    Without nvcc, or where it fails, the library has no CUDA kernels, and its sidecar the reason.
+
+    Args:
+        target: Folder of the library.
+        sources: Folder of the sources.
+        work: Folder of the objects, which are used again while nothing they depend on changes.
+        environ: The environment variables.
+
+    Returns:
+        What the sidecar says of the library.
+
+    Raises:
+        BuildError: There is no library; the message says why. ``target`` is as it was.
+    """
+    if _enabled(environ, 'MMVIM_NO_EXT'):
+        raise BuildError(PURE_PYTHON)
+    if not sys.platform.startswith('linux'):
+        raise BuildError(f'the native library is built on Linux; this is {sys.platform}')
+    torch, cxx = _find_torch(), _find_cxx(environ)
+    if not _cpu_sources(sources, cxx):
+        raise BuildError(f'no C++ sources under {sources}')
+    compiler = _line_with('', _run([*cxx, '--version']))
+    # Nothing compiled by another compiler or with other headers is used again.
+    key = f'{compiler} {torch.version}'
+    work = work / hashlib.sha256(key.encode()).hexdigest()[:12]
+    cuda: _Cuda | None = None
+    cuda_problem: str | None = None
+    library: Path | None = None
+    try:
+        cuda = _find_cuda(sources, environ)
+        library = _compile(sources, work, torch, cxx, cuda, environ)
+    except BuildError as error:
+        if _enabled(environ, 'MMVIM_FORCE_CUDA'):
+            raise BuildError(f'MMVIM_FORCE_CUDA=1: {error}') from None
+        cuda, cuda_problem = None, str(error)
+    if library is None:
+        library = _compile(sources, work, torch, cxx, None, environ)
+
+    content = library.read_bytes()
+    isas = {_isa(source) for source, _ in _cpu_sources(sources, cxx)}
+    facts = {
+        'sha256': hashlib.sha256(content).hexdigest(),
+        'sources': sources_digest(sources),
+        'torch': torch.version,
+        'compiler': compiler,
+        'isas': [isa for isa in _ISA_FLAGS if isa in isas],
+        'cuda': cuda and {'nvcc': cuda.version, 'archs': cuda.archs},
+        'cuda_problem': cuda_problem,
+    }
+    target.mkdir(parents=True, exist_ok=True)
+    _write(target / LIBRARY, content)
+    _write_sidecar(target, facts)
+    return facts
+
+
+def build_if_possible(
+    target: Path,
+    sources: Path = SOURCES,
+    work: Path = WORK,
+    environ: Mapping[str, str] = os.environ,
+) -> str | None:
+    """As :func:`build`; without a library the installation is pure Python and says why.
+
+    Returns:
+        Why there is no library, or None.
+
+    Raises:
+        BuildError, OSError: There is no library, and ``MMVIM_FORCE_EXT=1`` or
+            ``MMVIM_FORCE_CUDA=1`` demands one.
+    """
+    try:
+        build(target, sources, work, environ)
+    except (BuildError, OSError) as error:
+        if _enabled(environ, 'MMVIM_FORCE_EXT') or _enabled(environ, 'MMVIM_FORCE_CUDA'):
+            raise
+        target.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            (target / LIBRARY).unlink()
+        _write_sidecar(target, {'problem': str(error)})
+        return str(error)
+    return None
+
+
+if __name__ == '__main__':
+    try:
+        print(json.dumps(build(), indent=1))
+    except BuildError as build_error:
+        sys.exit(f'error: {build_error}')

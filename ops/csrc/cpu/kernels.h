@@ -1,0 +1,141 @@
+// What the CPU kernels are given and offer: plain structs and function pointers, no torch.
+//
+// A kernel handles one block of adjacent channels of one sequence; whoever calls it splits a batch
+// into blocks, moves the pointers there and adds up what several blocks contribute to.
+
+#pragma once
+
+#include <cstdint>
+
+namespace mmvim {
+
+enum class Type : int32_t { kFloat, kBFloat16 };
+
+// Rows of a tensor: the value of token t, channel c lies at data[t * stride + c].
+struct Rows {
+  void* data = nullptr;
+  int64_t stride = 0;
+  Type type = Type::kFloat;
+};
+
+// One scan direction over a block of channels; pointers are those of the block's first channel.
+struct Scan {
+  Rows u;
+  Rows delta;  // the step before bias and softplus; not given where rank > 0 says to compute it
+  Rows dt;     // rank columns, multiplied by dt_weight
+  Rows B, C;   // `states` columns
+  // Parameters, channels adjacent and rows `ld` apart.
+  const float* dt_weight = nullptr;  // (rank, ld)
+  const float* decay = nullptr;      // (states, ld), A times log2(e)
+  const float* D = nullptr;          // (ld)
+  const float* bias = nullptr;       // (ld)
+  int64_t ld = 0;
+  int64_t rank = 0;
+  int64_t states = 0;
+  bool softplus = false;
+  bool reverse = false;
+  // The state before every `chunk` tokens, in scan order; null where none is kept.
+  float* checkpoints = nullptr;
+  int64_t checkpoint_stride = 0;  // from one chunk to the next
+  int64_t state_stride = 0;       // from one state to the next within a checkpoint
+  int64_t chunk = 0;
+};
+
+struct ForwardBlock {
+  Scan scans[2];
+  int directions = 1;
+  int64_t length = 0;
+  int64_t channels = 0;
+  Rows z;  // null data: no gate
+  Rows out;
+  float scale = 1.0f;
+  float* last_state = nullptr;  // (channels, states) of the first scan, or null
+  float* scratch = nullptr;     // forward_scratch() floats, 64-byte aligned
+};
+
+// What a direction's backward adds to, beside the gradients of the block's own channels.
+struct ScanGrads {
+  Rows u;
+  Rows delta;         // null where computed from dt
+  float* rows;        // (length, rank + 2 states): this block's share of the grads of dt, B, C
+  float* parameters;  // (states + rank + 2, ld): this sequence's share of those of A, dt_weight,
+                      // D and bias, in this order
+};
+
+struct BackwardBlock {
+  Scan scans[2];
+  ScanGrads grads[2];
+  int directions = 1;
+  int64_t length = 0;
+  int64_t channels = 0;
+  Rows z;
+  Rows grad_out;
+  Rows grad_z;  // null data: not wanted
+  float scale = 1.0f;
+  const float* grad_last_state = nullptr;  // (channels, states) of the first scan, or null
+  float* scratch = nullptr;                // backward_scratch() floats, 64-byte aligned
+};
+
+// One direction of a depthwise convolution with SiLU, over a block of channels.
+struct Conv {
+  const float* weight = nullptr;  // (width, ld); the last row meets the token itself
+  const float* bias = nullptr;    // (ld)
+  bool reverse = false;
+  Rows out;
+  Rows grad_out;
+  float* parameters = nullptr;  // (width + 1, ld): this sequence's share of the grads of weight, bias
+};
+
+struct ConvBlock {
+  Conv convs[2];
+  int directions = 1;
+  int64_t length = 0;
+  int64_t channels = 0;
+  int64_t width = 0;
+  int64_t ld = 0;
+  Rows x;
+  Rows grad_x;  // backward only
+  float* scratch = nullptr;
+};
+
+// Some rows of a normalisation; `total` is x + added.
+struct NormRows {
+  int64_t count = 0;
+  int64_t channels = 0;
+  float eps = 0.0f;
+  const float* weight = nullptr;  // (channels)
+  float* scales = nullptr;        // (count), the factor of each row
+  Rows x, added, total, normed;   // forward
+  Rows grad_normed, grad_total, grad_x;  // backward, which reads `total` too; grad_total may be null
+  float* grad_weight = nullptr;   // (channels), added to
+};
+
+struct Kernels {
+  const char* name;
+  void (*scan_forward)(const ForwardBlock&);
+  void (*scan_backward)(const BackwardBlock&);
+  void (*conv_forward)(const ConvBlock&);
+  void (*conv_backward)(const ConvBlock&);
+  void (*norm_forward)(const NormRows&);
+  void (*norm_backward)(const NormRows&);
+  void (*exp_many)(float* data, int64_t count, int64_t repeats);
+  int64_t (*forward_scratch)(const ForwardBlock&);
+  int64_t (*backward_scratch)(const BackwardBlock&);
+  int64_t (*conv_scratch)(const ConvBlock&);
+};
+
+// Channels of a block: few enough that there are blocks for all threads, many enough that the
+// rows of B and C, which every block reads, cost little. Independent of the number of threads, so
+// that results are too.
+constexpr int64_t kBlockChannels = 96;
+
+extern const Kernels kPlainKernels;
+#ifdef __x86_64__
+extern const Kernels kAvx2Kernels;
+extern const Kernels kAvx512Kernels;
+#endif
+
+// The kernels in use; the best this machine can run until another set is chosen.
+const Kernels& kernels();
+
+}  // namespace mmvim

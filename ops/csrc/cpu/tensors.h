@@ -1,0 +1,146 @@
+// Between torch's tensors and the kernels' plain pointers: views, packed parameters, scratch.
+
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "kernels.h"
+
+namespace mmvim {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+using Sizes = std::vector<int64_t>;
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// A tensor of rows (B, L, ..., columns) whose columns are adjacent in memory; every other stride is
+// taken as it comes, so that a part of a wider tensor is read where it lies.
+class View {
+ public:
+  explicit View(Tensor tensor) : tensor_(std::move(tensor)) {
+    const int last = static_cast<int>(tensor_.dim()) - 1;
+    const ScalarType type = tensor_.scalar_type();
+    STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16,
+                    "the CPU kernels take float32 and bfloat16; convert the inputs, or use "
+                    "backend='chunked'");
+    if (tensor_.stride(last) != 1 && tensor_.size(last) > 1) {
+      tensor_ = torch::stable::contiguous(tensor_);
+    }
+    type_ = type == ScalarType::Float ? Type::kFloat : Type::kBFloat16;
+    data_ = static_cast<char*>(tensor_.data_ptr());
+  }
+
+  // The rows of sequence b from a column and a token on.
+  Rows rows(int64_t b, int64_t column, int64_t token = 0) const {
+    const int64_t width = type_ == Type::kFloat ? 4 : 2;
+    const int64_t at = b * tensor_.stride(0) + token * tensor_.stride(1) + column;
+    return {data_ + at * width, tensor_.stride(1), type_};
+  }
+  // The same of (B, L, groups, columns).
+  Rows group_rows(int64_t b, int64_t group) const { return rows(b, group * tensor_.stride(2)); }
+
+ private:
+  Tensor tensor_;
+  Type type_;
+  char* data_;
+};
+
+inline std::optional<View> view(const OptionalTensor& tensor) {
+  return tensor ? std::optional<View>(View(*tensor)) : std::nullopt;
+}
+inline Rows rows_or_none(const std::optional<View>& view, int64_t b, int64_t column) {
+  return view ? view->rows(b, column) : Rows{};
+}
+
+// The channels of a row of parameters, padded so that rows start at vectors.
+inline int64_t padded(int64_t channels) { return ceil_div(channels, 16) * 16; }
+
+// A (channels, columns) parameter turned to (columns, padded(channels)) float32, times a factor.
+// A (channels) one is a single column; an absent one is zeros.
+inline std::vector<float> pack(const OptionalTensor& given, int64_t channels, float factor = 1.0f) {
+  const int64_t columns = given && given->dim() == 2 ? given->size(1) : 1;
+  std::vector<float> packed(columns * padded(channels), 0.0f);
+  if (!given) return packed;
+  const Tensor tensor = torch::stable::contiguous(torch::stable::to(*given, ScalarType::Float));
+  const float* data = static_cast<const float*>(tensor.data_ptr());
+  for (int64_t e = 0; e < channels; ++e)
+    for (int64_t n = 0; n < columns; ++n)
+      packed[n * padded(channels) + e] = data[e * columns + n] * factor;
+  return packed;
+}
+
+// Runs body(item, scratch) for all items on torch's threads, each thread with scratch of its own.
+template <class Body>
+void for_each_item(int64_t items, int64_t scratch_floats, const Body& body) {
+  std::atomic<bool> failed{false};  // an exception must not cross torch's C interface
+  torch::stable::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) {
+    const size_t bytes = ceil_div(scratch_floats * sizeof(float), 64) * 64;
+    const std::unique_ptr<void, decltype(&std::free)> scratch(std::aligned_alloc(64, bytes),
+                                                              &std::free);
+    if (!scratch) {
+      failed = true;
+      return;
+    }
+    for (int64_t item = begin; item < end; ++item) body(item, static_cast<float*>(scratch.get()));
+  });
+  STD_TORCH_CHECK(!failed, "out of memory: ", scratch_floats * sizeof(float),
+                  " bytes of scratch a thread could not be allocated");
+}
+
+// For a result that is not wanted. Each has its own: results of an operator must not alias.
+inline Tensor nothing(const Tensor& like) { return torch::stable::new_empty(like, Sizes{0}); }
+inline std::vector<Tensor> nothings(int count, const Tensor& like) {
+  std::vector<Tensor> tensors;
+  for (int i = 0; i < count; ++i) tensors.push_back(nothing(like));
+  return tensors;
+}
+
+inline Tensor new_contiguous(const Tensor& like) {
+  return torch::stable::new_empty(like, Sizes(like.sizes().begin(), like.sizes().end()));
+}
+
+// The sum over the first dimension of (parts, rows, ld) at rows [first, first + columns), as the
+// gradient of a (channels, columns) parameter. In a fixed order, whatever thread made which part.
+inline Tensor unpack(const Tensor& parts, int64_t first, const Tensor& parameter) {
+  const int64_t channels = parameter.size(0), columns = parameter.dim() == 2 ? parameter.size(1) : 1;
+  const int64_t count = parts.size(0), rows = parts.size(1), ld = parts.size(2);
+  const Sizes sizes(parameter.sizes().begin(), parameter.sizes().end());
+  const Tensor sum = torch::stable::new_empty(parameter, sizes, ScalarType::Float);
+  const float* data = static_cast<const float*>(parts.data_ptr());
+  float* out = static_cast<float*>(sum.data_ptr());
+  std::vector<float> column(channels);
+  for (int64_t n = 0; n < columns; ++n) {
+    std::fill(column.begin(), column.end(), 0.0f);
+    for (int64_t p = 0; p < count; ++p) {
+      const float* row = data + (p * rows + first + n) * ld;
+      for (int64_t e = 0; e < channels; ++e) column[e] += row[e];
+    }
+    for (int64_t e = 0; e < channels; ++e) out[e * columns + n] = column[e];
+  }
+  return torch::stable::to(sum, parameter.scalar_type());
+}
+
+template <size_t... I>
+auto as_tuple(const std::vector<Tensor>& tensors, std::index_sequence<I...>) {
+  return std::make_tuple(tensors[I]...);
+}
+template <size_t N>
+auto as_tuple(const std::vector<Tensor>& tensors) {
+  return as_tuple(tensors, std::make_index_sequence<N>());
+}
+
+}  // namespace mmvim

@@ -1,0 +1,104 @@
+// Eight floats in an AVX2 register.
+
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace mmvim {
+namespace avx2 {
+
+struct Vec {
+  __m256 v;
+};
+constexpr int kLanes = 8;
+
+// The first n lanes, for loads and stores at the edge of a tensor.
+struct Lanes {
+  __m256i mask;
+  int count;
+};
+inline Lanes first_lanes(int64_t n) {
+  const int count = n >= kLanes ? kLanes : static_cast<int>(n);
+  const __m256i index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return {_mm256_cmpgt_epi32(_mm256_set1_epi32(count), index), count};
+}
+
+inline Vec set(float x) { return {_mm256_set1_ps(x)}; }
+inline Vec load(const float* p) { return {_mm256_load_ps(p)}; }
+inline void store(float* p, Vec a) { _mm256_store_ps(p, a.v); }
+inline Vec load(const float* p, Lanes lanes) { return {_mm256_maskload_ps(p, lanes.mask)}; }
+inline void store(float* p, Vec a, Lanes lanes) { _mm256_maskstore_ps(p, lanes.mask, a.v); }
+
+inline Vec load_bf16(const uint16_t* p, Lanes lanes) {
+  alignas(16) uint16_t part[kLanes] = {};
+  const uint16_t* source = p;
+  if (lanes.count < kLanes) {  // there is no masked load of 16-bit elements
+    for (int i = 0; i < lanes.count; ++i) part[i] = p[i];
+    source = part;
+  }
+  const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i*>(source));
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(narrow), 16))};
+}
+// Rounds to nearest even; a NaN stays one.
+inline void store_bf16(uint16_t* p, Vec a, Lanes lanes) {
+  const __m256i bits = _mm256_castps_si256(a.v);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q));
+  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+  alignas(32) uint32_t rounded[kLanes];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(rounded), _mm256_blendv_epi8(up, quiet, nan));
+  for (int i = 0; i < lanes.count; ++i) p[i] = static_cast<uint16_t>(rounded[i] >> 16);
+}
+
+inline Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
+inline Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
+inline Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
+inline Vec operator/(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
+inline Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+// b where either is NaN.
+inline Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
+inline Vec negative_abs(Vec a) { return {_mm256_or_ps(a.v, _mm256_set1_ps(-0.0f))}; }
+inline Vec where_negative(Vec x, Vec yes, Vec no) {
+  const __m256 negative = _mm256_cmp_ps(x.v, _mm256_setzero_ps(), _CMP_LT_OQ);
+  return {_mm256_blendv_ps(no.v, yes.v, negative)};
+}
+inline float sum(Vec a) {
+  __m128 x = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+  return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+}
+// p[i] += the sum of the i-th vector, for four of them.
+inline void add_sums(float* p, Vec a, Vec b, Vec c, Vec d) {
+  const __m256 quads = _mm256_hadd_ps(_mm256_hadd_ps(a.v, b.v), _mm256_hadd_ps(c.v, d.v));
+  const __m128 sums = _mm_add_ps(_mm256_castps256_ps128(quads), _mm256_extractf128_ps(quads, 1));
+  _mm_storeu_ps(p, _mm_add_ps(_mm_loadu_ps(p), sums));
+}
+
+// x as an integer and the rest in [-1/2, 1/2]. The integer is kept in the low bits of a float,
+// biased as an exponent is, so that scale() needs one shift to make 2^integer of it. Powers below
+// 2^-126 are taken for 0, from 2^128 on for infinity.
+struct Split {
+  Vec integer, rest;
+};
+constexpr float kBiasedMagic = 12582912.0f + 127.0f;
+inline Split split(Vec x) {
+  x = max(set(-127.0f), x);
+  x = {_mm256_min_ps(_mm256_set1_ps(128.0f), x.v)};
+  const Vec shifted = x + set(kBiasedMagic);
+  return {shifted, x - (shifted - set(kBiasedMagic))};
+}
+// The same of x * y within +-126, with the rest exact to the last bit of the product.
+inline Split split_product(Vec x, Vec y) {
+  const Vec shifted = split(x * y).integer;
+  const Vec r = shifted - set(kBiasedMagic);
+  return {shifted, {_mm256_fmsub_ps(x.v, y.v, r.v)}};
+}
+inline Vec scale(Vec p, Vec r) {
+  return p * Vec{_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(r.v), 23))};
+}
+
+}  // namespace avx2
+}  // namespace mmvim

@@ -1,0 +1,86 @@
+// Sixteen floats in an AVX-512 register.
+
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace mmvim {
+namespace avx512 {
+
+struct Vec {
+  __m512 v;
+};
+constexpr int kLanes = 16;
+
+// The first n lanes, for loads and stores at the edge of a tensor.
+struct Lanes {
+  __mmask16 mask;
+};
+inline Lanes first_lanes(int64_t n) {
+  return {static_cast<__mmask16>(n >= kLanes ? 0xffff : (1u << n) - 1)};
+}
+
+inline Vec set(float x) { return {_mm512_set1_ps(x)}; }
+inline Vec load(const float* p) { return {_mm512_load_ps(p)}; }
+inline void store(float* p, Vec a) { _mm512_store_ps(p, a.v); }
+inline Vec load(const float* p, Lanes lanes) { return {_mm512_maskz_loadu_ps(lanes.mask, p)}; }
+inline void store(float* p, Vec a, Lanes lanes) { _mm512_mask_storeu_ps(p, lanes.mask, a.v); }
+
+inline Vec load_bf16(const uint16_t* p, Lanes lanes) {
+  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes.mask, p));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
+}
+// Rounds to nearest even; a NaN stays one.
+inline void store_bf16(uint16_t* p, Vec a, Lanes lanes) {
+  const __m512i bits = _mm512_castps_si512(a.v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
+  rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
+  _mm256_mask_storeu_epi16(p, lanes.mask, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+}
+
+inline Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+// b where either is NaN.
+inline Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline Vec negative_abs(Vec a) { return {_mm512_or_ps(a.v, _mm512_set1_ps(-0.0f))}; }
+inline Vec where_negative(Vec x, Vec yes, Vec no) {
+  const __mmask16 negative = _mm512_cmp_ps_mask(x.v, _mm512_setzero_ps(), _CMP_LT_OQ);
+  return {_mm512_mask_blend_ps(negative, no.v, yes.v)};
+}
+inline float sum(Vec a) { return _mm512_reduce_add_ps(a.v); }
+// p[i] += the sum of the i-th vector, for four of them.
+inline void add_sums(float* p, Vec a, Vec b, Vec c, Vec d) {
+  const auto interleave = [](__m512 x, __m512 y) {
+    return _mm512_add_ps(_mm512_unpacklo_ps(x, y), _mm512_unpackhi_ps(x, y));
+  };
+  const __m512 ab = interleave(a.v, b.v), cd = interleave(c.v, d.v);
+  const __m512 quads = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(quads), _mm512_extractf32x8_ps(quads, 1));
+  const __m128 sums = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+  _mm_storeu_ps(p, _mm_add_ps(_mm_loadu_ps(p), sums));
+}
+
+// x as an integer r and the rest in [-1/2, 1/2]; 2^r comes back by scale().
+struct Split {
+  Vec integer, rest;
+};
+inline Split split(Vec x) {
+  const Vec r = {_mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+  return {r, x - r};
+}
+// The same of x * y within +-126, with the rest exact to the last bit of the product.
+inline Split split_product(Vec x, Vec y) {
+  const Vec r = split(x * y).integer;
+  return {r, {_mm512_fmsub_ps(x.v, y.v, r.v)}};
+}
+inline Vec scale(Vec p, Vec r) { return {_mm512_scalef_ps(p.v, r.v)}; }
+
+}  // namespace avx512
+}  // namespace mmvim

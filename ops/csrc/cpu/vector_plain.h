@@ -1,0 +1,129 @@
+// Eight floats in an array, for any processor; compilers make vectors of the loops where they can.
+
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace mmvim {
+namespace plain {
+
+constexpr int kLanes = 8;
+struct Vec {
+  float v[kLanes];
+};
+
+// The first n lanes, for loads and stores at the edge of a tensor.
+struct Lanes {
+  int count;
+};
+inline Lanes first_lanes(int64_t n) { return {n >= kLanes ? kLanes : static_cast<int>(n)}; }
+
+template <class F>
+inline Vec each(F f) {
+  Vec r;
+  for (int i = 0; i < kLanes; ++i) r.v[i] = f(i);
+  return r;
+}
+inline uint32_t bits_of(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+inline float from_bits(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+inline Vec set(float x) {
+  return each([=](int) { return x; });
+}
+inline Vec load(const float* p) {
+  return each([=](int i) { return p[i]; });
+}
+inline void store(float* p, const Vec& a) { std::memcpy(p, a.v, sizeof a.v); }
+inline Vec load(const float* p, Lanes lanes) {
+  return each([=](int i) { return i < lanes.count ? p[i] : 0.0f; });
+}
+inline void store(float* p, const Vec& a, Lanes lanes) {
+  for (int i = 0; i < lanes.count; ++i) p[i] = a.v[i];
+}
+
+inline Vec load_bf16(const uint16_t* p, Lanes lanes) {
+  return each([=](int i) {
+    return i < lanes.count ? from_bits(static_cast<uint32_t>(p[i]) << 16) : 0.0f;
+  });
+}
+// Rounds to nearest even; a NaN stays one.
+inline void store_bf16(uint16_t* p, const Vec& a, Lanes lanes) {
+  for (int i = 0; i < lanes.count; ++i) {
+    const uint32_t bits = bits_of(a.v[i]);
+    const bool nan = a.v[i] != a.v[i];
+    const uint32_t rounded = nan ? bits | 0x400000 : bits + 0x7fff + ((bits >> 16) & 1);
+    p[i] = static_cast<uint16_t>(rounded >> 16);
+  }
+}
+
+inline Vec operator+(const Vec& a, const Vec& b) {
+  return each([&](int i) { return a.v[i] + b.v[i]; });
+}
+inline Vec operator-(const Vec& a, const Vec& b) {
+  return each([&](int i) { return a.v[i] - b.v[i]; });
+}
+inline Vec operator*(const Vec& a, const Vec& b) {
+  return each([&](int i) { return a.v[i] * b.v[i]; });
+}
+inline Vec operator/(const Vec& a, const Vec& b) {
+  return each([&](int i) { return a.v[i] / b.v[i]; });
+}
+// Rounded twice: a call of fmaf() would cost more than it gains where there is no instruction.
+inline Vec fma(const Vec& a, const Vec& b, const Vec& c) {
+  return each([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
+}
+// b where either is NaN.
+inline Vec max(const Vec& a, const Vec& b) {
+  return each([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+}
+inline Vec min(const Vec& a, const Vec& b) {
+  return each([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+}
+inline Vec negative_abs(const Vec& a) {
+  return each([&](int i) { return from_bits(bits_of(a.v[i]) | 0x80000000u); });
+}
+inline Vec where_negative(const Vec& x, const Vec& yes, const Vec& no) {
+  return each([&](int i) { return x.v[i] < 0.0f ? yes.v[i] : no.v[i]; });
+}
+inline float sum(const Vec& a) {
+  float s = 0.0f;
+  for (int i = 0; i < kLanes; ++i) s += a.v[i];
+  return s;
+}
+// p[i] += the sum of the i-th vector, for four of them.
+inline void add_sums(float* p, const Vec& a, const Vec& b, const Vec& c, const Vec& d) {
+  p[0] += sum(a);
+  p[1] += sum(b);
+  p[2] += sum(c);
+  p[3] += sum(d);
+}
+
+// x as an integer and the rest in [-1/2, 1/2]. The integer is kept in the low bits of a float,
+// biased as an exponent is, so that scale() needs one shift to make 2^integer of it. Powers below
+// 2^-126 are taken for 0, from 2^128 on for infinity.
+struct Split {
+  Vec integer, rest;
+};
+constexpr float kBiasedMagic = 12582912.0f + 127.0f;
+inline Split split(const Vec& given) {
+  const Vec x = min(set(128.0f), max(set(-127.0f), given));
+  const Vec shifted = x + set(kBiasedMagic);
+  return {shifted, x - (shifted - set(kBiasedMagic))};
+}
+// The same of x * y within +-126.
+inline Split split_product(const Vec& x, const Vec& y) { return split(x * y); }
+inline Vec scale(const Vec& p, const Vec& r) {
+  return each([&](int i) { return p.v[i] * from_bits(bits_of(r.v[i]) << 23); });
+}
+
+}  // namespace plain
+}  // namespace mmvim

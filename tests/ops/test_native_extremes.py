@@ -1,0 +1,213 @@
+"""The compiled kernels on decays and steps at the ends of their ranges, and on what is no number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import mmvim_ops
+from mmvim_ops import reference
+
+Inputs = Callable[..., dict[str, Tensor]]
+# Magnitudes of A and of the step: decays just below one, decays that underflow, either through A or
+# through the step, which lies beyond 20 there, where softplus is the identity.
+DECAYS = [
+    (1e-4, 1e-3),
+    (1e-5, 1e-6),
+    (1.0, 1e-6),
+    (1e-3, 1e-2),
+    (1.0, 1e-3),
+    (16.0, 6.0),
+    (50.0, 3.0),
+    (3e4, 10.0),
+    (0.1, 100.0),
+]
+decays = pytest.mark.parametrize(('rate', 'step'), DECAYS)
+scan = partial(mmvim_ops.selective_scan, backend='cpu')
+bidirectional = partial(mmvim_ops.bidirectional_selective_scan, backend='cpu')
+
+
+def double(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.double() for name, tensor in tensors.items()}
+
+
+def before_softplus(step: Tensor) -> Tensor:
+    """What softplus makes these steps of, in float32."""
+    step = step.double()
+    return torch.where(step > 20, step, torch.log(torch.expm1(step))).float()
+
+
+def around(size: float, *shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return (0.5 + torch.rand(*shape, generator=generator)) * size
+
+
+def with_decays(inputs: dict[str, Tensor], rate: float, step: float) -> dict[str, Tensor]:
+    """Inputs of the generic scan, its step by softplus."""
+    L, E = inputs['u'].shape[1:]
+    inputs['A'] = -inputs['A'].abs().clamp(0.5, 2.0) * rate
+    inputs['delta'] = before_softplus(around(step, 1, L, E))
+    inputs['delta_bias'] = torch.zeros(E)
+    return inputs
+
+
+def with_decays_both(inputs: dict[str, Tensor], rate: float, step: float) -> dict[str, Tensor]:
+    """Inputs of the bidirectional scan; its bias alone sets the size of the step."""
+    for d in 'fb':
+        inputs[f'A_{d}'] = -inputs[f'A_{d}'].abs().clamp(0.5, 2.0) * rate
+        inputs[f'dt_b_{d}'] = before_softplus(around(step, len(inputs[f'dt_b_{d}'])))
+        inputs[f'dt_w_{d}'] = inputs[f'dt_w_{d}'] * 0.3
+    return inputs
+
+
+@decays
+def test_decays(
+    rate: float,
+    step: float,
+    scan_inputs: Inputs,
+    bidirectional_inputs: Inputs,
+    value_and_grads: Inputs,
+    assert_close: Any,
+    each_isa: Iterator[str],
+) -> None:
+    shape = dict(B=1, L=1025, E=20, N=4, dtype=torch.float32)
+    options = dict(delta_softplus=True, return_last_state=True)
+    one = with_decays(scan_inputs(**shape), rate, step)
+    both = with_decays_both(bidirectional_inputs(**shape), rate, step)
+    expected = value_and_grads(reference.selective_scan, double(one), **options)
+    expected_both = value_and_grads(reference.bidirectional_selective_scan, double(both))
+    for isa in each_isa:
+        assert_close(value_and_grads(scan, one, **options), expected, where=isa)
+        assert_close(value_and_grads(bidirectional, both), expected_both, where=isa)
+
+
+@pytest.mark.slow
+@decays
+def test_decays_over_thousands_of_tokens(
+    rate: float,
+    step: float,
+    scan_inputs: Inputs,
+    bidirectional_inputs: Inputs,
+    value_and_grads: Inputs,
+    assert_close: Any,
+    each_isa: Iterator[str],
+) -> None:
+    """Within the tolerances, or as good as the token loop in float32.
+
+    A state that forgets nothing takes in the rounding of every one of 4097 additions, and a decay
+    within 1e-7 of one is no float32 number.
+    """
+    shape = dict(B=1, L=4097, E=20, N=4, dtype=torch.float32)
+    options = dict(delta_softplus=True, return_last_state=True)
+    one = with_decays(scan_inputs(**shape), rate, step)
+    both = with_decays_both(bidirectional_inputs(**shape), rate, step)
+    cases = []
+    for function, spec, inputs, rest in (
+        (scan, reference.selective_scan, one, options),
+        (bidirectional, reference.bidirectional_selective_scan, both, {}),
+    ):
+        expected = value_and_grads(spec, double(inputs), **rest)
+        cases.append((function, inputs, rest, expected, value_and_grads(spec, inputs, **rest)))
+    for isa in each_isa:
+        for function, inputs, rest, expected, loop in cases:
+            actual = value_and_grads(function, inputs, **rest)
+            assert_close(actual, expected, where=isa, floor=loop)
+
+
+@pytest.mark.parametrize('shift', [-80.0, -30.0, -12.0, 0.0, 19.9, 1000.0, 1e30])
+def test_softplus(
+    shift: float,
+    scan_inputs: Inputs,
+    value_and_grads: Inputs,
+    assert_close: Any,
+    each_isa: Iterator[str],
+) -> None:
+    """Relative accuracy where the step is tiny, and both sides of 20, the identity's threshold.
+
+    Without D, the output is nothing but what came through the step.
+    """
+    inputs = scan_inputs(B=1, L=65, E=20, dtype=torch.float32)
+    inputs['delta_bias'] = torch.full((20,), shift)
+    inputs['delta'] = 0.2 * (inputs['delta'] + 2)
+    del inputs['D']
+    expected = value_and_grads(reference.selective_scan, double(inputs), delta_softplus=True)
+    for isa in each_isa:
+        actual = value_and_grads(scan, inputs, delta_softplus=True)
+        if shift > 100:  # the gradients of A have decays of 1e-400 in them, zero in float32
+            actual, expected = {'out': actual['out']}, {'out': expected['out']}
+        if shift == -80:  # those of A and B are below float32's range
+            actual, expected = (
+                {n: t for n, t in r.items() if n not in ('grad of A',)} for r in (actual, expected)
+            )
+        assert_close(actual, expected, where=isa)
+
+
+@pytest.mark.parametrize('size', [1e-30, 1e-6, 1e4, 1e20])
+def test_scale_of_inputs(
+    size: float,
+    scan_inputs: Inputs,
+    value_and_grads: Inputs,
+    assert_close: Any,
+    each_isa: Iterator[str],
+) -> None:
+    """The op is linear in u: any size of it keeps the relative error."""
+    inputs = scan_inputs(B=1, L=65, E=20, dtype=torch.float32)
+    inputs['u'] = inputs['u'] * size
+    expected = value_and_grads(reference.selective_scan, double(inputs), delta_softplus=True)
+    for isa in each_isa:
+        actual = value_and_grads(scan, inputs, delta_softplus=True)
+        assert_close(actual, expected, where=isa)
+
+
+@pytest.mark.parametrize('gate', [-1e4, -100.0, -20.0, 20.0, 1e4])
+def test_gate(
+    gate: float,
+    scan_inputs: Inputs,
+    value_and_grads: Inputs,
+    assert_close: Any,
+    each_isa: Iterator[str],
+) -> None:
+    """silu and its slope far from zero, beside gates that are open."""
+    inputs = scan_inputs(B=1, L=65, E=20, dtype=torch.float32)
+    inputs['z'][:, ::2] = gate
+    expected = value_and_grads(reference.selective_scan, double(inputs), delta_softplus=True)
+    for isa in each_isa:
+        actual = value_and_grads(scan, inputs, delta_softplus=True)
+        assert_close(actual, expected, where=isa)
+
+
+def test_infinite_rates_forget(
+    scan_inputs: Inputs, assert_close: Any, each_isa: Iterator[str]
+) -> None:
+    """A product of step and A beyond float32, and A = -inf: what an overflowing A_log makes."""
+    inputs = scan_inputs(B=1, L=70, E=20, dtype=torch.float32)
+    inputs['delta'] = inputs['delta'] + 100
+    A = inputs.pop('A')
+    for isa in each_isa:
+        for rate in (1e37, 1e38, float('inf')):
+            some = inputs | {'A': A * rate}
+            expected = {'out': reference.selective_scan(**double(some), delta_softplus=True)}
+            assert_close({'out': scan(**some, delta_softplus=True)}, expected, where=isa)
+
+
+@pytest.mark.parametrize('name', ['u', 'delta', 'B', 'C', 'z', 'A', 'D', 'delta_bias'])
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_what_is_no_number_stays_visible(
+    name: str, value: float, scan_inputs: Inputs, each_isa: Iterator[str]
+) -> None:
+    """It reaches the outputs that it reaches in the reference, and no other."""
+    inputs = scan_inputs(B=2, L=70, E=20, dtype=torch.float32)
+    inputs[name] = inputs[name].clone()
+    inputs[name].view(-1)[7 if inputs[name].dim() < 3 else -150] = value
+    expected = reference.selective_scan(**inputs, delta_softplus=True)
+    assert not expected.isfinite().all()
+    for isa in each_isa:
+        for forced in (torch.float32, torch.bfloat16):
+            some = {n: t.to(forced) if t.dim() > 2 else t for n, t in inputs.items()}
+            out = scan(**some, delta_softplus=True)
+            assert torch.equal(out.isfinite(), expected.isfinite()), (isa, forced)
