@@ -1,131 +1,345 @@
-"""Time the scan ops of mmvim_ops against the token loop, interleaved, and print a Markdown table.
+"""Measure the scan ops against the token loop, the chunked scan and mamba-ssm's composition.
 
-Needs torch alone. Times are medians with the fastest and slowest run; on a shared machine only the
-ratios, whose two sides were measured in turn, mean anything.
+Needs torch and mmvim_ops alone. Writes ops.md, ops.json and ops.png (with matplotlib) to --out.
+Times are medians of interleaved samples: one of each contender in turn.
 """
 
-import argparse
-import platform
-import statistics
-import time
-from collections.abc import Callable
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from argparse import SUPPRESS, ArgumentParser, Namespace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from benchmarking import machine, ops_report
+from benchmarking.ceilings import clock_under_load, copy_bandwidth, exp_loops, mufu_rate
+from benchmarking.memory import (
+    FAITHFUL_MALLOC,
+    peak_bytes,
+    resident_peak_bytes,
+    saved_bytes,
+)
+from benchmarking.report import Progress, Row
+from benchmarking.scan_cases import (
+    DTYPES,
+    PARTS,
+    PUBLISHED,
+    SIZES,
+    STATES,
+    Case,
+    Work,
+    contender_problem,
+    make_work,
+)
+from benchmarking.timing import Effort, Failed, Timing, interleave, is_out_of_memory, release
 
-from mmvim_ops import available_backends, bidirectional_selective_scan, selective_scan
-
-Call = Callable[[], None]
-
-# Name -> (batch B, tokens L, inner channels E, dt rank R): one direction where R is 0.
-CASES = {
-    'one direction, B 1, L 1024, E 384': (1, 1024, 384, 0),
-    'both, B 1, L 197, E 384 (Vim-Ti at 224)': (1, 197, 384, 12),
-    'both, B 1, L 1024, E 384 (Vim-Ti at 512)': (1, 1024, 384, 12),
-    'both, B 16, L 256, E 128 (the demo)': (16, 256, 128, 4),
-}
-STATES = 16
-
-
-def make_inputs(batch: int, length: int, channels: int, rank: int) -> list[Tensor]:
-    """Random inputs of a scan, float32, in the order of its arguments."""
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator)
-
-    tokens = (batch, length)
-    decay = -torch.arange(1.0, STATES + 1).repeat(channels, 1)
-    if not rank:
-        u, z = draw(*tokens, channels), draw(*tokens, channels)
-        delta, bias = draw(*tokens, channels) - 3, 0.1 * draw(channels)
-        return [
-            u,
-            delta,
-            decay,
-            draw(*tokens, STATES),
-            draw(*tokens, STATES),
-            draw(channels),
-            z,
-            bias,
-        ]
-    both = [draw(*tokens, channels) for _ in range(2)]
-    both += [draw(*tokens, rank + 2 * STATES) for _ in range(2)]
-    both += [0.3 * draw(channels, rank) for _ in range(2)]
-    both += [0.1 * draw(channels) - 3 for _ in range(2)]
-    return [*both, decay, decay.clone(), draw(channels), draw(channels), draw(*tokens, channels)]
+PASSES = ('forward', 'forward + backward')
+_DEFAULT_CONTENDERS = ['auto', 'chunked', 'reference', PUBLISHED]
+_CHILD_FLAG = '--resident-peak-of'
+_CHILD_WARM_UP_TOKENS = 32
+_CHILD_SECONDS = 600
 
 
-def make_calls(inputs: list[Tensor], both: bool, backend: str, device: str) -> dict[str, Call]:
-    """The forward pass, and forward with backward, of one backend."""
-    scan = bidirectional_selective_scan if both else selective_scan
-    options = {} if both else dict(delta_softplus=True)
-    inputs = [tensor.to(device) for tensor in inputs]
-    leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+def parse_arguments(argv: Sequence[str]) -> Namespace:
+    """The command line."""
+    parser = ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument('--out', type=Path, metavar='DIR', help='folder for the report')
+    parser.add_argument(
+        '--contenders',
+        nargs='+',
+        metavar='NAME',
+        help='backends of mmvim_ops, or "published" (mamba-ssm and causal-conv1d); the first is '
+        f'what the others are compared with (default: {" ".join(_DEFAULT_CONTENDERS)}, as far as '
+        'they run here)',
+    )
+    parser.add_argument('--parts', nargs='+', choices=PARTS, default=list(PARTS))
+    parser.add_argument('--sizes', nargs='+', choices=list(SIZES), default=['tiny'])
+    parser.add_argument('--batch', nargs='+', type=int, default=[1], metavar='B')
+    parser.add_argument(
+        '--lengths', nargs='+', type=int, default=[197, 1024, 4096], metavar='L', help='tokens'
+    )
+    parser.add_argument('--dtypes', nargs='+', choices=list(DTYPES), default=['float32'])
+    parser.add_argument('--device', default='cpu', help='cpu (default), cuda, cuda:1')
+    parser.add_argument('--threads', nargs='+', type=int, default=[torch.get_num_threads()])
+    parser.add_argument(
+        '--reference-up-to',
+        type=int,
+        default=4096,
+        metavar='L',
+        help='the token loop is left out of longer sequences (default: %(default)s)',
+    )
+    parser.add_argument('--rounds', type=int, default=5, help='at least (default: %(default)s)')
+    parser.add_argument(
+        '--seconds',
+        type=float,
+        default=2.0,
+        help='measured per case and pass, at least (default: %(default)s)',
+    )
+    parser.add_argument('--no-memory', action='store_true', help='time alone')
+    parser.add_argument(_CHILD_FLAG, help=SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.resident_peak_of is not None:
+        return args
+    if args.out is None:
+        parser.error('--out DIR is required: the folder for the report')
+    for name in ('batch', 'lengths', 'threads'):
+        if min(getattr(args, name)) < 1:
+            parser.error(f'--{name} takes numbers from 1 on, got {min(getattr(args, name))}')
+    try:
+        args.effort = Effort(args.rounds, args.seconds)
+        args.device = torch.device(args.device)
+        torch.empty(0, device=args.device)
+        args.out.mkdir(parents=True, exist_ok=True)
+    except (ValueError, RuntimeError, AssertionError, OSError) as error:
+        parser.error(str(error).splitlines()[0])
+    if args.device.type not in ('cpu', 'cuda'):
+        parser.error(f'--device {args.device}: only cpu and cuda are measured')
+    given = args.contenders
+    args.contenders = given or list(_DEFAULT_CONTENDERS)
+    args.left_out = {}
+    for name in list(args.contenders):
+        problems = {part: contender_problem(name, part, args.device) for part in args.parts}
+        if all(problems.values()):
+            reason = next(reversed(problems.values()))
+            if given:
+                parser.error(f'{name} cannot run here: {reason}')
+            args.contenders.remove(name)
+            args.left_out[name] = reason
+    return args
 
-    def forward() -> None:
-        with torch.no_grad():
-            scan(*inputs, **options, backend=backend)
 
-    def forward_backward() -> None:
-        torch.autograd.grad(scan(*leaves, **options, backend=backend).sum(), leaves)
-
-    return {'forward': forward, 'forward + backward': forward_backward}
-
-
-def measure(calls: dict[str, Call], runs: int, device: str) -> dict[str, list[float]]:
-    """Milliseconds of every call, taken in turn, after one warm-up each."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for run in range(runs + 1):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if device == 'cuda':
-                torch.cuda.synchronize()
-            if run:
-                times[name].append(1e3 * (time.perf_counter() - start))
-    return times
+def all_cases(args: Namespace) -> Iterator[tuple[int, Case]]:
+    """Threads and case of every step; threads change last."""
+    for threads in args.threads:
+        for values in product(args.parts, args.sizes, args.batch, args.dtypes, args.lengths):
+            part, size, batch, dtype, length = values
+            yield threads, Case(part, size, batch, length, dtype)
 
 
-def main() -> None:
-    """Measure every case and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--backends', nargs='+', default=['chunked'], help='what to time')
-    parser.add_argument('--against', default='reference', help='what to compare with')
-    parser.add_argument('--runs', type=int, default=9, help='counted runs of each call')
-    parser.add_argument('--threads', type=int, default=torch.get_num_threads())
-    parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
-    args = parser.parse_args()
-    for backend in (*args.backends, args.against):
-        status = available_backends().get(backend)
-        if status is None or not status.available:
-            reason = 'unknown backend' if status is None else status.note
-            parser.error(f'{backend}: {reason}')
-    torch.set_num_threads(args.threads)
-    name = torch.cuda.get_device_name() if args.device == 'cuda' else platform.processor()
-    capability = torch.backends.cpu.get_cpu_capability()
-    print(f'{name or platform.machine()} ({capability}), {args.threads} threads, ', end='')
-    print(f'torch {torch.__version__}, float32, N {STATES}, median of {args.runs} (min – max)\n')
-    print(f'| case | pass | backend | ms | {args.against}, ms | ratio |\n|---|---|---|---|---|---|')
-    for case, (batch, length, channels, rank) in CASES.items():
-        inputs = make_inputs(batch, length, channels, rank)
+def measure(case: Case, ceilings: Row, args: Namespace) -> list[Row]:
+    """One row per pass and contender of a case."""
+    threads = ceilings['threads']
+    names = [
+        name
+        for name in args.contenders
+        if contender_problem(name, case.part, args.device) is None
+        and (name != 'reference' or case.length <= args.reference_up_to)
+    ]
+    if not names:
+        return []
+    works = {name: make_work(name, case, args.device) for name in names}
+    differences = compare(_outputs(works), baseline(names))
+    loops = exp_loops(args.device)
+    rows = []
+    for kind in PASSES:
         calls = {
-            f'{kind}|{backend}': call
-            for backend in (*args.backends, args.against)
-            for kind, call in make_calls(inputs, bool(rank), backend, args.device).items()
+            name: work.forward if kind == 'forward' else work.forward_backward
+            for name, work in works.items()
         }
-        times = measure(calls, args.runs, args.device)
-        for kind in ('forward', 'forward + backward'):
-            slow = times[f'{kind}|{args.against}']
-            for backend in args.backends:
-                fast = times[f'{kind}|{backend}']
-                ratio = statistics.median(b / a for a, b in zip(fast, slow))
-                cells = [
-                    f'{statistics.median(t):.1f} ({min(t):.1f} – {max(t):.1f})'
-                    for t in (fast, slow)
-                ]
-                print(f'| {case} | {kind} | {backend} | {" | ".join(cells)} | {ratio:.1f}x |')
+        # The loops of exponentials are timed in the same rounds as what is compared with them.
+        beside = {loop.name: loop.call for loop in loops}
+        timings = interleave({**calls, **beside}, args.device, args.effort)
+        exp_timings = {loop: timings[loop.name] for loop in loops}
+        rates = {
+            loop.name: loop.count / timing.median / 1e9
+            for loop, timing in exp_timings.items()
+            if isinstance(timing, Timing)
+        }
+        for name, work in works.items():
+            timing = timings[name]
+            row: Row = dict(asdict(case), threads=threads, contender=name, kind=kind)
+            row.update(inner_channels=case.channels, states=STATES, dt_rank=case.rank)
+            row['status'] = 'ok' if isinstance(timing, Timing) else timing.reason
+            if isinstance(timing, Timing):
+                # A backward pass needs every decay once more: none of them is saved.
+                exponentials = case.exponentials * (1 if kind == 'forward' else 2)
+                moved = work.least_bytes(case.output_bytes)[kind]
+                row.update(figures(timing, timings.get(args.contenders[0]), exponentials, moved))
+                row.update(gigaexp_per_second_of_loops=rates, difference=differences.get(name))
+            rows.append(row)
+    add_shares([row for row in rows if row['status'] == 'ok'], ceilings)
+    if not args.no_memory:
+        add_memory(rows, works, case, threads, args.device)
+    return rows
+
+
+def _outputs(works: dict[str, Work]) -> dict[str, torch.Tensor]:
+    """The forward pass of every contender; one that runs out of memory is left out."""
+    outputs = {}
+    for name, work in works.items():
+        try:
+            outputs[name] = work.forward()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+    return outputs
+
+
+def figures(
+    timing: Timing, ours: Timing | Failed | None, exponentials: int, moved: int
+) -> dict[str, float | None]:
+    """What follows from the samples of a contender, all of it from their median.
+
+    Args:
+        timing: The contender's samples.
+        ours: Those of what it is compared with; it may be missing.
+        exponentials: Exponentials that the pass needs.
+        moved: Bytes that the pass cannot avoid to move.
+    """
+    return dict(
+        median_seconds=timing.median,
+        spread=timing.spread,
+        rounds=len(timing.samples),
+        loops=timing.loops,
+        over_ours=timing.median / ours.median if isinstance(ours, Timing) else None,
+        gigaexp_per_second=exponentials / timing.median / 1e9,
+        gigabytes_per_second=moved / timing.median / 1e9,
+    )
+
+
+def add_shares(rows: list[Row], ceilings: Row) -> None:
+    """Set every row's rates in relation to the ceilings, and each pass to its forward pass."""
+    forward = {row['contender']: row['median_seconds'] for row in rows if row['kind'] == 'forward'}
+    for row in rows:
+        loop = next(iter(row['gigaexp_per_second_of_loops'].values()))
+        fastest = ceilings.get('mufu_gigaexp_per_second', loop)
+        row['exp_share'] = row['gigaexp_per_second'] / fastest
+        row['copy_share'] = row['gigabytes_per_second'] / ceilings['copy_gigabytes_per_second']
+        row['over_forward'] = (
+            row['median_seconds'] / forward[row['contender']]
+            if row['contender'] in forward
+            else None
+        )
+
+
+def baseline(names: Sequence[str]) -> str:
+    """Whose output the others' are compared with: the specification, or the last one named."""
+    return 'reference' if 'reference' in names else names[-1]
+
+
+def compare(outputs: dict[str, torch.Tensor], against: str) -> dict[str, float]:
+    """Root mean square distance of every output to one of them, over the size of that one.
+
+    That all compute the same is part of a comparison of times.
+    """
+    if against not in outputs:
+        return {}
+    exact = outputs[against].double()
+    scale = exact.square().mean().sqrt()
+    return {
+        name: float((out.double() - exact).square().mean().sqrt() / scale)
+        for name, out in outputs.items()
+    }
+
+
+def add_memory(
+    rows: list[Row], works: dict[str, Work], case: Case, threads: int, device: torch.device
+) -> None:
+    """Fill peak, saved and resident bytes in."""
+    for name, work in works.items():
+        mine = [row for row in rows if row['contender'] == name and row['status'] == 'ok']
+        if not mine:
+            continue
+        saved = saved_bytes(work.forward_with_graph, work.parameters)
+        resident = resident_peaks(name, case, threads) if device.type == 'cpu' else {}
+        for row in mine:
+            call = work.forward if row['kind'] == 'forward' else work.forward_backward
+            row['peak_bytes'] = peak_bytes(call, device)
+            row['resident_bytes'] = resident.get(row['kind'])
+            row['saved_bytes'] = saved if row['kind'] != 'forward' else None
+
+
+def resident_peaks(name: str, case: Case, threads: int) -> dict[str, int | None]:
+    """Resident memory of the passes in a fresh process, where nothing else was allocated.
+
+    Empty, with a line on stderr, if that process fails.
+    """
+    spec = json.dumps(dict(case=asdict(case), contender=name, threads=threads))
+    try:
+        result = subprocess.run(
+            [sys.executable, str(Path(__file__).resolve()), _CHILD_FLAG, spec],
+            env={**os.environ, **FAITHFUL_MALLOC},
+            capture_output=True,
+            text=True,
+            timeout=_CHILD_SECONDS,
+            check=True,
+        )
+    except subprocess.SubprocessError as error:  # out of memory, or far too slow
+        print(f'no resident memory of {name}: {error}', file=sys.stderr)
+        return {}
+    peaks: dict[str, int | None] = json.loads(result.stdout.splitlines()[-1])
+    return peaks
+
+
+def print_resident_peaks(spec: str) -> None:
+    """The other side of :func:`resident_peaks`."""
+    given = json.loads(spec)
+    torch.set_num_threads(given['threads'])
+    case, device = Case(**given['case']), torch.device('cpu')
+    # Code, thread pools and caches come into memory with a first, short call.
+    short = replace(case, batch=1, length=min(case.length, _CHILD_WARM_UP_TOKENS))
+    make_work(given['contender'], short, device).forward_backward()
+    work = make_work(given['contender'], case, device)
+    calls = {'forward': work.forward, 'forward + backward': work.forward_backward}
+    print(json.dumps({kind: resident_peak_bytes(call) for kind, call in calls.items()}))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure all cases; the report is written anew after each of them."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    args = parse_arguments(argv)
+    if args.resident_peak_of is not None:
+        print_resident_peaks(args.resident_peak_of)
+        return 0
+    steps = list(all_cases(args))
+    result: dict[str, Any] = dict(
+        tool='benchmark_ops',
+        command=machine.command_line(__file__, argv),
+        device=args.device.type,
+        machine=machine.describe_machine(args.device),
+        versions=machine.describe_versions(),
+        ours=args.contenders[0],
+        baseline=baseline(args.contenders),
+        left_out={**machine.backend_notes(), **args.left_out},
+        ceilings=[],
+        rows=[],
+    )
+    progress = Progress([case.batch * case.length * case.channels for _, case in steps])
+    last_threads = None
+    for threads, case in steps:
+        progress.step(f'{case.part} {case.size} B {case.batch} L {case.length} {case.dtype}')
+        if threads != last_threads:
+            torch.set_num_threads(threads)
+            ceilings = _ceilings(threads, args)
+            result['ceilings'].append(ceilings)
+            last_threads = threads
+        result['rows'] += measure(case, ceilings, args)
+        release(args.device)
+        ops_report.write(args.out, result)
+    progress.close()
+    ops_report.plot(args.out, result)
+    print(f'report: {args.out / "ops.md"}')
+    return 0
+
+
+def _ceilings(threads: int, args: Namespace) -> Row:
+    """What the device can do at best, with so many threads."""
+    bandwidth = copy_bandwidth(args.device, args.effort)
+    ceilings: Row = dict(threads=threads, copy_gigabytes_per_second=bandwidth / 1e9)
+    clock = clock_under_load(args.device) if args.device.type == 'cuda' else None
+    if clock is not None:
+        count = torch.cuda.get_device_properties(args.device).multi_processor_count
+        rate = mufu_rate(count, clock)
+        ceilings.update(sm_megahertz=clock, mufu_gigaexp_per_second=rate / 1e9)
+    return ceilings
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

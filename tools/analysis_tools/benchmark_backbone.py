@@ -1,0 +1,323 @@
+"""Measure Vim against DeiT of its size, with plain attention and with SDPA, over image sizes.
+
+DeiT comes from mmpretrain or, where that is missing, from timm. Writes backbone.md, backbone.json
+and backbone.png (with matplotlib) to --out. Times are medians of interleaved samples: one of each
+model in turn.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from benchmarking import backbone_report, backbones, machine
+from benchmarking.memory import free_bytes, peak_bytes
+from benchmarking.report import Progress, Row
+from benchmarking.timing import Effort, Failed, Timing, interleave, is_out_of_memory, release
+from torch import Tensor, nn
+
+from mmvim_ops import BACKENDS
+
+EXECUTIONS = ('eager', 'compiled', 'graphs', 'compiled+graphs')
+MODES = ('inference', 'training')
+DTYPES = ('float32', 'bfloat16', 'float16')
+RESOLUTIONS = (224, 384, 512, 768, 1024, 1248, 1536, 2048)
+_FREE_SHARE = 0.8  # of the free memory that plain attention's scores may take
+_GRAPH_WARM_UPS = 3
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One point of the comparison, the same for all models.
+
+    Attributes:
+        execution: One of :data:`EXECUTIONS`.
+        threads: Of torch, on a CPU.
+        mode: 'inference', or 'training': forward and backward pass, without an optimizer's step.
+        dtype: 'float32', or the dtype of autocast.
+        batch: Images B.
+        size: 'tiny', 'small' or 'base'.
+        resolution: Side of the images in pixels.
+    """
+
+    execution: str
+    threads: int
+    mode: str
+    dtype: str
+    batch: int
+    size: str
+    resolution: int
+
+    @property
+    def tokens(self) -> int:
+        """Patches and the class token."""
+        return (self.resolution // backbones.PATCH) ** 2 + 1
+
+    @property
+    def cost(self) -> float:
+        """About proportional to the time DeiT takes: 24 D + 4 L operations per token and channel.
+
+        Feed-forward and projections, and the two products of attention (12 layers of each).
+        """
+        dims = 64 * backbones.DEIT_HEADS[self.size]
+        work = self.batch * self.tokens * dims * (24 * dims + 4 * self.tokens)
+        return work * (3 if self.mode == 'training' else 1)
+
+
+def parse_arguments(argv: Sequence[str]) -> Namespace:
+    """The command line."""
+    parser = ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument('--out', type=Path, required=True, metavar='DIR', help='for the report')
+    parser.add_argument('--sizes', nargs='+', choices=list(backbones.DEIT_HEADS), default=['tiny'])
+    parser.add_argument('--resolutions', nargs='+', type=int, default=list(RESOLUTIONS))
+    parser.add_argument('--modes', nargs='+', choices=MODES, default=list(MODES))
+    parser.add_argument('--batch', nargs='+', type=int, default=[1], metavar='B')
+    parser.add_argument(
+        '--dtypes', nargs='+', choices=DTYPES, default=['float32'], help='the others by autocast'
+    )
+    parser.add_argument('--device', default='cpu', help='cpu (default), cuda, cuda:1')
+    parser.add_argument('--threads', nargs='+', type=int, default=[torch.get_num_threads()])
+    parser.add_argument(
+        '--execution',
+        nargs='+',
+        choices=EXECUTIONS,
+        default=['eager'],
+        help='as it is (default), torch.compile, CUDA graphs, or both',
+    )
+    parser.add_argument(
+        '--with-neck', action='store_true', help='four taps and the pyramid of UperNet (mmseg)'
+    )
+    parser.add_argument('--scan-backend', choices=BACKENDS, default='auto', help='of Vim')
+    parser.add_argument(
+        '--against', nargs='+', choices=backbones.MODELS[1:], default=list(backbones.MODELS[1:])
+    )
+    parser.add_argument('--deit-from', choices=backbones.DEIT_LIBRARIES)
+    parser.add_argument('--rounds', type=int, default=5, help='at least (default: %(default)s)')
+    parser.add_argument(
+        '--seconds',
+        type=float,
+        default=2.0,
+        help='measured per setting, at least (default: %(default)s)',
+    )
+    parser.add_argument('--no-memory', action='store_true', help='time alone')
+    args = parser.parse_args(argv)
+    for name in ('batch', 'threads'):
+        if min(getattr(args, name)) < 1:
+            parser.error(f'--{name} takes numbers from 1 on, got {min(getattr(args, name))}')
+    odd = [size for size in args.resolutions if size < 1 or size % backbones.PATCH]
+    if odd:
+        parser.error(f'--resolutions takes multiples of {backbones.PATCH} pixels, got {odd}')
+    args.resolutions = sorted(set(args.resolutions))
+    try:
+        importlib.import_module('mmvim')
+    except ImportError as error:
+        parser.error(str(error))
+    args.deit_from = args.deit_from or backbones.installed_deit()
+    if args.deit_from is None or importlib.util.find_spec(args.deit_from) is None:
+        wanted = args.deit_from or ' or '.join(backbones.DEIT_LIBRARIES)
+        parser.error(f'DeiT needs {wanted}, which is not installed')
+    if args.with_neck and importlib.util.find_spec('mmseg') is None:
+        parser.error("--with-neck needs mmseg's Feature2Pyramid, and mmseg is not installed")
+    try:
+        args.effort = Effort(args.rounds, args.seconds)
+        args.device = torch.device(args.device)
+        torch.empty(0, device=args.device)
+        args.out.mkdir(parents=True, exist_ok=True)
+    except (ValueError, RuntimeError, AssertionError, OSError) as error:
+        parser.error(str(error).splitlines()[0])
+    if args.device.type not in ('cpu', 'cuda'):
+        parser.error(f'--device {args.device}: only cpu and cuda are measured')
+    if args.device.type == 'cpu' and any('graphs' in name for name in args.execution):
+        parser.error('--execution graphs needs --device cuda: a CPU has no CUDA graphs')
+    return args
+
+
+def all_settings(args: Namespace) -> Iterator[Setting]:
+    """Every combination; the resolution changes first."""
+    for values in product(
+        args.execution,
+        args.threads,
+        args.modes,
+        args.dtypes,
+        args.batch,
+        args.sizes,
+        args.resolutions,
+    ):
+        yield Setting(*values)
+
+
+class Step:
+    """One call of a model on a fixed batch: a prediction, or a forward and a backward pass.
+
+    Args:
+        model: On its device.
+        setting: What to run.
+        image: (B, 3, H, W).
+    """
+
+    def __init__(self, model: nn.Module, setting: Setting, image: Tensor) -> None:
+        model.train(setting.mode == 'training')
+        self.model, self.setting, self.image = model, setting, image
+        self._grads: tuple[Tensor, ...] | None = None
+        self._function: nn.Module | Callable[[Tensor], Any] = model
+        if 'compiled' in setting.execution:
+            self._function = torch.compile(model)
+        self.run: Callable[[], object] = self._plain
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.setting.dtype == 'float32':
+            return nullcontext()
+        return torch.autocast(self.image.device.type, getattr(torch, self.setting.dtype))
+
+    def _plain(self) -> object:
+        training = self.setting.mode == 'training'
+        with torch.set_grad_enabled(training), self._autocast():
+            outputs = backbones.outputs_of(self._function(self.image))
+        if not training:
+            return outputs
+        if self._grads is None:  # the same seeded gradient of the outputs in every step
+            generator = torch.Generator(self.image.device).manual_seed(0)
+            self._grads = tuple(torch.empty_like(y).normal_(generator=generator) for y in outputs)
+        for parameter in self.model.parameters():
+            parameter.grad = None
+        torch.autograd.backward(outputs, self._grads)
+        return None
+
+    def capture(self) -> None:
+        """From now on replay the step as one CUDA graph."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(_GRAPH_WARM_UPS):
+                self._plain()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._plain()
+        self.run = graph.replay
+
+
+def too_large(name: str, setting: Setting, device: torch.device) -> str | None:
+    """Why a model is not even tried on a CPU, where asking too much can end the process."""
+    if name != 'deit-plain' or device.type != 'cpu':
+        return None
+    training = setting.mode == 'training'
+    needed = backbones.score_bytes(setting.size, setting.batch, setting.tokens, training)
+    free = free_bytes(device)
+    if free is None or needed < _FREE_SHARE * free:
+        return None
+    return f'OOM (scores {needed / 2**30:.0f} GiB, free {free / 2**30:.0f})'
+
+
+def measure(setting: Setting, args: Namespace) -> list[Row]:
+    """One row per model."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (setting.batch, 3, setting.resolution, setting.resolution)
+    image = torch.randn(shape, generator=generator).to(args.device)
+    rows, steps = {}, {}
+    for name in ('vim', *args.against):
+        row = rows[name] = dict(asdict(setting), model=name, tokens=setting.tokens, status='ok')
+        reason = too_large(name, setting, args.device)
+        if reason is not None:
+            row['status'] = reason
+            continue
+        torch.manual_seed(0)
+        model = backbones.build(
+            name,
+            setting.size,
+            setting.resolution,
+            args.with_neck,
+            args.scan_backend,
+            args.deit_from,
+        ).to(args.device)
+        weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+        row.update(parameters=sum(tensor.numel() for tensor in model.parameters()))
+        step = Step(model, setting, image)
+        try:
+            step.run()  # what happens once happens here: compilation, kernel choice, gradients
+            if not args.no_memory:
+                for parameter in model.parameters():
+                    parameter.grad = None
+                row['peak_bytes'] = weights + image.nbytes + peak_bytes(step.run, args.device)
+            if 'graphs' in setting.execution:
+                step.capture()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            row['status'] = 'OOM'
+            release(args.device)
+        else:
+            steps[name] = step.run
+    timings = interleave(steps, args.device, args.effort, warm=True)
+    for name, timing in timings.items():
+        if isinstance(timing, Failed):
+            rows[name]['status'] = timing.reason
+        else:
+            rows[name].update(figures(timing, setting.batch))
+    add_ratios(list(rows.values()))
+    return list(rows.values())
+
+
+def figures(timing: Timing, batch: int) -> dict[str, float]:
+    """What follows from the samples of one model, all of it from their median."""
+    return dict(
+        median_seconds=timing.median,
+        images_per_second=batch / timing.median,
+        spread=timing.spread,
+        rounds=len(timing.samples),
+    )
+
+
+def add_ratios(rows: list[Row]) -> None:
+    """Vim over every model, in time and in memory, where both were measured."""
+    vim = next(row for row in rows if row['model'] == 'vim')
+    for row in rows:
+        for key, of in (('vim_time_ratio', 'median_seconds'), ('vim_memory_ratio', 'peak_bytes')):
+            if vim['status'] == row['status'] == 'ok' and of in vim and of in row:
+                row[key] = vim[of] / row[of]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure all settings; the report is written anew after each of them."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    args = parse_arguments(argv)
+    settings = list(all_settings(args))
+    result: dict[str, Any] = dict(
+        tool='benchmark_backbone',
+        command=machine.command_line(__file__, argv),
+        device=args.device.type,
+        machine=machine.describe_machine(args.device),
+        versions=machine.describe_versions(),
+        scan_backend=args.scan_backend,
+        deit_from=args.deit_from,
+        with_neck=args.with_neck,
+        paper=backbone_report.PAPER,
+        rows=[],
+    )
+    progress = Progress([setting.cost for setting in settings])
+    for setting in settings:
+        where = f'{setting.resolution}² B {setting.batch} {setting.dtype} {setting.execution}'
+        progress.step(f'{setting.size} {setting.mode} {where}')
+        torch.set_num_threads(setting.threads)
+        if 'compiled' in setting.execution:
+            torch._dynamo.reset()  # every setting is compiled for itself
+        result['rows'] += measure(setting, args)
+        release(args.device)
+        backbone_report.write(args.out, result)
+    progress.close()
+    backbone_report.plot(args.out, result)
+    print(f'report: {args.out / "backbone.md"}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

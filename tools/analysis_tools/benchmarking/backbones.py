@@ -1,0 +1,172 @@
+"""The backbones that benchmark_backbone.py compares: Vim of mmvim, DeiT of mmpretrain or timm."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Taps of the published dense models: after every quarter of the blocks.
+_VIM_TAPS, _DEIT_TAPS = (5, 11, 17, 23), (2, 5, 8, 11)
+# DeiT: depth and heads by size (arXiv 2012.12877, table 1).
+DEIT_DEPTH = 12
+DEIT_HEADS = {'tiny': 3, 'small': 6, 'base': 12}
+DEIT_LIBRARIES = ('mmpretrain', 'timm')
+MODELS = ('vim', 'deit-sdpa', 'deit-plain')
+PATCH = 16
+
+
+def installed_deit() -> str | None:
+    """The library that DeiT is taken from, or None where none is installed."""
+    return next((name for name in DEIT_LIBRARIES if importlib.util.find_spec(name)), None)
+
+
+def plain_attention(query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0) -> Tensor:
+    """Attention in three steps, as DeiT was published, with the whole score matrix in memory.
+
+    The scale is applied to the queries, one pass over the scores less than in mmpretrain's own
+    plain version.
+
+    Args:
+        query: (B, heads, L, C).
+        key: As query.
+        value: As query.
+        dropout_p: There because mmpretrain passes it; only 0 is served.
+
+    Raises:
+        ValueError: ``dropout_p`` is not 0.
+    """
+    if dropout_p:
+        raise ValueError(f'dropout_p={dropout_p}: the benchmark runs without dropout')
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)  # (B, heads, L, L)
+    return scores.softmax(dim=-1) @ value
+
+
+def score_bytes(size: str, batch: int, tokens: int, training: bool) -> int:
+    """Least memory that plain attention takes for its scores, in float32, in bytes.
+
+    Scores and probabilities of one layer; in training the probabilities of every layer stay.
+    """
+    one = 4 * batch * DEIT_HEADS[size] * tokens**2
+    return one * (DEIT_DEPTH + 1 if training else 2)
+
+
+class _TimmTaps(nn.Module):
+    """A VisionTransformer of timm that returns its taps as feature maps."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, H, W) -> four (B, D, H/16, W/16)."""
+        taps = self.model.forward_intermediates(
+            image, indices=list(_DEIT_TAPS), intermediates_only=True
+        )
+        return tuple(taps)
+
+
+class WithNeck(nn.Module):
+    """A backbone and the four-level pyramid that UperNet puts behind it."""
+
+    def __init__(self, backbone: nn.Module, embed_dims: int) -> None:
+        super().__init__()
+        from mmseg.models.necks.featurepyramid import Feature2Pyramid
+
+        self.backbone = backbone
+        self.neck = Feature2Pyramid(embed_dims, norm_cfg=dict(type='BN', requires_grad=True))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, H, W) -> feature maps at strides 4, 8, 16 and 32."""
+        levels: tuple[Tensor, ...] = self.neck(self.backbone(image))
+        return levels
+
+
+def build(
+    name: str,
+    size: str,
+    resolution: int,
+    with_neck: bool = False,
+    scan_backend: str = 'auto',
+    deit_library: str | None = None,
+) -> nn.Module:
+    """A backbone with random weights, built for square images of one resolution.
+
+    Without a neck it ends in the normalised class token, as for classification; with one it gives
+    its four taps to the pyramid, Vim without a class token as dense models run it.
+
+    Args:
+        name: One of :data:`MODELS`.
+        size: 'tiny', 'small' or 'base'.
+        resolution: Side of the images in pixels; the position embedding has its grid.
+        with_neck: Whether to add the pyramid (needs mmseg). Defaults to False.
+        scan_backend: ``backend`` of mmvim_ops, for Vim. Defaults to 'auto'.
+        deit_library: One of :data:`DEIT_LIBRARIES`. Defaults to the first that is installed.
+    """
+    importlib.import_module('mmvim')  # first: it mends a torchvision that would fail to import
+    if name == 'vim':
+        model = _vim(size, resolution, with_neck, scan_backend)
+    else:
+        library = deit_library or installed_deit()
+        builder = {'mmpretrain': _mmpretrain_deit, 'timm': _timm_deit}.get(library or '')
+        if builder is None:
+            raise ValueError(f'DeiT from {library}: valid are {", ".join(DEIT_LIBRARIES)}')
+        model = builder(size, resolution, with_neck, name == 'deit-plain')
+    return WithNeck(model, 64 * DEIT_HEADS[size]) if with_neck else model
+
+
+def _vim(size: str, resolution: int, taps: bool, scan_backend: str) -> nn.Module:
+    from mmvim.models import VisionMamba
+
+    if not taps:
+        return VisionMamba(
+            size, img_size=resolution, out_type='cls_token', scan_backend=scan_backend
+        )
+    return VisionMamba(
+        size,
+        img_size=resolution,
+        cls_token='none',
+        out_norm='none',
+        out_indices=_VIM_TAPS,
+        scan_backend=scan_backend,
+    )
+
+
+def _mmpretrain_deit(size: str, resolution: int, taps: bool, plain: bool) -> nn.Module:
+    from mmpretrain.models.backbones import VisionTransformer
+
+    model: Any = VisionTransformer(
+        f'deit-{size}',
+        img_size=resolution,
+        patch_size=PATCH,
+        out_indices=_DEIT_TAPS if taps else -1,
+        out_type='featmap' if taps else 'cls_token',
+        final_norm=not taps,
+    )
+    # Drawn, as all weights: zeros would make the first layers' inputs special.
+    nn.init.trunc_normal_(model.pos_embed, std=0.02)
+    nn.init.trunc_normal_(model.cls_token, std=0.02)
+    for layer in model.layers:
+        attention = plain_attention if plain else F.scaled_dot_product_attention
+        layer.attn.scaled_dot_product_attention = attention
+    module: nn.Module = model
+    return module
+
+
+def _timm_deit(size: str, resolution: int, taps: bool, plain: bool) -> nn.Module:
+    timm = importlib.import_module('timm')
+
+    model: Any = timm.create_model(f'deit_{size}_patch16_224', img_size=resolution, num_classes=0)
+    for block in model.blocks:
+        block.attn.fused_attn = not plain
+    module: nn.Module = _TimmTaps(model) if taps else model
+    return module
+
+
+def outputs_of(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """What a backbone returned, always as a tuple."""
+    return (result,) if isinstance(result, torch.Tensor) else tuple(result)

@@ -1,0 +1,113 @@
+"""What the machine can do at best: copies and exponentials, measured in the same run."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from benchmarking.timing import Effort, Timing, interleave
+from mmvim_ops import native
+
+# Special-function results a clock of one multiprocessor: sm_80 to sm_120 (CUDA C++ programming
+# guide, arithmetic instructions).
+MUFU_PER_CLOCK = 16
+_L1_FLOATS, _REPEATS = 4096, 500  # 16 KiB
+_SMALL_FLOATS = 32768  # a thread's share of one torch.exp; stays in a second-level cache
+_CPU_COPY, _CUDA_COPY = 1 << 28, 1 << 30
+
+
+@dataclass(frozen=True)
+class ExpLoop:
+    """A loop of nothing but exponentials.
+
+    Attributes:
+        name: What it is, for the report.
+        call: Runs it once.
+        count: Exponentials a run, over all threads.
+    """
+
+    name: str
+    call: Callable[[], object]
+    count: int
+
+
+def copy_bandwidth(device: torch.device, effort: Effort, size: int | None = None) -> float:
+    """Bytes read and written per second by a copy far larger than any cache.
+
+    Args:
+        device: Where to copy; on a CPU with as many threads as torch is set to.
+        effort: How long to measure.
+        size: Bytes of the source; 256 MiB on a CPU and 1 GiB on a GPU where not given.
+    """
+    if size is None:
+        size = _CUDA_COPY if device.type == 'cuda' else _CPU_COPY
+    source = torch.ones(size // 4, device=device)
+    target = torch.zeros_like(source)
+    timing = interleave({'copy': lambda: target.copy_(source)}, device, effort)['copy']
+    if not isinstance(timing, Timing):
+        raise MemoryError(f'no room for the two buffers of {size} bytes of the copy')
+    return 2 * size / timing.median
+
+
+def exp_loops(device: torch.device) -> list[ExpLoop]:
+    """The loops to run beside the scans; the first one is the ceiling.
+
+    On a CPU that is the native library's own vectorised exponential over a buffer in the first
+    cache, one thread, where the library is loaded; then ``torch.exp``. On a GPU ``torch.exp2`` over
+    a buffer in its second-level cache, whose bandwidth binds it: the ceiling there is
+    :func:`mufu_rate`.
+    """
+    if device.type == 'cuda':
+        floats = 1 << 20
+        source = torch.rand(floats, device=device)
+        target = torch.empty_like(source)
+        return [ExpLoop('torch.exp2', lambda: torch.exp2(source, out=target), floats)]
+    floats = _SMALL_FLOATS * torch.get_num_threads()
+    values, out = -torch.rand(floats), torch.empty(floats)
+    loops = [ExpLoop('torch.exp', lambda: torch.exp(values, out=out), floats)]
+    if native.problem() is None:
+        buffer = -torch.rand(_L1_FLOATS)
+        # One thread runs it; with more of them the ceiling is a multiple of its rate.
+        count = _L1_FLOATS * _REPEATS * torch.get_num_threads()
+        call = partial(native.exp_many, buffer, _REPEATS)
+        loops.insert(0, ExpLoop('native exp', call, count))
+    return loops
+
+
+def mufu_rate(multiprocessors: int, megahertz: float) -> float:
+    """Exponentials per second of a GPU's special-function units at a clock."""
+    return multiprocessors * MUFU_PER_CLOCK * megahertz * 1e6
+
+
+def clock_under_load(device: torch.device) -> float | None:
+    """Clock of the multiprocessors in MHz while they compute; None where the driver is silent."""
+    busy = torch.rand(1 << 28, device=device)
+    for _ in range(1000):  # queued: they keep the GPU busy for about a second
+        torch.exp2(busy, out=busy)
+    clocks = sm_clocks(device)
+    torch.cuda.synchronize(device)
+    return None if clocks is None else clocks[0]
+
+
+def sm_clocks(device: torch.device) -> tuple[float, float] | None:
+    """Present and highest clock of the multiprocessors in MHz; None where the driver is silent."""
+    # By its name and not by its number, which CUDA_VISIBLE_DEVICES changes for torch alone.
+    uuid = getattr(torch.cuda.get_device_properties(device), 'uuid', None)
+    which = [] if uuid is None else [f'--id=GPU-{uuid}']
+    command = ['nvidia-smi', *which, '--query-gpu=clocks.sm,clocks.max.sm']
+    try:
+        result = subprocess.run(
+            [*command, '--format=csv,noheader,nounits'],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        )
+        now, highest = (float(value) for value in result.stdout.strip().split(','))
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
+    return now, highest

@@ -1,0 +1,146 @@
+"""How much memory a call takes: torch's allocations, saved tensors, the process as a whole."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+Call = Callable[[], object]
+_STATUS, _CLEAR = Path('/proc/self/status'), Path('/proc/self/clear_refs')
+# For a process whose resident memory is to follow its allocations: blocks above 64 KiB come from
+# the system and go back to it at once (glibc).
+FAITHFUL_MALLOC = {
+    'MALLOC_MMAP_THRESHOLD_': '65536',
+    'MALLOC_TRIM_THRESHOLD_': '65536',
+    'MALLOC_ARENA_MAX': '1',
+}
+
+
+def peak_bytes(call: Call, device: torch.device) -> int:
+    """The most that torch held during a call, above what it held before it, in bytes.
+
+    Args:
+        call: Run once. Its result counts: it is alive when the call ends.
+        device: 'cuda' reads the caching allocator's own mark; on a CPU every allocation and
+            release that torch's allocator reports is added up. Memory that a kernel takes by
+            other means (scratch of a native library) shows in :func:`resident_peak_bytes` alone.
+    """
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        result = call()
+        torch.cuda.synchronize(device)
+        del result
+        return torch.cuda.max_memory_allocated(device) - before
+    with (
+        _silent_stderr(),
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled,
+    ):
+        call()
+    assert profiled.profiler is not None and profiled.profiler.kineto_results is not None
+    events = profiled.profiler.kineto_results.events()
+    changes = [event for event in events if event.name() == '[memory]']
+    held = peak = 0
+    for change in sorted(changes, key=lambda event: event.start_ns()):
+        if change.device_type() == torch.profiler.DeviceType.CPU:
+            held += change.nbytes()
+            peak = max(peak, held)
+    return peak
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """The profiler of recent torch builds writes lines of its own to file descriptor 2."""
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def saved_bytes(call: Call, parameters: Iterable[Tensor] = ()) -> int:
+    """Bytes that autograd keeps alive between a forward pass and its backward pass.
+
+    Each storage counts once and whole, as that is what stays in memory, also where only a view of
+    it was saved.
+
+    Args:
+        call: The forward pass, with gradients; returns its output, which keeps the graph alive.
+        parameters: Tensors that exist anyway and do not count.
+    """
+    known = {tensor.untyped_storage().data_ptr() for tensor in parameters}
+    # The tensors are kept until the end: an address that was freed could be given out again.
+    saved: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        address = tensor.untyped_storage().data_ptr()
+        if address not in known:
+            saved[address] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = call()
+    total = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+    del output
+    return total
+
+
+def resident_peak_bytes(call: Call) -> int | None:
+    """The most resident memory of this process during a call, above what it had before, in bytes.
+
+    Meant for a fresh process started with :data:`FAITHFUL_MALLOC`. None where the system does not
+    say (Linux does) or the mark cannot be told from an earlier one.
+    """
+    try:
+        _CLEAR.write_text('5')  # sets the high-water mark to the present size
+        was_reset = True
+    except OSError:
+        was_reset = False
+    before = _status()
+    call()
+    after = _status()
+    if before is None or after is None or not (was_reset or after[0] > before[0]):
+        return None
+    return max(0, after[0] - before[1])
+
+
+def _status() -> tuple[int, int] | None:
+    """High-water mark and present resident size, in bytes."""
+    try:
+        text = _STATUS.read_text()
+    except OSError:
+        return None
+    found = [re.search(rf'^{key}:\s+(\d+) kB', text, re.MULTILINE) for key in ('VmHWM', 'VmRSS')]
+    if found[0] is None or found[1] is None:
+        return None
+    return 1024 * int(found[0][1]), 1024 * int(found[1][1])
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that can still be taken, in bytes; None where the system does not say."""
+    if device.type == 'cuda':
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        text = Path('/proc/meminfo').read_text()
+    except OSError:
+        return None
+    found = re.search(r'^MemAvailable:\s+(\d+) kB', text, re.MULTILINE)
+    limits = [] if found is None else [1024 * int(found[1])]
+    try:  # a container's own limit
+        limit = int(Path('/sys/fs/cgroup/memory.max').read_text())
+        limits.append(limit - int(Path('/sys/fs/cgroup/memory.current').read_text()))
+    except (OSError, ValueError):
+        pass  # no such limit, or 'max'
+    return min(limits, default=None)
