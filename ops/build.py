@@ -50,7 +50,7 @@ _CXX_FLAGS = (*_HOST_FLAGS, '-fno-math-errno', '-Wall', '-Wextra')
 # By the name of a translation unit under csrc/cpu, up to the first underscore.
 _ISA_FLAGS = {
     'avx512': ('-mavx512f', '-mavx512dq', '-mavx512bw', '-mavx512vl', '-mfma'),
-    'avx2': ('-mavx2', '-mfma', '-mf16c'),
+    'avx2': ('-mavx2', '-mfma'),
     'plain': (),
 }
 _X86_ISAS = ('avx512', 'avx2')

@@ -65,7 +65,8 @@ def conv1d_silu_backward(
     with full_precision(x.device):
         y = _convolve(x, weight, bias, reverse)
         grad = torch.ops.aten.silu_backward(wide(grad_out), y)
-        grad_x = grad_weight = grad_bias = x.new_empty(0)
+        # Each its own: results of an operator must not alias.
+        grad_x, grad_weight, grad_bias = (x.new_empty(0) for _ in range(3))
         if needs[0]:
             # A tap that reads k tokens on one side receives from k tokens on the other.
             spread, taps = _pad(grad, width, not reverse), _taps(weight, not reverse)

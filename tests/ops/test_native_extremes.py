@@ -1,4 +1,4 @@
-"""The compiled kernels on decays and steps at the ends of their ranges, and on what is no number."""
+"""The compiled kernels on decays and steps at the ends of their ranges, and on NaN and infinity."""
 
 from __future__ import annotations
 
@@ -14,20 +14,6 @@ import mmvim_ops
 from mmvim_ops import reference
 
 Inputs = Callable[..., dict[str, Tensor]]
-# Magnitudes of A and of the step: decays just below one, decays that underflow, either through A or
-# through the step, which lies beyond 20 there, where softplus is the identity.
-DECAYS = [
-    (1e-4, 1e-3),
-    (1e-5, 1e-6),
-    (1.0, 1e-6),
-    (1e-3, 1e-2),
-    (1.0, 1e-3),
-    (16.0, 6.0),
-    (50.0, 3.0),
-    (3e4, 10.0),
-    (0.1, 100.0),
-]
-decays = pytest.mark.parametrize(('rate', 'step'), DECAYS)
 scan = partial(mmvim_ops.selective_scan, backend='cpu')
 bidirectional = partial(mmvim_ops.bidirectional_selective_scan, backend='cpu')
 
@@ -65,44 +51,12 @@ def with_decays_both(inputs: dict[str, Tensor], rate: float, step: float) -> dic
     return inputs
 
 
-@decays
-def test_decays(
-    rate: float,
-    step: float,
-    scan_inputs: Inputs,
-    bidirectional_inputs: Inputs,
-    value_and_grads: Inputs,
-    assert_close: Any,
-    each_isa: Iterator[str],
+def check(
+    L: int, rate: float, step: float, names: tuple[str, ...] | None, tools: tuple[Any, ...]
 ) -> None:
-    shape = dict(B=1, L=1025, E=20, N=4, dtype=torch.float32)
-    options = dict(delta_softplus=True, return_last_state=True)
-    one = with_decays(scan_inputs(**shape), rate, step)
-    both = with_decays_both(bidirectional_inputs(**shape), rate, step)
-    expected = value_and_grads(reference.selective_scan, double(one), **options)
-    expected_both = value_and_grads(reference.bidirectional_selective_scan, double(both))
-    for isa in each_isa:
-        assert_close(value_and_grads(scan, one, **options), expected, where=isa)
-        assert_close(value_and_grads(bidirectional, both), expected_both, where=isa)
-
-
-@pytest.mark.slow
-@decays
-def test_decays_over_thousands_of_tokens(
-    rate: float,
-    step: float,
-    scan_inputs: Inputs,
-    bidirectional_inputs: Inputs,
-    value_and_grads: Inputs,
-    assert_close: Any,
-    each_isa: Iterator[str],
-) -> None:
-    """Within the tolerances, or as good as the token loop in float32.
-
-    A state that forgets nothing takes in the rounding of every one of 4097 additions, and a decay
-    within 1e-7 of one is no float32 number.
-    """
-    shape = dict(B=1, L=4097, E=20, N=4, dtype=torch.float32)
+    """Both scans; what the token loop in float32 attains is enough for ``names``, None for all."""
+    scan_inputs, bidirectional_inputs, value_and_grads, assert_close, each_isa = tools
+    shape = dict(B=1, L=L, E=20, N=4, dtype=torch.float32)
     options = dict(delta_softplus=True, return_last_state=True)
     one = with_decays(scan_inputs(**shape), rate, step)
     both = with_decays_both(bidirectional_inputs(**shape), rate, step)
@@ -112,11 +66,62 @@ def test_decays_over_thousands_of_tokens(
         (bidirectional, reference.bidirectional_selective_scan, both, {}),
     ):
         expected = value_and_grads(spec, double(inputs), **rest)
-        cases.append((function, inputs, rest, expected, value_and_grads(spec, inputs, **rest)))
+        loop = value_and_grads(spec, inputs, **rest)
+        floor = {name: loop[name] for name in loop if names is None or name in names}
+        cases.append((function, inputs, rest, expected, floor))
     for isa in each_isa:
-        for function, inputs, rest, expected, loop in cases:
+        for function, inputs, rest, expected, floor in cases:
             actual = value_and_grads(function, inputs, **rest)
-            assert_close(actual, expected, where=isa, floor=loop)
+            assert_close(actual, expected, where=isa, floor=floor)
+
+
+@pytest.mark.parametrize(
+    ('rate', 'step'),
+    [(1e-4, 1e-3), (1e-5, 1e-6), (1.0, 1e-6), (1e-3, 1e-2), (1.0, 1e-3), (16.0, 6.0), (0.1, 100.0)],
+)
+def test_decays(
+    rate: float,
+    step: float,
+    scan_inputs: Inputs,
+    bidirectional_inputs: Inputs,
+    value_and_grads: Inputs,
+    assert_close: Any,
+    each_isa: Iterator[str],
+) -> None:
+    """A last state that forgets nothing takes in the rounding of every addition to it."""
+    tools = (scan_inputs, bidirectional_inputs, value_and_grads, assert_close, each_isa)
+    check(1025, rate, step, ('out 1',), tools)
+
+
+@pytest.mark.parametrize(('rate', 'step'), [(50.0, 3.0), (3e4, 10.0)])
+def test_decays_that_underflow(
+    rate: float,
+    step: float,
+    scan_inputs: Inputs,
+    bidirectional_inputs: Inputs,
+    value_and_grads: Inputs,
+    assert_close: Any,
+    each_isa: Iterator[str],
+) -> None:
+    """Each gradient of A is as inexact as a float32 exponent of -37 or less is."""
+    tools = (scan_inputs, bidirectional_inputs, value_and_grads, assert_close, each_isa)
+    check(1025, rate, step, ('grad of A', 'grad of A_f', 'grad of A_b'), tools)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('rate', 'step'), [(1e-4, 1e-3), (1e-2, 1e-2), (1.0, 1e-3), (50.0, 3.0)])
+def test_decays_over_thousands_of_tokens(
+    rate: float,
+    step: float,
+    scan_inputs: Inputs,
+    bidirectional_inputs: Inputs,
+    value_and_grads: Inputs,
+    assert_close: Any,
+    each_isa: Iterator[str],
+) -> None:
+    """A decay within 1e-7 of one is no float32 number, and 4097 of them add up."""
+    tools = (scan_inputs, bidirectional_inputs, value_and_grads, assert_close, each_isa)
+    check(4097, rate, step, None, tools)
 
 
 @pytest.mark.parametrize('shift', [-80.0, -30.0, -12.0, 0.0, 19.9, 1000.0, 1e30])
@@ -132,9 +137,8 @@ def test_softplus(
     Without D, the output is nothing but what came through the step.
     """
     inputs = scan_inputs(B=1, L=65, E=20, dtype=torch.float32)
-    inputs['delta_bias'] = torch.full((20,), shift)
-    inputs['delta'] = 0.2 * (inputs['delta'] + 2)
-    del inputs['D']
+    inputs['delta'] = shift + 0.2 * (inputs['delta'] + 2)
+    del inputs['D'], inputs['delta_bias']  # a bias would have to be added in float32
     expected = value_and_grads(reference.selective_scan, double(inputs), delta_softplus=True)
     for isa in each_isa:
         actual = value_and_grads(scan, inputs, delta_softplus=True)

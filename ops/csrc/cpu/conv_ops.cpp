@@ -101,7 +101,7 @@ class Problem {
   Tensor lead_;
   View x_;
   std::vector<Direction> directions_;
-  std::vector<std::vector<float>> weights_, biases_;
+  std::vector<Floats> weights_, biases_;
 };
 
 Tensor conv1d_silu(const Tensor x, const Tensor weight, const OptionalTensor bias, bool reverse) {

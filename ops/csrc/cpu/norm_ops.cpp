@@ -14,7 +14,7 @@ constexpr int64_t kTokens = 64;
 template <class Body>
 void for_each_part(const Tensor& x, const Tensor& weight, double eps, const Body& body) {
   const int64_t batch = x.size(0), length = x.size(1), parts = ceil_div(length, kTokens);
-  const std::vector<float> packed = pack(weight, weight.size(0));
+  const Floats packed = pack(weight, weight.size(0));
   torch::stable::parallel_for(0, batch * parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part) {
       const int64_t b = part / parts, first = part % parts * kTokens;

@@ -48,12 +48,12 @@ Blocks backward_blocks(int64_t batch, int64_t groups, int64_t channels) {
 
 // The parameters of one direction, packed.
 struct Parameters {
-  std::vector<float> decay, dt_weight, D, bias;
+  Floats decay, dt_weight, D, bias;
 
   Parameters(const Tensor& A, const OptionalTensor& dt_w, const OptionalTensor& D_,
              const OptionalTensor& bias_)
       : decay(pack(A, A.size(0), 1.44269504088896341f)),
-        dt_weight(dt_w ? pack(*dt_w, A.size(0)) : std::vector<float>()),
+        dt_weight(pack(dt_w, A.size(0))),
         D(pack(D_, A.size(0))),
         bias(pack(bias_, A.size(0))) {}
 

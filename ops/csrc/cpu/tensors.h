@@ -69,17 +69,32 @@ inline Rows rows_or_none(const std::optional<View>& view, int64_t b, int64_t col
 // The channels of a row of parameters, padded so that rows start at vectors.
 inline int64_t padded(int64_t channels) { return ceil_div(channels, 16) * 16; }
 
+// Floats that start at a cache line: a vector that straddles two costs twice.
+class Floats {
+ public:
+  explicit Floats(int64_t count)
+      : data_(static_cast<float*>(std::aligned_alloc(64, ceil_div(count * 4 + 1, 64) * 64)),
+              &std::free) {
+    STD_TORCH_CHECK(data_, "out of memory: ", count, " floats could not be allocated");
+  }
+  float* data() const { return data_.get(); }
+
+ private:
+  std::unique_ptr<float, decltype(&std::free)> data_;
+};
+
 // A (channels, columns) parameter turned to (columns, padded(channels)) float32, times a factor.
 // A (channels) one is a single column; an absent one is zeros.
-inline std::vector<float> pack(const OptionalTensor& given, int64_t channels, float factor = 1.0f) {
+inline Floats pack(const OptionalTensor& given, int64_t channels, float factor = 1.0f) {
   const int64_t columns = given && given->dim() == 2 ? given->size(1) : 1;
-  std::vector<float> packed(columns * padded(channels), 0.0f);
+  Floats packed(columns * padded(channels));
+  std::fill_n(packed.data(), columns * padded(channels), 0.0f);
   if (!given) return packed;
   const Tensor tensor = torch::stable::contiguous(torch::stable::to(*given, ScalarType::Float));
   const float* data = static_cast<const float*>(tensor.data_ptr());
   for (int64_t e = 0; e < channels; ++e)
     for (int64_t n = 0; n < columns; ++n)
-      packed[n * padded(channels) + e] = data[e * columns + n] * factor;
+      packed.data()[n * padded(channels) + e] = data[e * columns + n] * factor;
   return packed;
 }
 
@@ -88,17 +103,15 @@ template <class Body>
 void for_each_item(int64_t items, int64_t scratch_floats, const Body& body) {
   std::atomic<bool> failed{false};  // an exception must not cross torch's C interface
   torch::stable::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) {
-    const size_t bytes = ceil_div(scratch_floats * sizeof(float), 64) * 64;
-    const std::unique_ptr<void, decltype(&std::free)> scratch(std::aligned_alloc(64, bytes),
-                                                              &std::free);
-    if (!scratch) {
+    try {
+      const Floats scratch(scratch_floats);
+      for (int64_t item = begin; item < end; ++item) body(item, scratch.data());
+    } catch (...) {
       failed = true;
-      return;
     }
-    for (int64_t item = begin; item < end; ++item) body(item, static_cast<float*>(scratch.get()));
   });
-  STD_TORCH_CHECK(!failed, "out of memory: ", scratch_floats * sizeof(float),
-                  " bytes of scratch a thread could not be allocated");
+  STD_TORCH_CHECK(!failed, "out of memory: ", scratch_floats,
+                  " floats of scratch a thread could not be allocated");
 }
 
 // For a result that is not wanted. Each has its own: results of an operator must not alias.
