@@ -83,7 +83,8 @@ struct Conv {
   bool reverse = false;
   Rows out;
   Rows grad_out;
-  float* parameters = nullptr;  // (width + 1, ld): this sequence's share of the grads of weight, bias
+  // (width + 1, ld): this sequence's share of the grads of weight and bias.
+  float* parameters = nullptr;
 };
 
 struct ConvBlock {
@@ -106,7 +107,8 @@ struct NormRows {
   const float* weight = nullptr;  // (channels)
   float* scales = nullptr;        // (count), the factor of each row
   Rows x, added, total, normed;   // forward
-  Rows grad_normed, grad_total, grad_x;  // backward, which reads `total` too; grad_total may be null
+  // Backward, which reads `total` too; without grad_total where nothing else reads it.
+  Rows grad_normed, grad_total, grad_x;
   float* grad_weight = nullptr;   // (channels), added to
 };
 

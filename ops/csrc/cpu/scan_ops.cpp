@@ -8,14 +8,16 @@
 namespace mmvim {
 namespace {
 
-// How the channels of a batch fall into blocks: B sequences x groups x blocks of a group's channels.
+// How a batch falls into blocks: sequences x groups x blocks of a group's channels.
 struct Blocks {
   int64_t batch, groups, channels;  // of a group
   int64_t size;
   int64_t per_group;
 
-  Blocks(int64_t batch, int64_t groups, int64_t channels, int64_t size)
-      : batch(batch), groups(groups), channels(channels), size(size),
+  // As few blocks of at most `largest` channels as there can be, of equal sizes in whole vectors.
+  Blocks(int64_t batch, int64_t groups, int64_t channels, int64_t largest)
+      : batch(batch), groups(groups), channels(channels),
+        size(padded(ceil_div(channels, ceil_div(channels, largest)))),
         per_group(ceil_div(channels, size)) {}
 
   int64_t count() const { return batch * groups * per_group; }
@@ -137,7 +139,8 @@ ForwardResult run_forward(const Problem& problem, const Tensor& lead, bool want_
   const auto block_of = [&](int64_t index) {
     const Blocks::Item item = blocks.item(index);
     ForwardBlock block;
-    for (int d = 0; d < problem.directions; ++d) block.scans[d] = problem.scan(d, item, checkpoints);
+    for (int d = 0; d < problem.directions; ++d)
+      block.scans[d] = problem.scan(d, item, checkpoints);
     block.directions = problem.directions;
     block.length = problem.length;
     block.channels = item.count;
@@ -160,8 +163,10 @@ ForwardResult run_forward(const Problem& problem, const Tensor& lead, bool want_
 
 struct BackwardResult {
   Tensor grad_u[2], grad_delta, grad_z;
-  Tensor rows[2];        // (blocks of a group, B, L, groups, rank + 2 states), to be summed over blocks
-  Tensor parameters[2];  // (B, states + rank + 2, ld), to be summed over B
+  // To be summed over their first dimension: (blocks of a group, B, groups, L, rank + 2 states) and
+  // (B, states + rank + 2, ld).
+  Tensor rows[2];
+  Tensor parameters[2];
 };
 
 BackwardResult run_backward(const Problem& problem, const Tensor& grad_out, const Tensor& lead,
@@ -187,7 +192,8 @@ BackwardResult run_backward(const Problem& problem, const Tensor& grad_out, cons
   const View grad(grad_out);
   const std::optional<View> grad_delta = delta ? view(result.grad_delta) : std::nullopt;
   const std::optional<View> grad_z = z ? view(result.grad_z) : std::nullopt;
-  const OptionalTensor last = grad_last_state ? OptionalTensor(torch::stable::contiguous(*grad_last_state)) : std::nullopt;
+  OptionalTensor last = grad_last_state;
+  if (last) last = torch::stable::contiguous(*last);
   const Tensor saved = torch::stable::contiguous(checkpoints);
   float* states = static_cast<float*>(saved.data_ptr());
 
@@ -361,7 +367,8 @@ auto bidirectional_selective_scan_backward(
   const int64_t N = problem.states, R = problem.rank;
   const Tensor* xs[] = {&x_f, &x_b};
   const Tensor* dbls[] = {&dbl_f, &dbl_b};
-  const Tensor* parameters[4][2] = {{&dt_w_f, &dt_w_b}, {&dt_b_f, &dt_b_b}, {&A_f, &A_b}, {&D_f, &D_b}};
+  const Tensor* parameters[4][2] = {
+      {&dt_w_f, &dt_w_b}, {&dt_b_f, &dt_b_b}, {&A_f, &A_b}, {&D_f, &D_b}};
   const int64_t places[4] = {N, N + R + 1, 0, N + R};
   std::vector<Tensor> grads = nothings(13, x_f);
   for (int d = 0; d < 2; ++d) {
@@ -382,7 +389,8 @@ STABLE_TORCH_LIBRARY_IMPL(mmvim, CPU, m) {
   m.impl("selective_scan", TORCH_BOX(&selective_scan));
   m.impl("selective_scan_backward", TORCH_BOX(&selective_scan_backward));
   m.impl("bidirectional_selective_scan", TORCH_BOX(&bidirectional_selective_scan));
-  m.impl("bidirectional_selective_scan_backward", TORCH_BOX(&bidirectional_selective_scan_backward));
+  m.impl("bidirectional_selective_scan_backward",
+         TORCH_BOX(&bidirectional_selective_scan_backward));
 }
 
 }  // namespace mmvim

@@ -129,7 +129,8 @@ inline Tensor new_contiguous(const Tensor& like) {
 // The sum over the first dimension of (parts, rows, ld) at rows [first, first + columns), as the
 // gradient of a (channels, columns) parameter. In a fixed order, whatever thread made which part.
 inline Tensor unpack(const Tensor& parts, int64_t first, const Tensor& parameter) {
-  const int64_t channels = parameter.size(0), columns = parameter.dim() == 2 ? parameter.size(1) : 1;
+  const int64_t channels = parameter.size(0);
+  const int64_t columns = parameter.dim() == 2 ? parameter.size(1) : 1;
   const int64_t count = parts.size(0), rows = parts.size(1), ld = parts.size(2);
   const Sizes sizes(parameter.sizes().begin(), parameter.sizes().end());
   const Tensor sum = torch::stable::new_empty(parameter, sizes, ScalarType::Float);
