@@ -7,6 +7,8 @@ weights-only loading   ``torch.load`` loads weights only since torch 2.6,  mmeng
                        mmengine's checkpoints hold a ``HistoryBuffer``     checkpoints
 torchvision schemas    torchvision's wheel on PyPI is built for CUDA       torchvision publishes
                        torch; beside a CPU torch its import dies           a CPU wheel there
+``mmseg::`` bases      mmengine looks for the distribution mmsegmentation  mmengine asks for the
+                       alone, not for forks (onedl-…) or plain sources     module instead
 =====================  ==================================================  =====================
 """
 
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.metadata
 import importlib.util
 import pickle
 import re
@@ -65,6 +68,7 @@ def check_stack() -> None:
 def mend() -> None:
     """Apply every repair that this machine needs. Idempotent."""
     _mend_torchvision()
+    _mend_library_names()
     _mend_checkpoint_loading()
 
 
@@ -82,6 +86,24 @@ def _mend_torchvision() -> None:
         for schema in _TORCHVISION_SCHEMAS:
             _torchvision_library.define(schema)
         importlib.import_module('torchvision')
+
+
+def _mend_library_names() -> None:
+    """Let mmengine find libraries whose distribution is called otherwise than it thinks.
+
+    For ``_base_ = 'mmseg::…'`` it asks for the distribution ``mmsegmentation``, then for a module
+    of that name. Given the module's own name, it finds the module.
+    """
+    from mmengine.config.utils import MODULE2PACKAGE
+
+    for module, distribution in MODULE2PACKAGE.items():
+        if module == distribution:
+            continue
+        try:
+            importlib.metadata.distribution(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            if importlib.util.find_spec(module) is not None:
+                MODULE2PACKAGE[module] = module
 
 
 def _guarded_getattr(obj: object, name: str) -> Any:

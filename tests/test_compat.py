@@ -176,29 +176,50 @@ def test_torchvision_imports_beside_mmvim():
     assert done.stdout.strip() == 'fine', done.stderr
 
 
-HIDE = """
-    import importlib.abc, sys
+BASE_OF_MMSEG = """
+    import importlib.metadata, sys
+    find, renamed = importlib.metadata.distribution, sys.argv[1] == 'renamed'
 
-    class Hidden(importlib.abc.MetaPathFinder):
-        def find_spec(self, name, path=None, target=None):
-            if name.partition('.')[0] in sys.argv[1:]:
-                raise ModuleNotFoundError(f'No module named {name!r}', name=name)
+    def distribution(name):
+        if name != 'mmsegmentation':
+            return find(name)
+        if renamed:
+            raise importlib.metadata.PackageNotFoundError(name)
 
-    sys.meta_path.insert(0, Hidden())
+    importlib.metadata.distribution = distribution
+    import mmvim
+    from mmengine.config import Config
+    from mmengine.config.utils import MODULE2PACKAGE
+    print(MODULE2PACKAGE['mmseg'])
+    if renamed:
+        text = "_base_ = 'mmseg::_base_/default_runtime.py'"
+        print(Config.fromstring(text, '.py').default_scope)
 """
+
+
+def test_bases_in_mmseg_are_found_whatever_its_distribution_is_called():
+    pytest.importorskip('mmseg')
+    done = python(BASE_OF_MMSEG, 'renamed')
+    assert done.stdout.split() == ['mmseg', 'mmseg'], done.stderr
+
+
+def test_name_of_mmsegs_distribution_stays_where_it_is_right():
+    pytest.importorskip('mmseg')
+    done = python(BASE_OF_MMSEG, 'standard')
+    assert done.stdout.split() == ['mmsegmentation'], done.stderr
 
 
 @pytest.mark.parametrize('hidden', ['mmseg', 'mmdet', 'mmpretrain', 'all'])
 def test_import_without_the_libraries(hidden):
     names = ['mmseg', 'mmdet', 'mmpretrain'] if hidden == 'all' else [hidden]
-    code = textwrap.dedent(HIDE) + textwrap.dedent(
-        """
+    code = """
+        import sys
+        sys.modules.update(dict.fromkeys(sys.argv[1:]))  # None there: not to be found
         import mmvim, torch
         from mmengine.registry import MODELS
         model = MODELS.build(dict(type='mmvim.VisionMamba', arch='nano'))
         print(tuple(model(torch.zeros(1, 3, 32, 32))[0].shape))
-        """
-    )
+    """
     done = python(code, *names)
     assert done.stdout.strip() == '(1, 64, 2, 2)', done.stderr
 

@@ -1,6 +1,7 @@
 # mmseg's DPT, Vim-Ti in the place of ViT-B. Its head reads pairs of a map and a class token, the
 # one exception to dense models running without: the class token stays in the middle.
 _base_ = [
+    '../_base_/mmvim.py',
     'mmseg::_base_/models/dpt_vit-b16.py',
     'mmseg::_base_/datasets/ade20k.py',
     'mmseg::_base_/default_runtime.py',

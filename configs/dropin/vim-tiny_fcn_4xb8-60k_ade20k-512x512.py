@@ -1,6 +1,7 @@
 # mmseg's FCN with Vim-Ti in the place of ResNet-50: the head on the last tap, the auxiliary head
 # on the one before.
 _base_ = [
+    '../_base_/mmvim.py',
     'mmseg::_base_/models/fcn_r50-d8.py',
     'mmseg::_base_/datasets/ade20k.py',
     'mmseg::_base_/default_runtime.py',

@@ -1,6 +1,9 @@
 # mmseg's Mask2Former with its own schedule, Vim-Ti in the place of ResNet-50 and a pyramid made
 # of its taps in between. Needs mmdet, as the stock config does.
-_base_ = 'mmseg::mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py'
+_base_ = [
+    '../_base_/mmvim.py',
+    'mmseg::mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py',
+]
 custom_imports = dict(imports=['mmdet.models', 'mmvim'], allow_failed_imports=False)
 model = dict(
     backbone=dict(

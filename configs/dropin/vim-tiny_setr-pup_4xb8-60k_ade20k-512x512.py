@@ -1,5 +1,6 @@
 # mmseg's SETR with progressive upsampling, Vim-Ti in the place of ViT-L.
 _base_ = [
+    '../_base_/mmvim.py',
     'mmseg::_base_/models/setr_pup.py',
     'mmseg::_base_/datasets/ade20k.py',
     'mmseg::_base_/default_runtime.py',

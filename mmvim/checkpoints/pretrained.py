@@ -47,8 +47,8 @@ class PretrainedVim:
         allow_unexpected (Sequence[str]): Keys of the file to leave out. Defaults to ().
 
     Raises:
-        UserError: If the file cannot be read safely, is no Vim checkpoint, or does not fit.
-        ValueError: If its class token is not where ``cls_token`` says.
+        UserError: If the file cannot be read safely, is no Vim checkpoint, has another class
+            token than ``cls_token`` says, or does not fit.
 
     Example:
         >>> init_cfg = dict(
@@ -103,7 +103,10 @@ class PretrainedVim:
                 if key.startswith(_WHOLE_MODEL)
             }
         if _PUBLISHED_MARK in weights:
-            official = convert_official(weights, self.cls_token)
+            try:
+                official = convert_official(weights, self.cls_token)
+            except ValueError as error:
+                raise UserError(f'{self.checkpoint}: {error}') from error
             return dict(official), left_out + list(official.extras)
         if _OURS_MARK not in weights:
             raise UserError(

@@ -106,6 +106,8 @@ def load_strictly(model: nn.Module, checkpoint: Mapping[str, Any], source: str) 
         state._metadata = weights._metadata  # type: ignore[attr-defined]
     try:
         model.load_state_dict(state, strict=True)
+    except ValueError as error:  # a hook on loading that cannot use what it finds
+        raise UserError(f'{source} does not fit the {type(model).__name__}: {error}') from error
     except RuntimeError as error:
         misfits = _misfits(str(error))
         if misfits:

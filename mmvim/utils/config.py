@@ -11,10 +11,11 @@ from types import FrameType
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
 
 from mmvim.utils.errors import UserError, one_line
 from mmvim.utils.option_keys import check_option_keys, unread_variables
-from mmvim.utils.scope import enter_default_scope
+from mmvim.utils.scope import enter_default_scope, missing_library
 
 SUFFIXES = ('.py', '.json', '.yaml', '.yml')
 
@@ -93,7 +94,8 @@ def _config_failure(path: str, error: Exception) -> str:
         what = f'custom_imports failed: {error.__cause__}'  # mmengine's text lists sys.path
     absent = re.search(r'^(\S+) is not installed, please install', what)
     if absent is not None:  # what mmengine says of a base in another library
-        what = f'{absent[1]} is not installed: pip install {absent[1]}'
+        scopes = [scope for scope, package in MODULE2PACKAGE.items() if package == absent[1]]
+        what = missing_library(scopes[0] if scopes else absent[1])
     return f'config {place}{through}: {type(error).__name__}: {one_line(what)}'.removesuffix(': ')
 
 

@@ -1,6 +1,7 @@
 """The library a config belongs to, by its ``default_scope``."""
 
 import importlib
+import importlib.metadata
 import importlib.util
 
 from mmengine.config.utils import MODULE2PACKAGE
@@ -11,11 +12,29 @@ from mmvim.utils.errors import UserError, one_line
 ROOT_SCOPE = 'mmengine'
 
 
+# What the maintained forks are called.
+_ONEDL = {
+    'mmdet': 'onedl-mmdetection',
+    'mmpretrain': 'onedl-mmpretrain',
+    'mmseg': 'onedl-mmsegmentation',
+}
+
+
 def missing_library(scope: str) -> str:
-    """That a library is missing and how to get it."""
+    """That a library is missing and how to get it for the stack that is here."""
     package = MODULE2PACKAGE.get(scope)
+    if scope in _ONEDL and _is_installed('onedl-mmengine'):
+        package = _ONEDL[scope]
     advice = f'pip install {package}' if package else f'put the package {scope} on PYTHONPATH'
     return f'{scope} is not installed: {advice}'
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.distribution(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def enter_default_scope(scope: str | None, path: str) -> None:

@@ -44,6 +44,31 @@ def test_loads_strictly_and_through_the_model_and_back(cls_token):
 
 
 @pytest.mark.parametrize(
+    'arch, stride, rows, keys',
+    [
+        ('tiny', 16, 197, 415),
+        ('small', 16, 197, 415),
+        ('base', 16, 197, 415),
+        ('tiny', 8, 730, 415),
+    ],
+)
+def test_released_sizes_through_the_model_and_back(arch, stride, rows, keys):
+    """Every tensor of a published file, drawn at random, comes back bit for bit."""
+    torch.manual_seed(0)
+    model = VisionMamba(arch, patch_stride=stride)
+    names = to_official(model.state_dict())
+    weights = {key: torch.randn_like(value) for key, value in names.items()}
+    weights['head.weight'] = torch.randn(1000, model.embed_dims)
+    weights['head.bias'] = torch.randn(1000)
+    assert len(weights) == keys and weights['pos_embed'].shape[1] == rows
+    official = convert_official({'model': weights})
+    model.load_state_dict(official, strict=True)
+    back = to_official(model.state_dict(), extras=official.extras)
+    assert back.keys() == weights.keys()
+    assert all(torch.equal(back[key], value) for key, value in weights.items())
+
+
+@pytest.mark.parametrize(
     'cls_token, rows', [('head', [0]), ('middle', [8]), ('double', [0, 17]), ('none', [])]
 )
 def test_class_rows_are_taken_from_where_they_are(cls_token, rows):

@@ -115,7 +115,7 @@ def test_two_urls_of_the_same_name_stay_apart(published, tmp_path, monkeypatch):
 
 def test_placement_is_declared(published):
     path, _, source = published
-    with pytest.raises(ValueError, match="cls_token='none'"):
+    with pytest.raises(UserError, match=r"vim\.pth: .*cls_token='none'"):
         load(path, declared='none')
     head = load(path, declared='head')
     assert not same(head, source)  # the file does not tell; the declaration counts
@@ -140,6 +140,14 @@ def test_what_does_not_fit_is_named(published, tmp_path, change):
     torch.save({'model': weights}, path)
     with pytest.raises(UserError, match=word):
         load(path, **options)
+
+
+def test_a_grid_that_nothing_tells_is_named(published):
+    path, weights, _ = published
+    weights['pos_embed'] = torch.zeros(1, 19, 16)  # 18 patches and the class token
+    torch.save({'model': weights}, path)
+    with pytest.raises(UserError, match=r'vim\.pth does not fit .*18 rows.* no square grid'):
+        load(path)
 
 
 def test_exceptions_are_allowed_by_name(published, log):

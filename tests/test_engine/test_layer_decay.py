@@ -1,9 +1,11 @@
 """Layer-wise decay, against the published optimisers parameter for parameter."""
 
 import json
+import logging
 
 import pytest
 import torch
+from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
@@ -131,6 +133,40 @@ def test_multipliers():
     assert found['backbone.pos_embed'][:2] == (0.125, 0.0)
     assert found['decode_head.conv_seg.weight'][:2] == (10.0, 1.0)
     assert found['decode_head.conv_seg.bias'][:2] == (2.0, 0.7)
+
+
+@pytest.mark.parametrize('cls_token', ['middle', 'double'])
+def test_tokens_and_steps_do_not_decay(cls_token):
+    model = nn.Module()
+    model.backbone = VisionMamba(SMALL, img_size=32, cls_token=cls_token)
+    found = settings(build(model, weight_decay=0.3, layer_decay_rate=0.5))
+    tokens = ['cls_token', 'cls_pos_embed', 'pos_embed']
+    mixer = ['A_log', 'A_b_log', 'D', 'D_b', 'dt_proj.bias', 'dt_proj_b.bias', 'conv1d.bias']
+    names = [*tokens, 'norm_f.weight', 'layers.1.norm.weight']
+    for name in [*names, *(f'layers.1.mixer.{part}' for part in mixer)]:
+        assert found[f'backbone.{name}'][1] == 0, name
+    for name in ('patch_embed.projection.weight', 'layers.1.mixer.dt_proj.weight'):
+        assert found[f'backbone.{name}'][1] == 0.3, name
+
+
+def test_groups_are_logged_as_a_table():
+    lines = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(handler)
+    try:
+        wrapper = build(Segmentor(SMALL), lr=0.25, weight_decay=0.3, layer_decay_rate=0.5)
+    finally:
+        logger.removeHandler(handler)
+    (table,) = [line for line in lines if line.startswith('Parameter groups')]
+    rows = [[cell.strip() for cell in line.split('│')[1:-1]] for line in table.splitlines()]
+    rows = [row for row in rows if row]
+    assert len(rows) == len(wrapper.optimizer.param_groups)
+    assert rows[:2] == [
+        ['0', '0.0312', '0.125', '0', '2', 'backbone.pos_embed'],
+        ['0', '0.0312', '0.125', '0.3', '1', 'backbone.patch_embed.projection.weight'],
+    ]
 
 
 def test_other_backbones_with_depths():

@@ -1,8 +1,10 @@
 """A run that was interrupted and resumed ends at the weights of the unbroken one."""
 
 import copy
+import inspect
+import itertools
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,12 @@ import noisy_task
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.runner import Runner
+from mmengine.runner import IterBasedTrainLoop, Runner
 from noisy_task import Crash
 
 from mmvim.compat import load_checkpoint_file
 from mmvim.engine import resume_with_seed
+from mmvim.engine.hooks.data_position import _Forwarded
 
 Train = Callable[..., Runner]
 Same = Callable[[Path, Path], bool]
@@ -113,6 +116,45 @@ def test_iterations_over_a_finite_sampler(
         interrupted(train, noisy_task.config(work_dir, **finite), at=at)
         train(noisy_task.config(work_dir, **finite), resume=last(work_dir))
         assert same_state(tmp_path / 'whole' / FINAL[False], work_dir / FINAL[False])
+
+
+class Skipping:
+    """An endless iterator as the onedl fork has it."""
+
+    def __iter__(self) -> Iterator[int]:
+        return self
+
+    def __next__(self) -> int:
+        return 7
+
+    def skip_iter(self, num_iters: int) -> None:
+        raise AssertionError('these batches were passed over by index')
+
+
+@pytest.mark.parametrize('told', [False, True])
+def test_a_loop_that_passes_over_batches_by_itself_gets_the_next_one(told: bool) -> None:
+    batches = _Forwarded(Skipping(), 3)
+    if told:
+        batches.skip_iter(3)
+    assert next(batches) == 7
+
+
+def test_a_loop_that_drops_past_batches_gets_nothing_first() -> None:
+    assert list(itertools.islice(_Forwarded(iter(range(9)), 3), 5)) == [None, None, None, 0, 1]
+
+
+def test_a_loop_that_shall_not_advance_still_goes_on_behind_the_past_data(
+    train: Train, same_state: Same, tmp_path: Path
+) -> None:
+    option = 'fast_forward_on_resume'
+    if option not in inspect.signature(IterBasedTrainLoop).parameters:
+        pytest.skip(f'the loop of this mmengine has no {option}')
+    train(noisy_task.config(tmp_path / 'whole', False))
+    broken = noisy_task.config(tmp_path / 'broken', False)
+    broken['train_cfg'][option] = True
+    interrupted(train, broken, at=7)
+    train(broken, resume=last(tmp_path / 'broken'))
+    assert same_state(tmp_path / 'whole' / FINAL[False], tmp_path / 'broken' / FINAL[False])
 
 
 def test_a_seed_that_was_drawn_is_kept(train: Train, same_state: Same, tmp_path: Path) -> None:

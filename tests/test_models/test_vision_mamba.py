@@ -336,24 +336,6 @@ def test_deepcopy_and_state_dict_round_trip():
     torch.testing.assert_close(model(image()), fresh(image()), rtol=0, atol=0)
 
 
-def test_compile_fullgraph():
-    model = make(cls_token='none', out_indices=(0, 2))
-    compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
-    x = image(24, 40)
-    expected, found = model(x), compiled(x)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    sum(tap.square().sum() for tap in expected).backward()
-    grads = {
-        key: param.grad.clone() for key, param in model.named_parameters() if param.grad is not None
-    }
-    model.zero_grad()
-    sum(tap.square().sum() for tap in found).backward()
-    for key, grad in grads.items():
-        torch.testing.assert_close(
-            dict(model.named_parameters())[key].grad, grad, rtol=1e-4, atol=1e-5
-        )
-
-
 def test_layer_depth():
     model = make(cls_token='double')
     for name, depth in {

@@ -108,7 +108,9 @@ def test_segmentation_writes_pictures_labels_and_measures(
     assert outcome.code == 0
     assert 'mIoU' in outcome.out
     drawn = sorted(Path('show/vis_data/vis_image').iterdir())
-    assert [path.name for path in drawn] == [f'test_{index}.png_0.png' for index in range(4)]
+    # The number behind the name, a step, depends on the version of mmseg.
+    names = [path.name.rpartition('_')[0] for path in drawn]
+    assert names == [f'test_{index}.png' for index in range(4)]
     assert 'pictures: show/vis_data/vis_image' in outcome.out
     labels = [np.asarray(Image.open(f'format/{index}.png')) for index in range(4)]
     assert all(label.shape == (32, 40) and label.max() <= 2 for label in labels)

@@ -1,11 +1,14 @@
 """Loading configs: every way to fail names the file and, where there is one, the line."""
 
+import importlib.metadata
 from pathlib import Path
 
 import pytest
+from mmengine.config.utils import MODULE2PACKAGE
 
 from mmvim.utils.config import load_config
 from mmvim.utils.errors import UserError
+from mmvim.utils.scope import missing_library
 
 
 def complaint(path: Path | str, options: dict[str, object] | None = None) -> str:
@@ -67,6 +70,29 @@ def test_missing_library_of_a_base(tmp_path: Path) -> None:
     path = tmp_path / 'child.py'
     path.write_text("_base_ = 'mmocr::_base_/default_runtime.py'\n")
     assert 'mmocr is not installed: pip install mmocr' in complaint(path)
+
+
+@pytest.mark.parametrize(
+    ('stack', 'scope', 'package'),
+    [
+        ('openmmlab', 'mmseg', 'mmsegmentation'),
+        ('openmmlab', 'mmdet', 'mmdet'),
+        ('onedl', 'mmseg', 'onedl-mmsegmentation'),
+        ('onedl', 'mmdet', 'onedl-mmdetection'),
+        ('onedl', 'mmocr', 'mmocr'),
+    ],
+)
+def test_missing_library_is_named_as_in_the_stack(
+    monkeypatch: pytest.MonkeyPatch, stack: str, scope: str, package: str
+) -> None:
+    def distribution(name: str) -> None:
+        if stack == 'openmmlab':
+            raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, 'distribution', distribution)
+    # What mmengine looks bases up with, before anything is mended.
+    monkeypatch.setitem(MODULE2PACKAGE, 'mmseg', 'mmsegmentation')
+    assert missing_library(scope) == f'{scope} is not installed: pip install {package}'
 
 
 def test_custom_import_that_fails(tmp_path: Path) -> None:

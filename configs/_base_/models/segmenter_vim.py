@@ -1,5 +1,6 @@
 # Segmenter on Vision Mamba: the normed last map and mmseg's mask transformer of two layers, the
 # head of the paper's ablation (Sec. 4.4).
+_base_ = '../mmvim.py'
 # Registers the backbone, also under mmseg's own tools.
 custom_imports = dict(imports=['mmvim'], allow_failed_imports=False)
 data_preprocessor = dict(

@@ -1,5 +1,6 @@
 # UperNet on Vision Mamba: four taps of one width, made a pyramid by mmseg's Feature2Pyramid
 # (the published ConvT-BN-GELU-ConvT / ConvT / identity / MaxPool), stock heads.
+_base_ = '../mmvim.py'
 # Registers the backbone, also under mmseg's own tools.
 custom_imports = dict(imports=['mmvim'], allow_failed_imports=False)
 norm_cfg = dict(type='SyncBN', requires_grad=True)

@@ -8,9 +8,10 @@ optim_wrapper = dict(
     constructor='mmvim.LayerDecayOptimWrapperConstructor',
     paramwise_cfg=dict(layer_decay_rate=0.95),
 )
+# The decay runs from the first iteration, under the warm-up too, as in the published code (mmcv 1).
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),
-    dict(type='PolyLR', eta_min=0.0, power=1.0, begin=1500, end=60000, by_epoch=False),
+    dict(type='PolyLR', eta_min=0.0, power=1.0, begin=0, end=60000, by_epoch=False),
 ]
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=60000, val_interval=6000)
 val_cfg = dict(type='ValLoop')

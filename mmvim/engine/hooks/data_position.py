@@ -74,11 +74,15 @@ class DataPositionHook(Hook):
 
 
 class _Forwarded:
-    """An iterator whose first ``count`` entries, which mmengine drops, are not made."""
+    """mmengine's endless iterator, already behind the ``count`` batches that it would pass over.
+
+    mmengine asks for them and drops them: it gets None. The onedl fork calls ``skip_iter`` instead
+    (or nothing, with ``fast_forward_on_resume=True``), which leaves nothing to do.
+    """
 
     def __init__(self, batches: Iterator[Any], count: int) -> None:
         self.batches = batches
-        self.count = count
+        self.count = 0 if hasattr(batches, 'skip_iter') else count
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -88,3 +92,6 @@ class _Forwarded:
             self.count -= 1
             return None
         return next(self.batches)
+
+    def skip_iter(self, num_iters: int) -> None:
+        """Pass over batches that were passed over by index."""
