@@ -31,10 +31,19 @@ class Problem {
       outs.push_back(new_contiguous(lead_));
       views.emplace_back(outs.back());
     }
+    const int64_t per_sequence = ceil_div(lead_.size(1), kTokens);
     const Kernels& use = kernels();
-    run(use.conv_forward, [&](ConvBlock& block, int64_t b, int64_t channel) {
-      for (size_t d = 0; d < views.size(); ++d) block.convs[d].out = views[d].rows(b, channel);
-    });
+    torch::stable::parallel_for(
+        0, lead_.size(0) * per_sequence, 1, [&](int64_t begin, int64_t end) {
+          for (int64_t item = begin; item < end; ++item) {
+            const int64_t b = item / per_sequence;
+            ConvBlock block = part(b, 0, lead_.size(2));
+            block.first = item % per_sequence * kTokens;
+            block.count = std::min(kTokens, block.length - block.first);
+            for (size_t d = 0; d < views.size(); ++d) block.convs[d].out = views[d].rows(b, 0);
+            use.conv_forward(block);
+          }
+        });
     return outs;
   }
 
@@ -51,14 +60,20 @@ class Problem {
     }
     const Tensor grad_x = new_contiguous(lead_);
     const View grad_x_view(grad_x);
+    const int64_t channels = lead_.size(2), per_sequence = ceil_div(channels, kChannels);
     const Kernels& use = kernels();
-    run(use.conv_backward, [&](ConvBlock& block, int64_t b, int64_t channel) {
-      block.grad_x = grad_x_view.rows(b, channel);
+    const int64_t scratch_floats = use.conv_scratch(part(0, 0, channels));
+    for_each_item(lead_.size(0) * per_sequence, scratch_floats, [&](int64_t item, float* scratch) {
+      const int64_t b = item / per_sequence, first = item % per_sequence * kChannels;
+      ConvBlock block = part(b, first, std::min(kChannels, channels - first));
+      block.scratch = scratch;
+      block.grad_x = grad_x_view.rows(b, first);
       for (size_t d = 0; d < grads.size(); ++d) {
-        block.convs[d].grad_out = grads[d].rows(b, channel);
-        block.convs[d].parameters = static_cast<float*>(parameters[d].data_ptr()) +
-                                    b * (width + 1) * ld + channel;
+        block.convs[d].grad_out = grads[d].rows(b, first);
+        block.convs[d].parameters =
+            static_cast<float*>(parameters[d].data_ptr()) + b * (width + 1) * ld + first;
       }
+      use.conv_backward(block);
     });
     std::vector<Tensor> results = {needs[0] ? grad_x : nothing(lead_)};
     for (size_t d = 0; d < directions_.size(); ++d) {
@@ -71,31 +86,24 @@ class Problem {
   }
 
  private:
-  template <class Kernel, class Fill>
-  void run(Kernel kernel, const Fill& fill) const {
-    const int64_t batch = lead_.size(0), channels = lead_.size(2);
-    const int64_t size = kBlockChannels / 2, per_sequence = ceil_div(channels, size);
-    if (batch == 0) return;
-    ConvBlock common;
-    common.directions = static_cast<int>(directions_.size());
-    common.length = lead_.size(1);
-    common.width = directions_[0].weight.size(1);
-    common.ld = padded(channels);
-    for_each_item(batch * per_sequence, kernels().conv_scratch(common),
-                  [&](int64_t item, float* scratch) {
-                    const int64_t b = item / per_sequence, channel = item % per_sequence * size;
-                    ConvBlock block = common;
-                    block.channels = std::min(size, channels - channel);
-                    block.x = x_.rows(b, channel);
-                    block.scratch = scratch;
-                    for (size_t d = 0; d < directions_.size(); ++d) {
-                      block.convs[d].weight = weights_[d].data() + channel;
-                      block.convs[d].bias = biases_[d].data() + channel;
-                      block.convs[d].reverse = directions_[d].reverse;
-                    }
-                    fill(block, b, channel);
-                    kernel(block);
-                  });
+  static constexpr int64_t kTokens = 64;    // of a forward part
+  static constexpr int64_t kChannels = 48;  // of a backward part
+
+  // Some channels of a sequence.
+  ConvBlock part(int64_t b, int64_t first, int64_t count) const {
+    ConvBlock block;
+    block.directions = static_cast<int>(directions_.size());
+    block.length = lead_.size(1);
+    block.width = directions_[0].weight.size(1);
+    block.ld = padded(lead_.size(2));
+    block.channels = count;
+    if (lead_.size(0) > 0) block.x = x_.rows(b, first);
+    for (size_t d = 0; d < directions_.size(); ++d) {
+      block.convs[d].weight = weights_[d].data() + first;
+      block.convs[d].bias = biases_[d].data() + first;
+      block.convs[d].reverse = directions_[d].reverse;
+    }
+    return block;
   }
 
   Tensor lead_;

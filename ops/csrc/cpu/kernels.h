@@ -76,7 +76,7 @@ struct BackwardBlock {
   float* scratch = nullptr;                // backward_scratch() floats, 64-byte aligned
 };
 
-// One direction of a depthwise convolution with SiLU, over a block of channels.
+// One direction of a depthwise convolution with SiLU.
 struct Conv {
   const float* weight = nullptr;  // (width, ld); the last row meets the token itself
   const float* bias = nullptr;    // (ld)
@@ -87,10 +87,13 @@ struct Conv {
   float* parameters = nullptr;
 };
 
+// Forwards, some tokens of all channels; backwards, all tokens of some channels.
 struct ConvBlock {
   Conv convs[2];
   int directions = 1;
   int64_t length = 0;
+  int64_t first = 0;  // forward: the tokens to compute
+  int64_t count = 0;
   int64_t channels = 0;
   int64_t width = 0;
   int64_t ld = 0;
