@@ -11,7 +11,7 @@ import torch
 if torch.__version__ < '2.4':  # a TorchVersion, compared as one
     raise ImportError(f'mmvim_ops needs torch >= 2.4, found {torch.__version__}; upgrade torch')
 
-from mmvim_ops import library  # noqa: F401  (registers the mmvim:: operators)
+from mmvim_ops import flops, library  # noqa: F401  (register the mmvim:: operators and formulas)
 from mmvim_ops.backends import BACKENDS, BackendStatus, available_backends, build_info
 from mmvim_ops.functional import (
     add_rms_norm,

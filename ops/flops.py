@@ -4,9 +4,9 @@ Importing :mod:`mmvim_ops` registers the formulas, so that ``FlopCounterMode`` c
 beside torch's own. As there, an operation is one addition, multiplication or exponential, a
 multiply-accumulate is two, and biases, activations and sums of whole tensors count nothing.
 
-* Scan: 9 N per token and channel, the figure given for Mamba (state-spaces/mamba issue 110). With
-  a parallel scan over tokens these are dt A and its exponential (2), dt B u (2), the combination of
-  two steps (3), C h and its sum over the states (2). The skip D u adds 2, the gate 1.
+* Scan: 9 N per token and channel, the figure that Mamba's authors give for their parallel scan
+  (state-spaces/mamba issue 110) and that others count by. Token by token it is 8 N: dt A and its
+  exponential, dt B u (2), a h + b (2), C h and its sum (2). The skip D u adds 2, the gate 1.
 * Bidirectional scan: the above for either direction, and the projection of dt, 2 R.
 * Convolution: 2 W per token, channel and direction. Normalisation: 4 per element (square, sum,
   two factors).
@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from mmvim_ops import functional, fused
+from mmvim_ops import functional, fused, library  # noqa: F401  (library declares the operators)
 
 __all__ = ['projection_flops', 'scan_flops', 'through_operators']
 

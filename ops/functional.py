@@ -258,7 +258,7 @@ def bi_conv1d_silu(
         x: (B, L, E).
         w_f: (E, W), the causal weight.
         b_f: (E,) or None, its bias.
-        w_b: (E, W), the anti-causal weight.
+        w_b: (E, W), the anti-causal weight, of the same width.
         b_b: (E,) or None, its bias.
         backend: See :func:`mmvim_ops.available_backends`. Defaults to 'auto'.
 
@@ -273,6 +273,7 @@ def bi_conv1d_silu(
     _check_sizes('x', x, '(B, L, E)')
     _check_conv(x, 'w_f', w_f, 'b_f', b_f)
     _check_conv(x, 'w_b', w_b, 'b_b', b_b)
+    _check_shape('w_b', w_b, tuple(w_f.shape), '(E, W)')
     conv = select(backend, x.device, x.dtype).bi_conv1d_silu
     with full_precision(x.device):
         out: tuple[Tensor, Tensor] = conv(x, w_f, b_f, w_b, b_b)

@@ -1,8 +1,11 @@
-"""Both pure-torch implementations against what the published code computes, in float64."""
+"""All implementations against what the published code computes: pure torch in float64, the compiled
+kernels in float32, which the goldens allow atol 2e-5 and rtol 1e-5, and gradients 1e-4 of the
+largest value.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 
 import pytest
@@ -10,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmvim_ops import chunked, reference
+from mmvim_ops import chunked, fused, reference
 
 Golden = Callable[[str], dict[str, Tensor]]
 implementations = pytest.mark.parametrize('ops', [reference, chunked], ids=['reference', 'chunked'])
@@ -56,11 +59,51 @@ def test_causal_conv1d(ops: ModuleType, width: int, length: int, golden: Golden)
     torch.testing.assert_close(out, data[f'{case}.out_nobias_silu'], rtol=0.0, atol=1e-10)
 
 
-@implementations
-@pytest.mark.parametrize('case', ['v2_div', 'v2', 'v1', 'none'])
-def test_mixer(ops: ModuleType, case: str, golden: Golden) -> None:
+def assert_near(actual: Tensor, golden: Tensor) -> None:
+    torch.testing.assert_close(actual, golden.float(), rtol=1e-5, atol=2e-5)
+
+
+def assert_grads_near(grads: dict[str, Tensor], golden: dict[str, Tensor], prefix: str) -> None:
+    for name, grad in grads.items():
+        expected = golden[f'{prefix}{name}'].float()
+        largest = float(expected.abs().max())
+        torch.testing.assert_close(grad, expected, rtol=0.0, atol=1e-4 * largest, msg=name)
+
+
+@pytest.mark.parametrize('case', ['L1', 'L5', 'L64', 'L197', 'L1025', 'hard'])
+def test_native_selective_scan(case: str, golden: Golden, each_isa: Iterator[str]) -> None:
+    data = golden('selective_scan')
+    names = ('u', 'delta', 'A', 'B', 'C', 'D', 'z', 'delta_bias')
+    weight = data[f'{case}.w'].transpose(1, 2).float()
+    for _ in each_isa:
+        leaves = {name: data[f'{case}.{name}'].float().requires_grad_() for name in names}
+        inputs = {n: t.transpose(1, 2) if n in ACTIVATIONS else t for n, t in leaves.items()}
+        out, last_state = fused.selective_scan(
+            **inputs, delta_softplus=True, return_last_state=True
+        )
+        assert_near(out, data[f'{case}.out'].transpose(1, 2))
+        assert_near(last_state, data[f'{case}.last_state'])
+        grads = torch.autograd.grad(out, tuple(leaves.values()), weight)
+        assert_grads_near(dict(zip(leaves, grads)), data, f'{case}.grad.')
+
+
+@pytest.mark.parametrize('length', [1, 3, 10])
+@pytest.mark.parametrize('width', [2, 3, 4])
+def test_native_conv1d(width: int, length: int, golden: Golden, each_isa: Iterator[str]) -> None:
+    data, case = golden('causal_conv1d'), f'W{width}_L{length}'
+    x = data[f'{case}.x'].transpose(1, 2).float()
+    weight, bias = data[f'{case}.weight'].float(), data[f'{case}.bias'].float()
+    for _ in each_isa:
+        out = fused.conv1d_silu(x, weight, bias).transpose(1, 2)
+        assert_near(out, data[f'{case}.out_silu'])
+        assert_near(fused.conv1d_silu(x, weight).transpose(1, 2), data[f'{case}.out_nobias_silu'])
+
+
+MIXERS = pytest.mark.parametrize('case', ['v2_div', 'v2', 'v1', 'none'])
+
+
+def mixer(ops: ModuleType, case: str, data: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
     """The published mixer, built from the ops, and all of its gradients."""
-    data = golden('mixer')
     prefix = f'{case}.param.'
     p = {k[len(prefix) :]: v.requires_grad_() for k, v in data.items() if k.startswith(prefix)}
     h = data['x'].requires_grad_()
@@ -94,7 +137,25 @@ def test_mixer(ops: ModuleType, case: str, golden: Golden) -> None:
             scale=0.5 if case == 'v2_div' else 1.0,
         )
     out = F.linear(y, p['out_proj.weight'])
-    torch.testing.assert_close(out, data[f'{case}.out'], rtol=0.0, atol=1e-10)
     grads = torch.autograd.grad(out, (h, *p.values()), data['w'])
-    for name, grad in zip(('x', *p), grads):
+    return out, dict(zip(('x', *p), grads))
+
+
+@implementations
+@MIXERS
+def test_mixer(ops: ModuleType, case: str, golden: Golden) -> None:
+    data = golden('mixer')
+    out, grads = mixer(ops, case, data)
+    torch.testing.assert_close(out, data[f'{case}.out'], rtol=0.0, atol=1e-10)
+    for name, grad in grads.items():
         torch.testing.assert_close(grad, data[f'{case}.grad.{name}'], rtol=1e-9, atol=1e-10)
+
+
+@MIXERS
+def test_native_mixer(case: str, golden: Golden, each_isa: Iterator[str]) -> None:
+    data = golden('mixer')
+    single = {name: tensor.float() for name, tensor in data.items()}
+    for _ in each_isa:
+        out, grads = mixer(fused, case, {n: t.detach().clone() for n, t in single.items()})
+        assert_near(out, data[f'{case}.out'])
+        assert_grads_near(grads, data, f'{case}.grad.')

@@ -52,9 +52,17 @@ def with_decays_both(inputs: dict[str, Tensor], rate: float, step: float) -> dic
 
 
 def check(
-    L: int, rate: float, step: float, names: tuple[str, ...] | None, tools: tuple[Any, ...]
+    L: int,
+    rate: float,
+    step: float,
+    names: tuple[str, ...] | None,
+    tools: tuple[Any, ...],
+    unfused: bool = False,
 ) -> None:
-    """Both scans; what the token loop in float32 attains is enough for ``names``, None for all."""
+    """Both scans; what the token loop in float32 attains is enough for ``names``, None for all.
+
+    With ``unfused`` it is enough for everything where a multiply-add is rounded twice.
+    """
     scan_inputs, bidirectional_inputs, value_and_grads, assert_close, each_isa = tools
     shape = dict(B=1, L=L, E=20, N=4, dtype=torch.float32)
     options = dict(delta_softplus=True, return_last_state=True)
@@ -67,17 +75,28 @@ def check(
     ):
         expected = value_and_grads(spec, double(inputs), **rest)
         loop = value_and_grads(spec, inputs, **rest)
-        floor = {name: loop[name] for name in loop if names is None or name in names}
-        cases.append((function, inputs, rest, expected, floor))
+        cases.append((function, inputs, rest, expected, loop))
     for isa in each_isa:
-        for function, inputs, rest, expected, floor in cases:
+        every = names is None or (unfused and isa == 'plain')
+        for function, inputs, rest, expected, loop in cases:
+            floor = {name: loop[name] for name in loop if every or name in (names or ())}
             actual = value_and_grads(function, inputs, **rest)
+            if rate * step > 100:
+                # The slowest decay makes nearly all of the gradient of A: its rms error is the
+                # largest error.
+                rates = [name for name in actual if name.startswith('grad of A')]
+                few = [{name: r.pop(name) for name in rates} for r in (actual, dict(expected))]
+                assert_close(*few, out=(2e-5, 2e-5), where=isa)
+                expected = {name: expected[name] for name in actual}
             assert_close(actual, expected, where=isa, floor=floor)
 
 
 @pytest.mark.parametrize(
     ('rate', 'step'),
-    [(1e-4, 1e-3), (1e-5, 1e-6), (1.0, 1e-6), (1e-3, 1e-2), (1.0, 1e-3), (16.0, 6.0), (0.1, 100.0)],
+    [
+        *[(1e-5, 1e-6), (1.0, 1e-6), (1e-3, 1e-2), (1.0, 1e-3)],
+        *[(0.1, 100.0), (16.0, 6.0), (50.0, 3.0), (3e4, 10.0)],
+    ],
 )
 def test_decays(
     rate: float,
@@ -93,19 +112,16 @@ def test_decays(
     check(1025, rate, step, ('out 1',), tools)
 
 
-@pytest.mark.parametrize(('rate', 'step'), [(50.0, 3.0), (3e4, 10.0)])
-def test_decays_that_underflow(
-    rate: float,
-    step: float,
+def test_decays_within_1e_7_of_one(
     scan_inputs: Inputs,
     bidirectional_inputs: Inputs,
     value_and_grads: Inputs,
     assert_close: Any,
     each_isa: Iterator[str],
 ) -> None:
-    """Each gradient of A is as inexact as a float32 exponent of -37 or less is."""
+    """They are no float32 numbers; a multiply-add in one rounding makes the best of them."""
     tools = (scan_inputs, bidirectional_inputs, value_and_grads, assert_close, each_isa)
-    check(1025, rate, step, ('grad of A', 'grad of A_f', 'grad of A_b'), tools)
+    check(1025, 1e-4, 1e-3, ('out 1',), tools, unfused=True)
 
 
 @pytest.mark.slow
@@ -119,14 +135,14 @@ def test_decays_over_thousands_of_tokens(
     assert_close: Any,
     each_isa: Iterator[str],
 ) -> None:
-    """A decay within 1e-7 of one is no float32 number, and 4097 of them add up."""
+    """The roundings of 4097 additions to a state add up, in the token loop as here."""
     tools = (scan_inputs, bidirectional_inputs, value_and_grads, assert_close, each_isa)
     check(4097, rate, step, None, tools)
 
 
-@pytest.mark.parametrize('shift', [-80.0, -30.0, -12.0, 0.0, 19.9, 1000.0, 1e30])
+@pytest.mark.parametrize('raw', [-80.0, -30.0, -14.0, -7.0, 0.0, 19.9, 1000.0, 1e30])
 def test_softplus(
-    shift: float,
+    raw: float,
     scan_inputs: Inputs,
     value_and_grads: Inputs,
     assert_close: Any,
@@ -134,21 +150,22 @@ def test_softplus(
 ) -> None:
     """Relative accuracy where the step is tiny, and both sides of 20, the identity's threshold.
 
-    Without D, the output is nothing but what came through the step.
+    Without D, the output is nothing but what came through the step; without a bias, nothing has to
+    be added before softplus.
     """
     inputs = scan_inputs(B=1, L=65, E=20, dtype=torch.float32)
-    inputs['delta'] = shift + 0.2 * (inputs['delta'] + 2)
-    del inputs['D'], inputs['delta_bias']  # a bias would have to be added in float32
+    inputs['delta'] = raw + 0.2 * (inputs['delta'] + 2)
+    del inputs['D'], inputs['delta_bias']
     expected = value_and_grads(reference.selective_scan, double(inputs), delta_softplus=True)
+    below = ['grad of A'] if raw == -80 else []  # no more than 1e-70
+    if raw > 100:  # decays of 1e-400 and less
+        below = [name for name in expected if name in ('grad of A', 'grad of delta')]
+    # A float32 exponent of -30 has an error of 1e-6 before the exponential is taken.
+    tolerances = ((3e-6, 2e-6), (2e-5, 5e-6)) if raw < -20 else ()
     for isa in each_isa:
         actual = value_and_grads(scan, inputs, delta_softplus=True)
-        if shift > 100:  # the gradients of A have decays of 1e-400 in them, zero in float32
-            actual, expected = {'out': actual['out']}, {'out': expected['out']}
-        if shift == -80:  # those of A and B are below float32's range
-            actual, expected = (
-                {n: t for n, t in r.items() if n not in ('grad of A',)} for r in (actual, expected)
-            )
-        assert_close(actual, expected, where=isa)
+        found, wanted = ({n: r[n] for n in r if n not in below} for r in (actual, expected))
+        assert_close(found, wanted, *tolerances, where=isa)
 
 
 @pytest.mark.parametrize('size', [1e-30, 1e-6, 1e4, 1e20])

@@ -99,25 +99,6 @@ def test_selective_scan_dtypes(
         assert_close(actual, expected)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('L', [1, 2, 31, 32, 33, 63, 64, 65, 127, 128, 129, 197, 1025, 4097])
-@pytest.mark.parametrize('N', [4, 8, 16, 32])
-@pytest.mark.parametrize(('B', 'E'), [(1, 35), (3, 100)])
-def test_bidirectional_sweep(
-    L: int,
-    N: int,
-    B: int,
-    E: int,
-    bidirectional_inputs: Inputs,
-    value_and_grads: Inputs,
-    assert_close: Any,
-) -> None:
-    inputs = bidirectional_inputs(B=B, L=L, E=E, N=N, dtype=torch.float32)
-    actual = value_and_grads(chunked.bidirectional_selective_scan, inputs)
-    expected = value_and_grads(reference.bidirectional_selective_scan, double(inputs))
-    assert_close(actual, expected)
-
-
 @pytest.mark.parametrize(
     ('rate', 'step'),
     [(-1e-4, 1e-3), (-1e-3, 1e-2), (-50.0, 3.0), (-3e4, 10.0)],

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from mmvim.models import VisionMamba
+from mmvim_ops import native
 
 
 def build(**options):
@@ -23,6 +24,23 @@ def test_torch_export_at_a_fixed_size(direction):
     model, x = build(direction=direction), torch.randn(2, 3, 16, 24)
     program = torch.export.export(model, (x,))
     torch.testing.assert_close(program.module()(x), model(x))
+
+
+@torch.no_grad()
+@pytest.mark.skipif(native.problem() is not None, reason=f'no native library: {native.problem()}')
+def test_operators_stay_whole_in_an_exported_graph():
+    torch.manual_seed(0)
+    model, x = VisionMamba('nano', img_size=32).eval(), torch.randn(2, 3, 32, 32)
+    program = torch.export.export(model, (x,))
+    # The regions without autocast are graphs of their own.
+    modules = program.graph_module.modules()
+    graphs = [module.graph for module in modules if isinstance(module, torch.fx.GraphModule)]
+    called = [str(node.target) for graph in graphs for node in graph.nodes]
+    for name in ('bidirectional_selective_scan', 'bi_conv1d_silu'):
+        assert called.count(f'mmvim.{name}.default') == len(model.layers)
+    assert not [name for name in called if name.startswith('mmvim.chunked')]
+    for tap, expected in zip(program.module()(x), model(x)):
+        assert torch.equal(tap, expected)
 
 
 @pytest.mark.slow

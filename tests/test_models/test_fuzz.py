@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from mmvim.models import VisionMamba
-from mmvim_ops import bi_conv1d_silu, bidirectional_selective_scan, conv1d_silu, selective_scan
 
 CASES = 6000
 
@@ -114,41 +113,3 @@ def test_backbone():
                 loss.backward()
                 grads = [p.grad for p in model.parameters() if p.grad is not None]
                 assert all(grad.isfinite().all() for grad in grads), (case, options)
-
-
-@pytest.mark.slow
-def test_ops():
-    rng = random.Random(1)
-    generator = torch.Generator().manual_seed(1)
-
-    def draw(*shape):
-        return torch.randn(shape, generator=generator)
-
-    for case in range(CASES):
-        B, L, N, R = (rng.randint(*span) for span in ((0, 3), (1, 70), (1, 17), (1, 5)))
-        groups = rng.randint(1, 3)
-        E = groups * rng.randint(1, 9)
-        dtype = rng.choice([torch.float32, torch.float32, torch.bfloat16, torch.float16])
-        x, z = draw(B, L, 2 * E).to(dtype).chunk(2, dim=-1)
-        A, spread = -draw(E, N).exp(), rng.choice([0.1, 1.0, 30.0])
-        optional = [tensor if rng.random() < 0.5 else None for tensor in (draw(E), z, draw(E))]
-        y = selective_scan(
-            x,
-            spread * draw(B, L, E).to(dtype),
-            A,
-            draw(B, L, groups, N).to(dtype),
-            draw(B, L, groups, N).to(dtype),
-            *optional,
-            delta_softplus=True,
-            reverse=rng.random() < 0.5,
-            groups=groups,
-        )
-        assert y.shape == (B, L, E) and y.dtype == dtype and y.isfinite().all(), case
-        W = rng.randint(1, 6)
-        x_f, x_b = bi_conv1d_silu(x, draw(E, W), None, draw(E, W), draw(E))
-        assert conv1d_silu(x, draw(E, W), reverse=True).shape == (B, L, E)
-        out = bidirectional_selective_scan(
-            *(x_f, x_b, draw(B, L, R + 2 * N).to(dtype), draw(B, L, R + 2 * N).to(dtype)),
-            *(draw(E, R), draw(E, R), draw(E), draw(E), A, A, draw(E), draw(E), z),
-        )
-        assert out.shape == (B, L, E) and out.isfinite().all(), case

@@ -211,7 +211,7 @@ def test_norm_of_the_default_scope():
     import mmpretrain.models  # noqa: F401
 
     with DefaultScope.overwrite_default_scope('mmpretrain'), pytest.raises(TypeError, match='foo'):
-        make(norm_cfg=dict(type='LN2d', foo=1))
+        make(norm_cfg=dict(type='GRN', foo=1))
 
 
 def test_drop_path_rates_are_the_published_ones():

@@ -4,8 +4,6 @@ The unit is that of papers, Vim's included: a multiply-accumulate (MAC) is one, 
 papers call GFLOPs. A FLOP is one addition, multiplication or exponential: twice as many.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import sys
@@ -69,7 +67,8 @@ def build(cfg: Config, device: str) -> nn.Module:
     """The config's model without weights, for testing."""
     # A copy: some detectors write into their config.
     model: nn.Module = revert_sync_batchnorm(MODELS.build(copy.deepcopy(cfg.model)))
-    return model.to(device).eval()
+    # Without gradients torch's counter follows only the forward pass through the modules.
+    return model.to(device).eval().requires_grad_(False)
 
 
 def paper_scan(model: nn.Module, tokens: int) -> int | None:
@@ -115,7 +114,7 @@ class Counting:
                 return self._count(shape)
             except Exception as error:  # whatever a model does that needs numbers
                 print(
-                    f'note: {type(self.model).__name__} does not run on meta tensors '
+                    f'note: {type(self.model).__name__} did not run on meta tensors '
                     f'({first_line(error)}); counting on real ones, which takes their time',
                     file=sys.stderr,
                 )
@@ -147,8 +146,6 @@ class Counting:
             )
         elif hasattr(self.model, 'roi_head'):
             found.append('roi_head: as many regions as the untrained first stage proposed')
-        if hasattr(self.model, 'auxiliary_head'):
-            found.append('auxiliary_head: runs in training only')
         published = published_parameters(self.cfg)
         if published is not None:
             found.append(f'parameters as published: {published}')
@@ -170,6 +167,14 @@ def default_shape(cfg: Config, path: str) -> Shape:
     if size is None:
         raise UsageError(f'the backbone of {path} has no img_size: give --shape H W')
     return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def idle_parts(results: Sequence[Result], parameters: dict[str, int]) -> list[str]:
+    """A remark on parts that the pass left out, such as a head for training."""
+    idle = [part for part in parameters if not any(r.count.flops.get(part) for r in results)]
+    if not idle:
+        return []
+    return [f'without counted operations, such as what runs in training only: {", ".join(idle)}']
 
 
 def giga(number: float) -> str:
@@ -286,13 +291,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     counting = Counting(cfg)
     results = [counting(shape) for shape in dict.fromkeys(shapes)]
     parameters = count_parameters(counting.model)
+    remarks = [*counting.remarks(), *idle_parts(results, parameters)]
     console = Console(width=max(90, 44 + 20 * len(results)), highlight=False)
     console.print(to_table(results, parameters))
-    for remark in counting.remarks():
+    for remark in remarks:
         print(remark)
     warn(results)
     if args.out is not None:
-        held = as_json(results, parameters, counting.remarks())
+        held = as_json(results, parameters, remarks)
         Path(args.out).write_text(json.dumps(held, indent=2) + '\n')
         print(f'counts: {args.out}')
 

@@ -24,13 +24,16 @@ class RMSNorm(nn.RMSNorm):
         **kwargs (Any): Those of ``torch.nn.RMSNorm``.
     """
 
-    def forward(self, x: torch.Tensor, stream: torch.Tensor | None = None) -> Any:
+    def forward(
+        self, x: torch.Tensor, stream: torch.Tensor | None = None, backend: str = 'auto'
+    ) -> Any:
         """Normalise the last axis.
 
         Args:
             x (torch.Tensor): Shape (..., D).
             stream (torch.Tensor | None): (B, L, D), to which ``x`` is added first. Defaults to
                 None.
+            backend (str): ``backend`` of :mod:`mmvim_ops` for the sum. Defaults to 'auto'.
 
         Returns:
             torch.Tensor | tuple[torch.Tensor, torch.Tensor]: The normalised tensor; with
@@ -42,7 +45,38 @@ class RMSNorm(nn.RMSNorm):
             total = stream + x
             return super().forward(total), total
         eps = torch.finfo(stream.dtype).eps if self.eps is None else self.eps
-        return add_rms_norm(stream, x, self.weight, eps)
+        return add_rms_norm(stream, x, self.weight, eps, backend)
+
+
+@MODELS.register_module()
+class LN2d(nn.LayerNorm):
+    """Layer normalisation over the channels of a map, for convolutions (``mmvim.LN2d``).
+
+    Args:
+        num_channels (int): Number of channels C.
+        eps (float): Added to the variance. mmcv's builder passes 1e-5 where a config says
+            nothing; ViTDet has 1e-6. Defaults to 1e-6.
+        **kwargs (Any): The others of ``torch.nn.LayerNorm``.
+    """
+
+    def __init__(self, num_channels: int, eps: float = 1e-6, **kwargs: Any) -> None:
+        super().__init__(num_channels, eps=eps, **kwargs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise every position over its channels.
+
+        Args:
+            x (torch.Tensor): Shape (B, C, H, W).
+
+        Returns:
+            torch.Tensor: Of the same shape, contiguous: a map in channels-last order would hand
+            its order on, to operators of mmcv that do not look at strides. Under autocast it is
+            float32, on every device.
+        """
+        x = x.permute(0, 2, 3, 1)
+        if self.weight is not None:
+            x = x.to(self.weight.dtype)
+        return super().forward(x).permute(0, 3, 1, 2).contiguous()
 
 
 def build_norm(norm_cfg: dict[str, Any], num_features: int) -> nn.Module:

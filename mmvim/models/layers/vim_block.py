@@ -56,7 +56,8 @@ class VimBlock(nn.Module):
         if residual is None:
             residual = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         elif isinstance(self.norm, RMSNorm):
-            normed, residual = self.norm(self.drop_path(hidden), residual)
+            backend = self.mixer.scan_backend
+            normed, residual = self.norm(self.drop_path(hidden), residual, backend)
             return self.mixer(normed, flip), residual
         else:
             residual = residual + self.drop_path(hidden)

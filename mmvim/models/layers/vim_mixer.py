@@ -14,6 +14,7 @@ from mmvim_ops.functional import (
     conv1d_silu,
     selective_scan,
 )
+from mmvim_ops.precision import full_precision
 
 DIRECTIONS = ('none', 'ssm', 'ssm_conv')
 
@@ -49,7 +50,8 @@ class VimMixer(nn.Module):
             included, as if the sequence were flipped before and after. Defaults to False.
         layer_scale_init (float | None): Initial value of a learnt scale per channel on the
             output; None for no such scale. Defaults to None.
-        scan_backend (str): ``backend`` of :mod:`mmvim_ops`. Defaults to 'auto'.
+        scan_backend (str): ``backend`` of :mod:`mmvim_ops`, for the convolutions too.
+            Defaults to 'auto'.
     """
 
     def __init__(
@@ -150,11 +152,12 @@ class VimMixer(nn.Module):
 
     def _scan_one(self, x: torch.Tensor, z: torch.Tensor, reverse: bool) -> torch.Tensor:
         """One direction: x, z (B, L, E) -> (B, L, E)."""
-        x = conv1d_silu(x, self.conv1d.weight.squeeze(1), self.conv1d.bias, reverse=reverse)
+        weight, backend = self.conv1d.weight.squeeze(1), self.scan_backend
+        x = conv1d_silu(x, weight, self.conv1d.bias, reverse=reverse, backend=backend)
         dt, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         # The step size stays in float32 under autocast: its error is amplified by exp(dt A).
         wide = torch.promote_types(dt.dtype, torch.float32)
-        with torch.autocast(dt.device.type, enabled=False):
+        with full_precision(dt.device):
             delta = F.linear(dt.to(wide), self.dt_proj.weight.to(wide))
         return selective_scan(
             x,
@@ -181,10 +184,11 @@ class VimMixer(nn.Module):
                 bias,
                 self.conv1d_b.weight.squeeze(1),
                 self.conv1d_b.bias,
+                backend=self.scan_backend,
             )
             dbl_f, dbl_b = self.x_proj(x_f), self.x_proj_b(x_b)  # (B, L, R + 2N)
         else:
-            x_f = x_b = conv1d_silu(x, weight, bias)
+            x_f = x_b = conv1d_silu(x, weight, bias, backend=self.scan_backend)
             dbl_f = dbl_b = self.x_proj(x_f)
         dt_proj_b = self.dt_proj_b if own else self.dt_proj
         return bidirectional_selective_scan(

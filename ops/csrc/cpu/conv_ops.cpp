@@ -19,6 +19,8 @@ class Problem {
   Problem(const Tensor& x, std::vector<Direction> directions)
       : lead_(x), x_(x), directions_(std::move(directions)) {
     for (const Direction& each : directions_) {
+      STD_TORCH_CHECK(each.weight.size(1) == directions_[0].weight.size(1),
+                      "both convolutions must be of the same width");
       weights_.push_back(pack(each.weight, x.size(2)));
       biases_.push_back(pack(each.bias, x.size(2)));
     }

@@ -179,7 +179,7 @@ BackwardResult run_backward(const Problem& problem, const Tensor& grad_out, cons
                            {nothing(lead), nothing(lead)}, {nothing(lead), nothing(lead)}};
   std::vector<View> grad_u;
   for (int d = 0; d < problem.directions; ++d) {
-    result.grad_u[d] = new_contiguous(lead);
+    result.grad_u[d] = new_contiguous(problem.u[d].tensor());
     grad_u.emplace_back(result.grad_u[d]);
     const Sizes rows = {blocks.per_group, problem.batch, problem.groups, problem.length, width};
     result.rows[d] = torch::stable::new_empty(lead, rows, ScalarType::Float);
@@ -365,14 +365,13 @@ auto bidirectional_selective_scan_backward(
   const BackwardResult result = run_backward(problem, grad_out, x_f, std::nullopt, checkpoints,
                                              nullptr, needs[12] ? &z : nullptr);
   const int64_t N = problem.states, R = problem.rank;
-  const Tensor* xs[] = {&x_f, &x_b};
   const Tensor* dbls[] = {&dbl_f, &dbl_b};
   const Tensor* parameters[4][2] = {
       {&dt_w_f, &dt_w_b}, {&dt_b_f, &dt_b_b}, {&A_f, &A_b}, {&D_f, &D_b}};
   const int64_t places[4] = {N, N + R + 1, 0, N + R};
   std::vector<Tensor> grads = nothings(13, x_f);
   for (int d = 0; d < 2; ++d) {
-    if (needs[d]) grads[d] = torch::stable::to(result.grad_u[d], xs[d]->scalar_type());
+    if (needs[d]) grads[d] = result.grad_u[d];
     if (needs[2 + d]) grads[2 + d] = take_rows(result.rows[d], 0, R + 2 * N, *dbls[d]);
     for (int i = 0; i < 4; ++i) {
       const int at = 4 + 2 * i + d;

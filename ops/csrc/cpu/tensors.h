@@ -44,6 +44,8 @@ class View {
     data_ = static_cast<char*>(tensor_.data_ptr());
   }
 
+  const Tensor& tensor() const { return tensor_; }
+
   // The rows of sequence b from a column and a token on.
   Rows rows(int64_t b, int64_t column, int64_t token = 0) const {
     const int64_t width = type_ == Type::kFloat ? 4 : 2;

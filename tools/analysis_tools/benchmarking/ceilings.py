@@ -71,8 +71,8 @@ def exp_loops(device: torch.device) -> list[ExpLoop]:
     loops = [ExpLoop('torch.exp', lambda: torch.exp(values, out=out), floats)]
     if native.problem() is None:
         buffer = -torch.rand(_L1_FLOATS)
-        # It reads one half and writes the other. One thread runs it; with more of them the ceiling is
-        # a multiple of its rate.
+        # It reads one half and writes the other. One thread runs it; with more of them the
+        # ceiling is a multiple of its rate.
         count = _L1_FLOATS // 2 * _REPEATS * torch.get_num_threads()
         call = partial(native.exp_many, buffer, _REPEATS)
         loops.insert(0, ExpLoop('native exp', call, count))

@@ -1,0 +1,148 @@
+"""What the compiled kernels do not cover: an error by name, a slower path under auto."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import mmvim_ops
+from mmvim_ops import chunked, native
+
+Inputs = Callable[..., dict[str, Tensor]]
+pytestmark = pytest.mark.skipif(
+    native.path() is None, reason=f'no native library: {native.problem()}'
+)
+generic = partial(mmvim_ops.selective_scan, delta_softplus=True)
+both = mmvim_ops.bidirectional_selective_scan
+
+
+def test_float64(scan_inputs: Inputs, bidirectional_inputs: Inputs) -> None:
+    for function, spec, inputs in (
+        (generic, partial(chunked.selective_scan, delta_softplus=True), scan_inputs()),
+        (both, chunked.bidirectional_selective_scan, bidirectional_inputs()),
+    ):
+        with pytest.raises(RuntimeError, match=r"backend='cpu' .*no float64 kernels; try 'auto'"):
+            function(**inputs, backend='cpu')
+        out = function(**inputs)
+        assert out.dtype == torch.float64
+        assert torch.equal(out, spec(**inputs))
+    x, weight = torch.randn(1, 5, 3).double(), torch.randn(3, 4).double()
+    with pytest.raises(RuntimeError, match='no float64 kernels'):
+        mmvim_ops.conv1d_silu(x, weight, backend='cpu')
+    assert mmvim_ops.conv1d_silu(x, weight).dtype == torch.float64
+
+
+def test_other_devices(scan_inputs: Inputs, bidirectional_inputs: Inputs) -> None:
+    """The meta device stands in for any other."""
+    for function, inputs in (
+        (generic, scan_inputs(dtype=torch.float32)),
+        (both, bidirectional_inputs(dtype=torch.float32)),
+    ):
+        elsewhere = {name: tensor.to('meta') for name, tensor in inputs.items()}
+        with pytest.raises(
+            RuntimeError, match=r"backend='cpu' .*CPU tensors.* on meta; try 'auto'"
+        ):
+            function(**elsewhere, backend='cpu')
+        for name in inputs:
+            with pytest.raises(ValueError, match=f'{name} is on meta|on cpu and .* on meta'):
+                function(**(inputs | {name: elsewhere[name]}))
+        assert function(**elsewhere).shape == (2, 17, 6)
+
+
+@pytest.mark.parametrize('backend', ['auto', 'cpu'])
+def test_float16_is_widened(
+    backend: str,
+    scan_inputs: Inputs,
+    bidirectional_inputs: Inputs,
+    value_and_grads: Inputs,
+    assert_close: Any,
+) -> None:
+    for function, inputs in (
+        (generic, scan_inputs(L=70, E=40, dtype=torch.float16)),
+        (both, bidirectional_inputs(L=70, E=40, dtype=torch.float16)),
+    ):
+        exact = {name: tensor.double() for name, tensor in inputs.items()}
+        expected = value_and_grads(function, exact, backend='reference')
+        actual = value_and_grads(function, inputs, backend=backend)
+        assert actual['out'].dtype == torch.float16
+        assert_close(actual, expected)
+
+
+def test_operators_refuse_other_dtypes(scan_inputs: Inputs) -> None:
+    """Called without the checks of the functions: an error, no misread memory."""
+    p = scan_inputs(dtype=torch.float32)
+    names = ('u', 'delta', 'A', 'B', 'C', 'D', 'z', 'delta_bias')
+    for name in ('u', 'delta', 'B', 'z'):
+        for dtype in (torch.float64, torch.float16):
+            tensors = [p[n].to(dtype) if n == name else p[n] for n in names]
+            with pytest.raises(RuntimeError, match='take float32 and bfloat16'):
+                torch.ops.mmvim.selective_scan(*tensors, True, False, 1, 64)
+    with pytest.raises(RuntimeError, match='chunk must be at least 1'):
+        torch.ops.mmvim.selective_scan(*(p[n] for n in names), True, False, 1, 0)
+
+
+def test_widths_that_differ() -> None:
+    """One W for both directions: the kernels read as many columns of one weight as of the other."""
+    x = torch.randn(1, 9, 3)
+    for backend in ('auto', 'cpu', 'chunked', 'reference'):
+        with pytest.raises(ValueError, match=r'w_b has shape \(3, 5\); expected .*\(3, 3\)'):
+            mmvim_ops.bi_conv1d_silu(
+                x, torch.ones(3, 3), None, torch.ones(3, 5), None, backend=backend
+            )
+
+
+def test_gradient_of_a_wider_input(
+    bidirectional_inputs: Inputs, value_and_grads: Inputs, assert_close: Any
+) -> None:
+    """Each gradient has the precision of its own input, not that of another."""
+    inputs = bidirectional_inputs(B=1, L=70, E=24, dtype=torch.bfloat16)
+    inputs['x_b'] = inputs['x_b'].float()
+    exact = {name: tensor.double() for name, tensor in inputs.items()}
+    expected = value_and_grads(both, exact, backend='reference')
+    assert_close(value_and_grads(both, inputs, backend='cpu'), expected)
+
+
+@pytest.mark.parametrize('N', [1, 3, 33, 64])
+def test_any_number_of_states_and_ranks(
+    N: int, bidirectional_inputs: Inputs, value_and_grads: Inputs, assert_close: Any
+) -> None:
+    """There is no N and no R that the kernels do not cover."""
+    inputs = bidirectional_inputs(B=1, L=70, E=24, N=N, R=2 * N + 1, dtype=torch.float32)
+    exact = {name: tensor.double() for name, tensor in inputs.items()}
+    expected = value_and_grads(both, exact, backend='reference')
+    assert_close(value_and_grads(both, inputs, backend='cpu'), expected)
+
+
+def test_autocast_keeps_parameters_exact(
+    bidirectional_inputs: Inputs, scan_inputs: Inputs, assert_close: Any, each_isa: Iterator[str]
+) -> None:
+    """Activations as the linear layers around leave them under autocast, parameters in float32."""
+    shape = dict(B=1, L=70, E=24, N=8, dtype=torch.bfloat16)
+    conv = dict(x=scan_inputs(**shape)['u'], weight=torch.randn(24, 4), bias=torch.randn(24))
+    for isa in each_isa:
+        for function, inputs in (
+            (generic, scan_inputs(**shape)),
+            (both, bidirectional_inputs(**shape)),
+            (mmvim_ops.conv1d_silu, conv),
+        ):
+            results = []
+            for exact in (False, True):
+                leaves = {
+                    name: (tensor.double() if exact else tensor.clone()).requires_grad_()
+                    for name, tensor in inputs.items()
+                }
+                with torch.autocast('cpu', dtype=torch.bfloat16, enabled=not exact):
+                    out = function(**leaves, backend='reference' if exact else 'auto')
+                weight = torch.ones_like(out).cumsum(1).remainder(7) - 3
+                grads = torch.autograd.grad(out, tuple(leaves.values()), weight)
+                named = {f'grad of {name}': grad for name, grad in zip(leaves, grads)}
+                results.append({'out': out.detach()} | named)
+            assert results[0]['out'].dtype == torch.bfloat16
+            for name, tensor in inputs.items():
+                assert results[0][f'grad of {name}'].dtype == tensor.dtype, name
+            assert_close(*results, where=isa)

@@ -1,0 +1,77 @@
+"""The whole backbone under torch.compile: one graph, the operators in it, the same results."""
+
+import pytest
+import torch
+
+from mmvim.models import VisionMamba
+
+
+def build(direction):
+    torch.manual_seed(0)
+    return VisionMamba('nano', img_size=32, out_indices=(1, 3), direction=direction)
+
+
+def run(model, function, x):
+    """The taps and the gradients of all parameters and of the image."""
+    model.zero_grad()
+    x = x.clone().requires_grad_()
+    taps = function(x)
+    # Not of the squares: their sum is next to constant behind a norm.
+    generator = torch.Generator().manual_seed(2)
+    sum((tap * torch.randn(tap.shape, generator=generator)).sum() for tap in taps).backward()
+    grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return taps, grads | {'image': x.grad}
+
+
+def assert_same(found, expected):
+    for tap, wanted in zip(found[0], expected[0]):
+        torch.testing.assert_close(tap, wanted, rtol=1e-5, atol=1e-5)
+    assert found[1].keys() == expected[1].keys()
+    for name, grad in expected[1].items():
+        largest = float(grad.abs().max())
+        torch.testing.assert_close(found[1][name], grad, rtol=0, atol=1e-4 * largest, msg=name)
+
+
+SLOW = [
+    ('ssm_conv', 'inductor'),
+    ('none', 'aot_eager'),
+    ('block', 'aot_eager'),
+    ('ssm', 'aot_eager'),
+]
+
+
+@pytest.mark.parametrize(
+    ('direction', 'compiler'),
+    [('ssm_conv', 'aot_eager'), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)],
+)
+def test_fullgraph(direction, compiler):
+    """Forward and backward."""
+    torch._dynamo.reset()
+    model, x = build(direction), torch.randn(2, 3, 32, 48)
+    compiled = torch.compile(model, fullgraph=True, backend=compiler)
+    assert_same(run(model, compiled, x), run(model, model, x))
+
+
+@pytest.mark.slow
+def test_fullgraph_of_symbolic_sizes():
+    """The second size that a compiled model meets is compiled for all sizes."""
+    torch._dynamo.reset()
+    model = build('ssm_conv')
+    compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
+    for size in ((32, 48), (64, 80), (48, 112)):
+        x = torch.randn(2, 3, *size)
+        assert_same(run(model, compiled, x), run(model, model, x))
+
+
+@pytest.mark.slow
+def test_fullgraph_under_autocast():
+    torch._dynamo.reset()
+    model = build('ssm_conv')
+    compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
+    x = torch.randn(2, 3, 32, 48)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        found, expected = run(model, compiled, x), run(model, model, x)
+    for tap, wanted in zip(found[0], expected[0]):
+        assert tap.dtype == wanted.dtype
+        assert (tap - wanted).norm() <= 2e-2 * wanted.norm()
+    assert all(grad.isfinite().all() for grad in found[1].values())
