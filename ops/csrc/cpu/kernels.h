@@ -129,11 +129,6 @@ struct Kernels {
   int64_t (*conv_scratch)(const ConvBlock&);
 };
 
-// Channels of a block: few enough that there are blocks for all threads, many enough that the
-// rows of B and C, which every block reads, cost little. Independent of the number of threads, so
-// that results are too.
-constexpr int64_t kBlockChannels = 96;
-
 extern const Kernels kPlainKernels;
 #ifdef __x86_64__
 extern const Kernels kAvx2Kernels;

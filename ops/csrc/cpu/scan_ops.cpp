@@ -33,10 +33,11 @@ struct Blocks {
   }
 };
 
+// Wide blocks read memory in long runs and touch few pages; narrow ones keep threads busy.
 // Forwards nothing is summed over channels, so blocks may shrink until all threads have one.
 Blocks forward_blocks(int64_t batch, int64_t groups, int64_t channels) {
   const int64_t threads = torch::stable::get_num_threads();
-  for (int64_t size = kBlockChannels;; size -= 32) {
+  for (int64_t size = 384;; size -= size > 96 ? 96 : 32) {
     const Blocks blocks(batch, groups, channels, size);
     if (size <= 32 || blocks.count() >= threads) return blocks;
   }
@@ -44,8 +45,8 @@ Blocks forward_blocks(int64_t batch, int64_t groups, int64_t channels) {
 
 // Backwards the gradients of B and C are, and the order of a sum must not depend on the machine.
 Blocks backward_blocks(int64_t batch, int64_t groups, int64_t channels) {
-  const Blocks blocks(batch, groups, channels, kBlockChannels);
-  return blocks.count() >= 16 ? blocks : Blocks(batch, groups, channels, kBlockChannels / 2);
+  const Blocks blocks(batch, groups, channels, 96);
+  return blocks.count() >= 4 ? blocks : Blocks(batch, groups, channels, 48);
 }
 
 // The parameters of one direction, packed.
