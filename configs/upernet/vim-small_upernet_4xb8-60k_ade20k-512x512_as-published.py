@@ -4,4 +4,4 @@
 # position embedding (see vim-tiny).
 _base_ = './vim-small_upernet_4xb8-60k_ade20k-512x512.py'
 model = dict(backbone=dict(rope='both'))
-optim_wrapper = dict(paramwise_cfg=dict(as_published=True))
+optim_wrapper = dict(paramwise_cfg=dict(as_published='segmentation'))

@@ -4,4 +4,4 @@
 # first row of the position embedding for the class token, which stands in the middle, and so
 # misplaced half the rows.
 _base_ = './vim-tiny_upernet_4xb8-60k_ade20k-512x512.py'
-optim_wrapper = dict(paramwise_cfg=dict(as_published=True))
+optim_wrapper = dict(paramwise_cfg=dict(as_published='segmentation'))

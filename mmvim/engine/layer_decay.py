@@ -19,6 +19,7 @@ from mmvim.registry import OPTIM_WRAPPER_CONSTRUCTORS
 Depth = Callable[[str], tuple[int, int]]
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+_PUBLISHED = ('segmentation', 'detection')
 _OPTIONS = (
     'layer_decay_rate',
     'bias_decay_mult',
@@ -49,13 +50,17 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             - ``layer_decay_rate`` (float): Factor per layer of depth. Defaults to 1.
             - ``norm_decay_mult``, ``bias_decay_mult``, ``flat_decay_mult`` (float): Factor of the
               weight decay of norm layers, of biases, of parameters with at most one dimension;
-              the first that applies counts. ``flat_decay_mult`` defaults to 0.
+              the first that applies counts. ``flat_decay_mult`` defaults to 0, to 1 with
+              ``as_published='detection'``.
             - ``custom_keys`` (dict): Part of a parameter's name to ``decay_mult`` and ``lr_mult``
               (on top of the layer's); the longest part that occurs counts, before all others.
-            - ``as_published`` (bool): Reproduce the optimiser of the published segmentation
-              code, where a misspelt name leaves all blocks at the full rate, so that only patch
-              and position embedding are slowed down, and where ``A_log`` and the position
-              embedding decay. Defaults to False.
+            - ``as_published`` (str | bool): Whose published optimiser to reproduce.
+              'segmentation': a misspelt name leaves all blocks at the full rate, so that only
+              patch and position embedding are slowed down; everything of two or more dimensions
+              decays, ``A_log`` and the position embedding too. 'detection': the rates are those
+              of False; everything decays, biases, D and the RMSNorms of the blocks too, except
+              the position embedding and other norms. Multipliers that are given still come
+              first. Defaults to False.
 
     Raises:
         ValueError: If ``paramwise_cfg`` has an unknown key or a rate out of range.
@@ -78,6 +83,12 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         rate = paramwise_cfg['layer_decay_rate']
         if not 0 < rate <= 1:
             raise ValueError(f'layer_decay_rate must lie in (0, 1], got {rate!r}.')
+        published = paramwise_cfg.get('as_published', False)
+        if published is not False and published not in _PUBLISHED:
+            raise ValueError(
+                f'as_published must be False or one of {_PUBLISHED}, whose optimisers differ; got '
+                f'{published!r}.'
+            )
         super().__init__(optim_wrapper_cfg, paramwise_cfg)
 
     def add_params(self, params: list[dict[str, Any]], module: nn.Module, **_: Any) -> None:
@@ -93,7 +104,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         groups: dict[tuple[Any, ...], dict[str, Any]] = {}
         for name, param, owner in _trainable(module):
             depth, num_depths = depth_of(name)
-            if self.paramwise_cfg.get('as_published', False) and depth > 0:
+            if self.paramwise_cfg.get('as_published') == 'segmentation' and depth > 0:
                 depth = num_depths - 1
             lr_mult, decay_mult, extra = self._multipliers(name, param, owner, name in undecayed)
             scale = self.paramwise_cfg['layer_decay_rate'] ** (num_depths - 1 - depth) * lr_mult
@@ -123,9 +134,18 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             return 1.0, cfg['norm_decay_mult'], {}
         if name.endswith('bias') and 'bias_decay_mult' in cfg:
             return 1.0, cfg['bias_decay_mult'], {}
-        if param.ndim <= 1:
-            return 1.0, cfg.get('flat_decay_mult', 0.0), {}
-        return 1.0, 0.0 if undecayed and not cfg.get('as_published', False) else 1.0, {}
+        if param.ndim <= 1 and 'flat_decay_mult' in cfg:
+            return 1.0, cfg['flat_decay_mult'], {}
+        published = cfg.get('as_published', False)
+        if published == 'detection':
+            # That code's list of norms lacks RMSNorm, and its only exception by name is pos_embed.
+            kept = isinstance(owner, _NORMS) and not isinstance(owner, nn.RMSNorm)
+            kept = kept or name.rpartition('.')[2] in ('pos_embed', 'cls_pos_embed')
+        elif published == 'segmentation':
+            kept = param.ndim <= 1
+        else:
+            kept = param.ndim <= 1 or undecayed
+        return 1.0, 0.0 if kept else 1.0, {}
 
 
 def _trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, nn.Module]]:

@@ -1,6 +1,7 @@
-"""Modules of the models: the backbone and its layers."""
+"""Modules of the models: the backbone, its layers, the pyramid."""
 
 from mmvim.models.backbones import VisionMamba
-from mmvim.models.layers import VimBlock, VimMixer
+from mmvim.models.layers import LN2d, VimBlock, VimMixer
+from mmvim.models.necks import SimpleFPN
 
-__all__ = ['VimBlock', 'VimMixer', 'VisionMamba']
+__all__ = ['LN2d', 'SimpleFPN', 'VimBlock', 'VimMixer', 'VisionMamba']

@@ -13,6 +13,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 
+from mmvim.utils.channels import check_channels
 from mmvim.utils.errors import UserError, one_line
 from mmvim.utils.option_keys import check_option_keys, unread_variables
 from mmvim.utils.scope import enter_default_scope, missing_library
@@ -58,10 +59,12 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
 
 
 def require(cfg: Config, path: str, purpose: str, *keys: str) -> None:
-    """Fail unless the config has all root keys that ``purpose`` needs."""
+    """Fail unless the config has all root keys that ``purpose`` needs, and their parts fit."""
     missing = [key for key in keys if cfg.get(key) is None]
     if missing:
         raise UserError(f'{path} has no {", ".join(missing)}, which {purpose} needs')
+    if 'model' in keys:
+        check_channels(cfg.model)
 
 
 def _check_file(path: str) -> None:

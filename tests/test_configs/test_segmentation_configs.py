@@ -109,7 +109,7 @@ def test_published_recipe(size, lr, weight_decay, layer_decay, channels, form):
     assert (optimizer.type, optimizer.lr) == ('AdamW', lr)
     assert (optimizer.weight_decay, optimizer.betas) == (weight_decay, (0.9, 0.999))
     assert cfg.optim_wrapper.constructor == 'mmvim.LayerDecayOptimWrapperConstructor'
-    as_published = dict(as_published=True) if form else {}
+    as_published = dict(as_published='segmentation') if form else {}
     assert cfg.optim_wrapper.paramwise_cfg == dict(layer_decay_rate=layer_decay, **as_published)
     warm_up, decay = cfg.param_scheduler
     assert (warm_up.type, warm_up.start_factor, warm_up.end) == ('LinearLR', 1e-6, 1500)

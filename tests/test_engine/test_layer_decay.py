@@ -10,7 +10,7 @@ from mmengine.optim import build_optim_wrapper
 from torch import nn
 
 from mmvim.engine import LayerDecayOptimWrapperConstructor
-from mmvim.models import VisionMamba
+from mmvim.models import SimpleFPN, VisionMamba
 
 
 class Segmentor(nn.Module):
@@ -68,7 +68,7 @@ def our_name(name):
 
 @pytest.mark.parametrize(
     'file, as_published',
-    [('seg_official_vim_tiny', True), ('seg_layers_fixed_vim_tiny', False)],
+    [('seg_official_vim_tiny', 'segmentation'), ('seg_layers_fixed_vim_tiny', False)],
 )
 def test_published_segmentation_optimiser(goldens, file, as_published):
     golden = json.loads((goldens / 'lrdecay' / f'{file}.json').read_text())
@@ -93,6 +93,60 @@ def test_published_segmentation_optimiser(goldens, file, as_published):
             assert weight_decay == 0, name
         else:
             assert weight_decay == entry['weight_decay'], name
+
+
+class Detector(nn.Module):
+    """Backbone, a level of the pyramid and a layer of a head, as the golden has them."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = VisionMamba('tiny', img_size=1024, cls_token='none', out_norm='none')
+        self.neck = SimpleFPN(self.backbone.embed_dims)
+        self.rpn_head = nn.Conv2d(96, 3, 1)
+
+
+@pytest.mark.parametrize('as_published', ['detection', False])
+def test_published_detection_optimiser(goldens, as_published):
+    file = goldens / 'lrdecay' / 'det_official_vim_tiny_adj1_0p837.json'
+    golden = json.loads(file.read_text())
+    found = settings(
+        build(
+            Detector(),
+            golden['base_lr'],
+            golden['base_wd'],
+            layer_decay_rate=golden['layer_decay_rate'],
+            as_published=as_published,
+        )
+    )
+    names = (
+        ('backbone.net.patch_embed.proj.', 'backbone.patch_embed.projection.'),
+        ('backbone.net.', 'backbone.'),
+        ('backbone.simfp_2.', 'neck.levels.0.'),
+        ('proposal_generator.', 'rpn_head.'),
+    )
+    seen = set()
+    for published, entry in golden['params'].items():
+        old, new = next(pair for pair in names if published.startswith(pair[0]))
+        name = new + published[len(old) :]
+        seen.add(name)
+        lr, weight_decay, layer = found[name]
+        assert lr == pytest.approx(entry['lr'], rel=1e-12), name
+        assert layer == entry['layer_id'], name
+        flat = len(entry['shape']) == 1
+        if as_published or not (flat or name.endswith(('A_log', 'A_b_log'))):
+            assert weight_decay == entry['weight_decay'], name
+        else:
+            assert weight_decay == 0, name
+    # The golden holds the whole backbone, and one level of the pyramid in part.
+    assert {name for name in found if name.startswith('backbone.')} <= seen
+
+
+def test_given_multipliers_come_before_published_ones():
+    found = settings(
+        build(Segmentor(SMALL), weight_decay=1.0, as_published='detection', flat_decay_mult=0.2)
+    )
+    assert found['backbone.layers.0.mixer.D'][1] == 0.2
+    assert found['backbone.layers.0.mixer.A_log'][1] == 1.0
 
 
 SMALL = dict(embed_dims=16, num_layers=2)
@@ -199,6 +253,8 @@ def test_bad_settings_are_named():
         build(model, layer_decay_rat=0.9)
     with pytest.raises(ValueError, match=r'layer_decay_rate must lie in \(0, 1\], got 1.5'):
         build(model, layer_decay_rate=1.5)
+    with pytest.raises(ValueError, match=r"'segmentation', 'detection'.*got True"):
+        build(model, as_published=True)
     with pytest.raises(TypeError, match=r'get_layer_depth.*Sequential'):
         build(nn.Sequential(nn.Linear(1, 1)), layer_decay_rate=0.9)
 

@@ -1,0 +1,37 @@
+# mmdet's FCOS, which has no anchors, with Vim-Ti in the place of ResNet-50 and its simple feature
+# pyramid in that of FPN. The stock config feeds BGR as Caffe did; Vim's weights want RGB.
+_base_ = ['../_base_/mmvim.py', 'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py']
+custom_imports = dict(imports=['mmvim'], allow_failed_imports=False)
+model = dict(
+    data_preprocessor=dict(
+        mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True
+    ),
+    backbone=dict(
+        _delete_=True,
+        type='mmvim.VisionMamba',
+        arch='tiny',
+        img_size=1024,
+        cls_token='none',
+        out_indices=-1,
+        out_norm='none',
+        drop_path_rate=0.1,
+        # init_cfg=dict(type='mmvim.PretrainedVim', checkpoint='…', cls_token='middle'),
+    ),
+    # Levels of stride 8, 16 and 32 have weights, 64 and 128 are pooled.
+    neck=dict(
+        _delete_=True,
+        type='mmvim.SimpleFPN',
+        in_channels=192,
+        out_channels=256,
+        out_strides=(8, 16, 32),
+        num_outs=5,
+    ),
+)
+optim_wrapper = dict(
+    _delete_=True,
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.1),
+    clip_grad=dict(max_norm=35, norm_type=2),
+    constructor='mmvim.LayerDecayOptimWrapperConstructor',
+    paramwise_cfg=dict(layer_decay_rate=0.837),
+)

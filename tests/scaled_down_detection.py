@@ -1,0 +1,126 @@
+"""Detection configs small enough for a test: divided by size alone, nothing is swapped."""
+
+import json
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.optim import OptimWrapper
+from mmengine.registry import OPTIM_WRAPPERS
+from scaled_down import LOADERS, SIDE, WIDTH, WIDTH_KEYS, scaled
+
+from mmvim.models import VisionMamba
+from mmvim.utils.devices import has_amp_accelerator
+
+HEAD_KEYS = ('conv_out_channels', 'fc_out_channels')
+SIZE_KEYS = ('scale', 'scales', 'crop_size', 'min_size')
+# Queries; candidates that are sampled or kept.
+COUNT_KEYS = ('num_queries', 'num', 'nms_pre', 'max_per_img')
+# Height and width of the images, and their boxes (x, y, width, height).
+TRAIN = (((60, 80), [(10, 5, 44, 40), (30, 20, 0, 25)]), ((90, 60), [(8, 30, 40, 44)]))
+TEST = (((70, 50), [(5, 5, 30, 30)]), ((50, 96), [(20, 10, 40, 30)]), ((64, 64), []))
+
+
+@OPTIM_WRAPPERS.register_module()
+class CPUHalfOptimWrapper(OptimWrapper):
+    """``AmpOptimWrapper`` in float16, where there is no accelerator for that one."""
+
+    def __init__(self, loss_scale: str, **kwargs: Any) -> None:
+        assert loss_scale == 'dynamic'
+        super().__init__(**kwargs)
+        self.scaler = torch.amp.GradScaler('cpu', init_scale=2.0**10)
+
+    @contextmanager
+    def optim_context(self, model):
+        with super().optim_context(model), torch.autocast('cpu', dtype=torch.float16):
+            yield
+
+    def backward(self, loss, **kwargs):
+        super().backward(self.scaler.scale(loss), **kwargs)
+
+    def step(self, **kwargs):
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+
+def shrink(cfg: Config, folder: Path) -> None:
+    """Divide widths, image sizes and counts, in place, and have one iteration run in ``folder``."""
+    model, backbone = cfg.model, cfg.model.backbone
+    if 'DETR' in model.type:
+        model.bbox_head.embed_dims = 256  # its default, which is to shrink too
+    backbone.arch = dict(VisionMamba.arch_zoo[backbone.arch])
+    scaled(model, (*WIDTH_KEYS, *HEAD_KEYS), backbone.arch['embed_dims'] // WIDTH)
+    backbone.arch['d_state'] = 4
+    scaled(model, COUNT_KEYS, 50)
+    factor = backbone.img_size // SIDE
+    padding = model.data_preprocessor
+    if padding.pad_size_divisor == backbone.img_size:  # to that size; otherwise to whole strides
+        padding.pad_size_divisor //= factor
+    backbone.img_size //= factor
+    for name in LOADERS:
+        loader = cfg[name]
+        loader.update(num_workers=0, persistent_workers=False, batch_size=2)
+        scaled(loader.dataset, SIZE_KEYS, factor)
+        loader.dataset.data_root = str(folder / 'data')
+    for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
+        evaluator.ann_file = str(folder / 'data' / cfg.test_dataloader.dataset.ann_file)
+    # An untrained detector is sure of nothing.
+    settings = model.test_cfg.get('rcnn', model.test_cfg)
+    if 'score_thr' in settings:
+        settings.score_thr = 0.0
+    # No validation: it is the same as the test.
+    length = dict(max_iters=1) if cfg.train_cfg.type == 'IterBasedTrainLoop' else dict(max_epochs=1)
+    cfg.train_cfg.update(val_begin=2, **length)
+    cfg.work_dir = str(folder / 'work_dir')
+    cfg.experiment_name = folder.name
+    if cfg.optim_wrapper.type == 'AmpOptimWrapper' and not has_amp_accelerator():
+        cfg.optim_wrapper.type = CPUHalfOptimWrapper.__name__
+
+
+def write_coco(cfg: Config) -> None:
+    """Images of mixed sizes, one of them empty, where the config's datasets look for them.
+
+    A box of zero area is among the annotations: COCO has such.
+    """
+    for loader, samples in ((cfg.train_dataloader, TRAIN), (cfg.test_dataloader, TEST)):
+        dataset = loader.dataset
+        root = Path(dataset.data_root)
+        write_split(root / dataset.data_prefix.img, root / dataset.ann_file, samples)
+
+
+def write_split(folder: Path, ann_file: Path, samples: Sequence[Any]) -> None:
+    """One split in COCO's layout with its 80 classes."""
+    from mmdet.datasets import CocoDataset
+
+    generator = np.random.default_rng(0)
+    names = CocoDataset.METAINFO['classes']
+    content = dict(
+        images=[],
+        annotations=[],
+        categories=[dict(id=i + 1, name=name) for i, name in enumerate(names)],
+    )
+    folder.mkdir(parents=True)
+    for number, ((height, width), boxes) in enumerate(samples):
+        pixels = generator.integers(0, 255, (height, width, 3), dtype=np.uint8)
+        assert cv2.imwrite(str(folder / f'{number}.jpg'), pixels)
+        image = dict(id=number, file_name=f'{number}.jpg', height=height, width=width)
+        content['images'].append(image)
+        for x, y, w, h in boxes:
+            content['annotations'].append(
+                dict(
+                    id=len(content['annotations']) + 1,
+                    image_id=number,
+                    category_id=1 + 7 * number,
+                    bbox=[x, y, w, h],
+                    area=w * h,
+                    iscrowd=0,
+                    segmentation=[[x, y, x + w, y, x + w, y + h, x, y + h]],
+                )
+            )
+    ann_file.parent.mkdir(parents=True, exist_ok=True)
+    ann_file.write_text(json.dumps(content))
