@@ -101,7 +101,11 @@ def weights(folder, iteration=4):
 
 
 def trained(config, name, iterations, *options):
-    """Weights after training in a process of its own: another run leaves state in this one."""
+    """Weights after training in a process of its own.
+
+    mmcv's MultiheadAttention writes the dropout it is given into the default of its signature, so
+    that any DETR-type model built before, by another test, would put dropout into this one.
+    """
     options = (f'train_cfg.max_iters={iterations}', *options)
     command = [sys.executable, TOOLS / 'train.py', config, '--work-dir', f'{config.stem}-{name}']
     done = subprocess.run(
