@@ -75,10 +75,10 @@ install: $(STAMPS)/project ## make the environment with the pinned stack
 # --- what one does with it ---
 
 demo: install ## generate data, train, test and picture UperNet on Vim, beside a ViT
-	$(BIN)/python tools/demo.py
+	$(BIN)/python tools/demos/segmentation.py
 
 demo-quick: install ## the same without the ViT
-	$(BIN)/python tools/demo.py --quick
+	$(BIN)/python tools/demos/segmentation.py --quick
 
 test: $(STAMPS)/test ## the test suite
 	$(BIN)/python -m pytest -m 'not slow'
@@ -115,7 +115,7 @@ format: $(STAMPS)/dev ## rewrite the sources in the house format
 slow: $(STAMPS)/test test-abi test-pure ## long sweeps, the wheels, another torch, the onedl stack, the demo
 	$(BIN)/python -m pytest -m slow
 	$(MAKE) smoke-onedl
-	$(BIN)/python tools/demo.py
+	$(BIN)/python tools/demos/segmentation.py
 
 wheel: $(STAMPS)/test ## build the wheel under dist/ and test it as installed
 	rm -rf build/lib* build/bdist* dist

@@ -19,8 +19,8 @@ from mmvim.utils.devices import has_amp_accelerator
 
 HEAD_KEYS = ('conv_out_channels', 'fc_out_channels')
 SIZE_KEYS = ('scale', 'scales', 'crop_size', 'min_size')
-# Queries; candidates that are sampled or kept.
-COUNT_KEYS = ('num_queries', 'num', 'nms_pre', 'max_per_img')
+# Queries; points at which a mask is compared; candidates that are sampled or kept.
+COUNT_KEYS = ('num_queries', 'num_points', 'num', 'nms_pre', 'max_per_img', 'max_per_image')
 # Height and width of the images, and their boxes (x, y, width, height).
 TRAIN = (((60, 80), [(10, 5, 44, 40), (30, 20, 0, 25)]), ((90, 60), [(8, 30, 40, 44)]))
 TEST = (((70, 50), [(5, 5, 30, 30)]), ((50, 96), [(20, 10, 40, 30)]), ((64, 64), []))
@@ -61,6 +61,7 @@ def shrink(cfg: Config, folder: Path) -> None:
     padding = model.data_preprocessor
     if padding.pad_size_divisor == backbone.img_size:  # to that size; otherwise to whole strides
         padding.pad_size_divisor //= factor
+    scaled(padding.get('batch_augments', []), ('size',), factor)
     backbone.img_size //= factor
     for name in LOADERS:
         loader = cfg[name]

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.dist import is_main_process
 from mmengine.evaluator import DumpResults
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from rich.console import Console
 
 from mmvim.engine import StrictCheckpointHook
 from mmvim.engine.cpu_processes import join_processes
@@ -22,6 +24,7 @@ from mmvim.utils.errors import UsageError
 from mmvim.utils.loaders import fill_loaders
 from mmvim.utils.output_folders import make_writable, set_work_dir
 from mmvim.utils.result_files import draw_predictions, format_results
+from mmvim.utils.result_table import paper_metrics, result_table
 from mmvim.utils.run_tool import run_tool
 from mmvim.utils.tta import apply_tta
 
@@ -90,6 +93,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         make_writable(Path(args.dump).parent, 'the folder of --dump')
         places['predictions'] = Path(args.dump)
     metrics = build_runner(cfg, args).test()
+    table = result_table(metrics, paper_metrics(args.config))
+    if table is not None and is_main_process():
+        Console().print(table)
     for what, place in places.items():
         print(f'{what}: {place}')
     return metrics

@@ -1,5 +1,6 @@
 """Failures that surface deep inside mmengine or a data worker, told in one sentence."""
 
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -12,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from mmvim.utils.errors import UserError
 from mmvim.utils.registered_types import names_like
-from mmvim.utils.scope import missing_library
+from mmvim.utils.scope import is_installed, missing_library
 
 # mmcv asserts with the path; Pillow and OpenCV say nothing about which file it was.
 _UNDECODED = re.compile(r'failed to load image: ([^\n]+)')
@@ -24,13 +25,21 @@ _NAMELESS = re.compile(
 _UNREGISTERED = re.compile(
     r'(?P<name>[\w.]+) is not in the (?P<scope>\w+)::(?P<registry>[\w ]+) registry'
 )
+# mmcv's dispatcher, where its build has no kernel for the device of the tensors.
+_NO_KERNEL = re.compile(r'(?P<operator>\w+)_impl: implementation for device (?P<device>\S+) not')
 
 
 def explain(error: BaseException) -> str | None:
     """The sentence for a known failure, None for an unknown one."""
     if isinstance(error, UserError):
         return str(error)
-    for explanation in (_unknown_type, _masks_under_tta, _empty_dataset, _bad_sample):
+    for explanation in (
+        _unknown_type,
+        _missing_operator,
+        _masks_under_tta,
+        _empty_dataset,
+        _bad_sample,
+    ):
         sentence = explanation(error)
         if sentence is not None:
             return sentence
@@ -53,6 +62,32 @@ def _unknown_type(error: BaseException) -> str | None:
         f'the config asks for type={name!r}, which is not in the registry '
         f'{found["scope"]}::{found["registry"]}: {advice} (a type of your own must be imported '
         f'by the config, with custom_imports)'
+    )
+
+
+def _missing_operator(error: BaseException) -> str | None:
+    """An operator that mmcv was built without: all of them, or those for the GPU."""
+    if isinstance(error, ModuleNotFoundError) and error.name == 'mmcv._ext':
+        return (
+            f'mmcv was built without its operators, which this model needs: {_rebuild_mmcv(False)}'
+        )
+    found = _NO_KERNEL.search(str(error)) if isinstance(error, RuntimeError) else None
+    if found is None:
+        return None
+    return (
+        f'mmcv was built without operators for {found["device"].partition(":")[0]} devices, and '
+        f'this model needs {found["operator"]} there: {_rebuild_mmcv(True)}'
+    )
+
+
+def _rebuild_mmcv(for_gpu: bool) -> str:
+    name = next(filter(is_installed, ('onedl-mmcv', 'mmcv-lite')), 'mmcv')
+    source = name.replace('mmcv-lite', 'mmcv')
+    where, cuda = (' and nvcc', ' FORCE_CUDA=1') if for_gpu else ('', '')
+    return (
+        f'rebuild it beside this torch{where}: pip uninstall -y {name} && MMCV_WITH_OPS=1{cuda} '
+        f'pip install --no-build-isolation --no-cache-dir --no-binary :all: --no-deps '
+        f'{source}=={importlib.metadata.version(name)}'
     )
 
 

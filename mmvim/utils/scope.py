@@ -23,13 +23,14 @@ _ONEDL = {
 def missing_library(scope: str) -> str:
     """That a library is missing and how to get it for the stack that is here."""
     package = MODULE2PACKAGE.get(scope)
-    if scope in _ONEDL and _is_installed('onedl-mmengine'):
+    if scope in _ONEDL and is_installed('onedl-mmengine'):
         package = _ONEDL[scope]
     advice = f'pip install {package}' if package else f'put the package {scope} on PYTHONPATH'
     return f'{scope} is not installed: {advice}'
 
 
-def _is_installed(distribution: str) -> bool:
+def is_installed(distribution: str) -> bool:
+    """Whether a distribution of this name is here."""
     try:
         importlib.metadata.distribution(distribution)
     except importlib.metadata.PackageNotFoundError:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import pytest
+import torch
 
 from mmvim.utils.errors import UsageError, UserError, first_line
 from mmvim.utils.run_tool import run_tool
@@ -44,6 +45,31 @@ def test_unknown_failures_are_not_swallowed(error: Exception) -> None:
     # Not even mmcv's sentence, where it does not come from a data set.
     with pytest.raises(type(error)):
         run_tool(raising(error), [])  # type: ignore[arg-type]
+
+
+def test_an_operator_that_mmcv_lacks_on_a_device(capsys: pytest.CaptureFixture[str]) -> None:
+    mmcv = pytest.importorskip('mmcv')
+    ops = pytest.importorskip('mmcv.ops')
+
+    def main(argv: Sequence[str]) -> None:
+        # No build of mmcv has kernels for tensors without data: as a GPU to one for CPUs.
+        boxes = torch.rand(3, 5, device='meta')
+        ops.roi_align(torch.rand(1, 2, 8, 8, device='meta'), boxes, 7, 1.0, 0, 'avg', True)
+
+    assert run_tool(main, []) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(
+        'error: mmcv was built without operators for meta devices, and this model needs '
+        'roi_align_forward there: rebuild it beside this torch'
+    )
+    assert f'mmcv=={mmcv.__version__}' in said
+    assert said.count('\n') == 1
+
+
+def test_an_mmcv_without_operators(capsys: pytest.CaptureFixture[str]) -> None:
+    error = ModuleNotFoundError("No module named 'mmcv._ext'", name='mmcv._ext')
+    assert run_tool(raising(error), []) == 1  # type: ignore[arg-type]
+    assert 'without its operators' in capsys.readouterr().err
 
 
 def test_frames_on_request(monkeypatch: pytest.MonkeyPatch) -> None:

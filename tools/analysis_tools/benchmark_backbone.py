@@ -98,7 +98,11 @@ def parse_arguments(argv: Sequence[str]) -> Namespace:
     )
     parser.add_argument('--scan-backend', choices=BACKENDS, default='auto', help='of Vim')
     parser.add_argument(
-        '--against', nargs='+', choices=backbones.MODELS[1:], default=list(backbones.MODELS[1:])
+        '--against',
+        nargs='+',
+        choices=backbones.MODELS[1:],
+        default=['deit-sdpa', 'deit-plain'],
+        help='with Vim itself recomputing its blocks in training (with_cp) among them',
     )
     parser.add_argument('--deit-from', choices=backbones.DEIT_LIBRARIES)
     parser.add_argument('--rounds', type=int, default=5, help='at least (default: %(default)s)')

@@ -27,7 +27,12 @@ PAPER: list[dict[str, float | None]] = [
     dict(resolution=512, speed=1.0, memory=None),
     dict(resolution=1248, speed=2.8, memory=1 - 0.868),
 ]
-NAMES = {'vim': 'Vim', 'deit-sdpa': 'DeiT, SDPA', 'deit-plain': 'DeiT, plain attention'}
+NAMES = {
+    'vim': 'Vim',
+    'deit-sdpa': 'DeiT, SDPA',
+    'deit-plain': 'DeiT, plain attention',
+    'vim-with-cp': 'Vim, blocks recomputed',
+}
 _GROUP = ('execution', 'threads', 'mode', 'dtype', 'batch', 'size')
 _PLOTTED_GROUPS = 6
 _READING = """\

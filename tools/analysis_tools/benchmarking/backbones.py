@@ -16,7 +16,7 @@ _VIM_TAPS, _DEIT_TAPS = (5, 11, 17, 23), (2, 5, 8, 11)
 DEIT_DEPTH = 12
 DEIT_HEADS = {'tiny': 3, 'small': 6, 'base': 12}
 DEIT_LIBRARIES = ('mmpretrain', 'timm')
-MODELS = ('vim', 'deit-sdpa', 'deit-plain')
+MODELS = ('vim', 'deit-sdpa', 'deit-plain', 'vim-with-cp')
 PATCH = 16
 
 
@@ -108,8 +108,8 @@ def build(
         deit_library: One of :data:`DEIT_LIBRARIES`. Defaults to the first that is installed.
     """
     importlib.import_module('mmvim')  # first: it mends a torchvision that would fail to import
-    if name == 'vim':
-        model = _vim(size, resolution, with_neck, scan_backend)
+    if name in ('vim', 'vim-with-cp'):
+        model = _vim(size, resolution, with_neck, scan_backend, name == 'vim-with-cp')
     else:
         library = deit_library or installed_deit()
         builder = {'mmpretrain': _mmpretrain_deit, 'timm': _timm_deit}.get(library or '')
@@ -119,12 +119,16 @@ def build(
     return WithNeck(model, 64 * DEIT_HEADS[size]) if with_neck else model
 
 
-def _vim(size: str, resolution: int, taps: bool, scan_backend: str) -> nn.Module:
+def _vim(size: str, resolution: int, taps: bool, scan_backend: str, with_cp: bool) -> nn.Module:
     from mmvim.models import VisionMamba
 
     if not taps:
         return VisionMamba(
-            size, img_size=resolution, out_type='cls_token', scan_backend=scan_backend
+            size,
+            img_size=resolution,
+            out_type='cls_token',
+            with_cp=with_cp,
+            scan_backend=scan_backend,
         )
     return VisionMamba(
         size,
@@ -132,6 +136,7 @@ def _vim(size: str, resolution: int, taps: bool, scan_backend: str) -> nn.Module
         cls_token='none',
         out_norm='none',
         out_indices=_VIM_TAPS,
+        with_cp=with_cp,
         scan_backend=scan_backend,
     )
 

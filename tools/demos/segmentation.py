@@ -7,7 +7,6 @@ figures are measured in the run that prints them.
 import argparse
 import json
 import shutil
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from common import DATA, ROOT, conclude, draw_curves, logged, make_data, points, run
 from matplotlib import pyplot as plt
 from mmengine.config import Config
 from mmengine.fileio import load
@@ -23,8 +23,6 @@ from mmseg.evaluation import IoUMetric
 from rich.console import Console
 from rich.table import Table
 
-ROOT = Path(__file__).resolve().parents[1]
-DATA = Path('data/patterns')
 OUT = Path('work_dirs/demo')
 CONFIGS = {
     'Vim-nano': 'configs/demo/vim-nano_upernet_1xb8-900_patterns-128x128.py',
@@ -55,15 +53,6 @@ class Result:
     def miou(self) -> float:
         """Mean over the classes, in per cent."""
         return float(np.nanmean(self.iou))
-
-
-def run(*command: Any) -> None:
-    """Run a tool of the project; end the demo as it ended if it fails."""
-    words = [str(word) for word in command]
-    print(f'\n$ python {" ".join(words)}', flush=True)
-    code = subprocess.run([sys.executable, *words], cwd=ROOT).returncode
-    if code:
-        sys.exit(code)
 
 
 def pixel_baseline() -> Result:
@@ -180,26 +169,6 @@ def draw_predictions(dump: Path, folder: Path, config: Config) -> Path:
     return sheet
 
 
-def draw_curves(names: list[str], file: Path) -> None:
-    """Plot loss and validation mIoU over the iterations, read from mmengine's logs."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
-    for name in names:
-        log = next((ROOT / OUT / name.lower() / 'train').glob('*/vis_data/scalars.json'))
-        entries = [json.loads(line) for line in log.read_text().splitlines()]
-        for axis, key in ((left, 'loss'), (right, 'mIoU')):
-            points = [(entry['step'], entry[key]) for entry in entries if key in entry]
-            axis.plot(*zip(*points), label=name, marker='o' if key == 'mIoU' else None)
-    left.set(title='training loss', xlabel='iteration', yscale='log')
-    right.set(title='validation mIoU (%)', xlabel='iteration', ylim=(0, 100))
-    right.axhline(MIN_MIOU, color='grey', linestyle=':', label='gate')
-    for axis in (left, right):
-        axis.grid(alpha=0.3)
-        axis.legend(frameon=False)
-    figure.tight_layout()
-    figure.savefig(file, dpi=120)
-    plt.close(figure)
-
-
 def shortcomings(results: dict[str, Result], classes: list[str]) -> list[str]:
     """What the gate finds missing in our result; empty if it passes."""
     ours = results[OURS]
@@ -223,7 +192,7 @@ def main() -> int:
     args = parser.parse_args()
     plt.switch_backend('Agg')  # no display needed
 
-    run('tools/dataset_converters/make_patterns.py', '--out', DATA, '--if-missing')
+    make_data()
     # Everything below is measured afresh; a result of an earlier run must not slip in.
     shutil.rmtree(ROOT / OUT, ignore_errors=True)
     (ROOT / OUT).mkdir(parents=True)
@@ -235,22 +204,23 @@ def main() -> int:
     classes = list(config.metainfo.classes)
     dump = ROOT / OUT / OURS.lower() / 'predictions.pkl'
     sheet = draw_predictions(dump, ROOT / OUT / 'predictions', config)
-    draw_curves(names, ROOT / OUT / 'curves.png')
+    logs = {name: logged(ROOT / OUT / name.lower() / 'train') for name in names}
+    draw_curves(
+        {name: points(entries, 'loss') for name, entries in logs.items()},
+        {name: points(entries, 'mIoU') for name, entries in logs.items()},
+        *('validation mIoU (%)', MIN_MIOU, ROOT / OUT / 'curves.png'),
+    )
     console = Console()
     console.print()
     console.print(to_table(results, classes))
-    for what, place in {
+    places = {
         'the data': DATA / 'preview.png',
         f'{PICTURES} pictures of image | truth | prediction': OUT / 'predictions',
         'all of them on one sheet': sheet.relative_to(ROOT),
         'loss and mIoU': OUT / 'curves.png',
         'logs and checkpoints': OUT / OURS.lower(),
-    }.items():
-        console.print(f'{what}: {ROOT / place}', highlight=False, soft_wrap=True)
-    failures = shortcomings(results, classes)
-    for failure in failures:
-        console.print(f'error: {failure}', style='red')
-    return 1 if failures else 0
+    }
+    return conclude(console, places, shortcomings(results, classes))
 
 
 if __name__ == '__main__':

@@ -1,0 +1,77 @@
+"""The metrics of a test as a table, the published ones beside them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.fileio import load
+from rich.table import Table
+
+_SUFFIX = ' (paper)'
+_AP = {'': '', '50': '_50', '75': '_75', ' small': '_s', ' medium': '_m', ' large': '_l'}
+# Metafile's name of a metric -> the metric's own, and what makes it per cent.
+_NAMES: dict[str, tuple[str, float]] = {
+    **{
+        f'{kind} AP{name}': (f'coco/{key}_mAP{suffix}', 100.0)
+        for kind, key in (('box', 'bbox'), ('mask', 'segm'))
+        for name, suffix in _AP.items()
+    },
+    'mIoU': ('mIoU', 1.0),
+    'mAcc': ('mAcc', 1.0),
+    'aAcc': ('aAcc', 1.0),
+    'top-1': ('accuracy/top1', 1.0),
+    'top-5': ('accuracy/top5', 1.0),
+}
+
+
+def paper_metrics(config_file: str | Path) -> dict[str, float]:
+    """What the paper reports for a config.
+
+    Args:
+        config_file: Of a family with a ``metafile.yml`` in the same folder.
+
+    Returns:
+        Per cent by the metafile's names without '(paper)'; empty where nothing is published, or
+        for a config of the user's.
+    """
+    metafile = Path(config_file).parent / 'metafile.yml'
+    if not metafile.is_file():
+        return {}
+    models = load(metafile).get('Models') or []
+    return {
+        name.removesuffix(_SUFFIX): float(value)
+        for model in models
+        if model['Name'] == Path(config_file).stem
+        for result in model.get('Results') or []
+        for name, value in result['Metrics'].items()
+        if name.endswith(_SUFFIX)
+    }
+
+
+def result_table(metrics: Mapping[str, Any], paper: Mapping[str, float]) -> Table | None:
+    """Average precision by overlap and size of the objects, mean IoU, or accuracy.
+
+    Sizes are COCO's: small below 32x32 pixels of area, large above 96x96.
+
+    Args:
+        metrics: What the test returned, by the metrics' own names.
+        paper: What :func:`paper_metrics` returned.
+
+    Returns:
+        A table in per cent, '-' where there are no such objects or no such figure; None if no
+        metric has a name that is known here.
+    """
+    table = Table(title='Results in per cent')
+    table.add_column('')
+    table.add_column('measured', justify='right')
+    if paper:
+        table.add_column('paper', justify='right')
+    for name, (key, scale) in _NAMES.items():
+        if key in metrics:
+            # COCO's evaluation says -1 where no object is of that size.
+            value = float(metrics[key])
+            row = [name, '-' if value < 0 else f'{value * scale:.1f}']
+            if paper:
+                row.append(f'{paper[name]:.1f}' if name in paper else '-')
+            table.add_row(*row)
+    return table if table.row_count else None

@@ -1,0 +1,123 @@
+"""The parts of the demos that decide: what is kept, what passes, what is drawn."""
+
+import json
+import pickle
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+
+pytest.importorskip('mmdet')
+pytest.importorskip('mmseg')
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def detection(monkeypatch, tmp_path):
+    """The demo of detection, its repository an empty folder."""
+    monkeypatch.syspath_prepend(str(ROOT / 'tools' / 'demos'))
+    import detection as module
+
+    monkeypatch.setattr(module, 'ROOT', tmp_path)
+    return module
+
+
+@pytest.fixture
+def config(detection):
+    return Config.fromfile(ROOT / detection.CONFIG)
+
+
+def test_detector_is_made_of_stock_heads_around_our_backbone_and_neck(config):
+    config.model.backbone.init_cfg = None
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = MODELS.build(config.model)
+    heads = (model.rpn_head, model.roi_head, model.roi_head.bbox_head, model.roi_head.mask_head)
+    assert all(type(head).__module__.startswith('mmdet.') for head in heads)
+    assert sum(param.numel() for param in model.parameters()) < 3e6
+    images = torch.zeros(1, 3, 128, 128)
+    assert [level.shape[-1] for level in model.extract_feat(images)] == [32, 16, 8, 4]
+    strides = [stride[0] for stride in model.rpn_head.prior_generator.strides]
+    assert strides == [4, 8, 16, 32]
+
+
+def test_detector_starts_from_the_backbone_of_the_other_demo(config, detection):
+    import segmentation
+
+    theirs = Config.fromfile(ROOT / segmentation.CONFIGS[segmentation.OURS])
+    file = Path(config.model.backbone.init_cfg.checkpoint)
+    assert file == detection.BACKBONE_DIR / f'iter_{theirs.train_cfg.max_iters}.pth'
+    for key in ('arch', 'img_size', 'patch_size', 'cls_token', 'tap'):
+        ours, other = (cfg.model.backbone.get(key) for cfg in (config, theirs))
+        assert ours == other or None in (ours, other), key
+
+
+@pytest.mark.parametrize('change', ['nothing', 'seed', 'backbone', 'data', 'config'])
+def test_a_training_goes_on_only_with_the_same_ingredients(change, config, detection, tmp_path):
+    (tmp_path / detection.DATA).mkdir(parents=True)
+    classes = tmp_path / detection.DATA / 'classes.json'
+    classes.write_text('{"seed": 0}')
+    (tmp_path / 'backbone.pth').write_bytes(b'weights')
+    arguments = [Path('out'), config, Path('backbone.pth'), 0]
+    detection.open_work_dir(*arguments)
+    (tmp_path / 'out' / 'iter_150.pth').touch()
+    if change == 'seed':
+        arguments[-1] = 1
+    elif change == 'backbone':
+        (tmp_path / 'backbone.pth').write_bytes(b'others')
+    elif change == 'data':
+        classes.write_text('{"seed": 1}')
+    elif change == 'config':
+        config.optim_wrapper.optimizer.lr *= 2
+    detection.open_work_dir(*arguments)
+    assert (tmp_path / 'out' / 'iter_150.pth').exists() == (change == 'nothing')
+
+
+def test_an_interrupted_log_is_read_as_one(detection, tmp_path):
+    import common
+
+    runs = [
+        [dict(step=20, loss=3.0), dict(step=40, loss=2.0)],
+        [dict(step=40, loss=2.5), dict(step=60, loss=1.0), {'step': 60, 'coco/bbox_mAP_50': 0.5}],
+    ]
+    for number, entries in enumerate(runs):
+        folder = tmp_path / f'2020010{number}' / 'vis_data'
+        folder.mkdir(parents=True)
+        lines = '\n'.join(json.dumps(entry) for entry in entries)
+        (folder / 'scalars.json').write_text(lines)
+    log = common.logged(tmp_path)
+    assert common.points(log, 'loss') == [(20, 3.0), (40, 2.5), (60, 1.0)]
+    assert common.points(log, 'coco/bbox_mAP_50', 100) == [(60, 50.0)]
+
+
+def test_gate(detection):
+    passing = {name: least / 100 + 0.001 for name, least in detection.GATE.items()}
+    assert detection.shortcomings(passing) == []
+    assert detection.GATE['coco/bbox_mAP_50'] >= 30 and detection.GATE['coco/segm_mAP_50'] >= 25
+    for name in passing:
+        (found,) = detection.shortcomings(passing | {name: float('nan')})
+        assert found.startswith(name)
+
+
+def test_pictures_hold_truth_and_prediction(config, detection, tmp_path):
+    pixels = np.full((32, 32, 3), 128, np.uint8)
+    cv2.imwrite(str(tmp_path / '0.png'), pixels)
+    boxes, masks = torch.tensor([[8.0, 8, 24, 24]]), torch.zeros(1, 32, 32, dtype=torch.bool)
+    masks[:, 8:24, 8:24] = True
+    truth = dict(bboxes=boxes, masks=masks.numpy(), labels=torch.tensor([2]))
+    unsure = dict(truth, masks=masks, scores=torch.tensor([detection.MIN_SCORE / 2]))
+    sample = dict(img_path='0.png', gt_instances=truth, pred_instances=unsure)
+    (tmp_path / 'dump.pkl').write_bytes(pickle.dumps([sample]))
+    sheet = detection.draw_predictions(tmp_path / 'dump.pkl', tmp_path / 'pictures', config)
+    assert sheet.is_file()
+    drawn = cv2.imread(str(tmp_path / 'pictures' / '0.png'))
+    left, right = np.hsplit(drawn, 2)
+    assert left.shape[0] == 32 * detection.ENLARGED
+    middle = 16 * detection.ENLARGED
+    assert (left[middle, middle] != 128).any()
+    # A prediction of a low score is none.
+    assert (right[middle, middle] == 128).all()

@@ -1,0 +1,94 @@
+"""What the demos share: running the tools of the project, and reading and drawing their logs."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib import pyplot as plt
+from rich.console import Console
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = Path('data/patterns')
+
+Points = Sequence[tuple[float, float]]
+
+
+def run(*command: Any) -> None:
+    """Run a tool of the project; end the demo as it ended if it fails."""
+    words = [str(word) for word in command]
+    print(f'\n$ python {" ".join(words)}', flush=True)
+    code = subprocess.run([sys.executable, *words], cwd=ROOT).returncode
+    if code:
+        sys.exit(code)
+
+
+def make_data() -> None:
+    """Generate the patterns dataset unless it is there."""
+    run('tools/dataset_converters/make_patterns.py', '--out', DATA, '--if-missing')
+
+
+def logged(work_dir: Path) -> list[dict[str, Any]]:
+    """What a training logged, over all its interruptions, in order.
+
+    Returns:
+        Of every step the entry written last: an interrupted training repeats some.
+    """
+    entries: dict[tuple[int, bool], dict[str, Any]] = {}
+    for file in sorted(work_dir.glob('*/vis_data/scalars.json')):
+        for line in file.read_text().splitlines():
+            entry = json.loads(line)
+            entries[entry['step'], 'loss' in entry] = entry
+    return [entries[step] for step in sorted(entries)]
+
+
+def points(entries: Sequence[Mapping[str, Any]], key: str, scale: float = 1.0) -> Points:
+    """A logged quantity over the iterations."""
+    return [(entry['step'], scale * entry[key]) for entry in entries if key in entry]
+
+
+def draw_curves(
+    losses: Mapping[str, Points], metrics: Mapping[str, Points], title: str, gate: float, file: Path
+) -> None:
+    """Plot training losses, and the metrics of the validations beside them.
+
+    Args:
+        losses: By what the legend says.
+        metrics: In per cent, likewise.
+        title: Of the right plot.
+        gate: Height of the line that the metric must reach in the end.
+        file: For the picture.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
+    for axis, curves, marker in ((left, losses, None), (right, metrics, 'o')):
+        for name, curve in curves.items():
+            axis.plot(*zip(*curve), label=name, marker=marker)
+    left.set(title='training loss', xlabel='iteration', yscale='log')
+    right.set(title=title, xlabel='iteration', ylim=(0, 100))
+    right.axhline(gate, color='grey', linestyle=':', label='gate')
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+        axis.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
+
+
+def conclude(console: Console, places: Mapping[str, Path], failures: Sequence[str]) -> int:
+    """Say where everything is, and what the gate finds missing.
+
+    Args:
+        console: To print on.
+        places: Relative to the repository, by what is there.
+        failures: A sentence each.
+
+    Returns:
+        The exit code of the demo.
+    """
+    for what, place in places.items():
+        console.print(f'{what}: {ROOT / place}', highlight=False, soft_wrap=True)
+    for failure in failures:
+        console.print(f'error: {failure}', style='red')
+    return 1 if failures else 0
