@@ -25,7 +25,7 @@ STAMPS := $(VENV)/.stamps
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo demo-quick test smoke smoke-onedl lint format slow wheel test-abi test-pure clean
+.PHONY: help install demo demo-quick demo-det test smoke smoke-onedl lint format slow wheel test-abi test-pure clean
 
 help: ## this list
 	@echo 'make TARGET [STACK=onedl] [PYTHON=python3.12] [TORCH_INDEX_URL=...]'
@@ -80,17 +80,22 @@ demo: install ## generate data, train, test and picture UperNet on Vim, beside a
 demo-quick: install ## the same without the ViT
 	$(BIN)/python tools/demos/segmentation.py --quick
 
+demo-det: install ## train, test and picture Mask R-CNN on the demo's Vim, which is trained if absent
+	$(BIN)/python tools/demos/detection.py
+
 test: $(STAMPS)/test ## the test suite
 	$(BIN)/python -m pytest -m 'not slow'
 
 # What depends on the stack: its repairs and imports, the backbone, configs under mmseg's own tool and
 # in mixed precision, operators that were compiled, resuming, and the tools with all three libraries.
 RESUME := tests/test_engine/test_resume.py
+DETECTION_STEP := tests/test_configs/test_detection_configs.py::test_trains_a_step_and_predicts
 CONFIG_STEP := tests/test_configs/test_segmentation_configs.py::test_trains_a_step_and_predicts
 SMOKE := tests/test_compat.py tests/test_models/test_vision_mamba_goldens.py \
 	tests/test_configs/test_mmseg_train.py \
 	'$(CONFIG_STEP)[vim-tiny_upernet_4xb8-amp-60k_ade20k-512x512]' \
 	'$(CONFIG_STEP)[vim-tiny_mask2former_8xb2-160k_ade20k-512x512]' \
+	'$(DETECTION_STEP)[vitdet_mask-rcnn_vim-tiny_lsj-100e_coco]' \
 	$(RESUME)::test_crashed_and_resumed $(RESUME)::test_iterations_over_a_finite_sampler \
 	$(RESUME)::test_a_loop_that_shall_not_advance_still_goes_on_behind_the_past_data \
 	tests/test_tools/test_test.py tests/test_tools/test_detection_and_classification.py
@@ -112,10 +117,11 @@ format: $(STAMPS)/dev ## rewrite the sources in the house format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-slow: $(STAMPS)/test test-abi test-pure ## long sweeps, the wheels, another torch, the onedl stack, the demo
+slow: $(STAMPS)/test test-abi test-pure ## long sweeps, the wheels, another torch, the onedl stack, the demos
 	$(BIN)/python -m pytest -m slow
 	$(MAKE) smoke-onedl
 	$(BIN)/python tools/demos/segmentation.py
+	$(BIN)/python tools/demos/detection.py
 
 wheel: $(STAMPS)/test ## build the wheel under dist/ and test it as installed
 	rm -rf build/lib* build/bdist* dist
