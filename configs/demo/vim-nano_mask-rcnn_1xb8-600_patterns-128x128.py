@@ -78,7 +78,7 @@ train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=15
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 default_hooks = dict(
-    logger=dict(interval=20),
+    logger=dict(interval=20, log_metric_by_epoch=False),
     checkpoint=dict(by_epoch=False, interval=150, max_keep_ckpts=1),
 )
 log_processor = dict(by_epoch=False)

@@ -17,9 +17,13 @@ _CLS_KEYS: dict[str, tuple[str, ...]] = {
     'middle': ('cls_token',),
     'double': ('cls_token_head', 'cls_token_tail'),
 }
+CLS_TOKENS = tuple(_CLS_KEYS)
 _ALL_CLS_KEYS = ('cls_token', 'cls_token_head', 'cls_token_tail')
 # What a published file holds beside the backbone: classifier, dense pyramid, constant tables.
 _EXTRA_PREFIXES = ('head.', 'fpn', 'rope.')
+# Keys that tell a published file from one of ours.
+PUBLISHED_MARK = 'patch_embed.proj.weight'
+OURS_MARK = 'patch_embed.projection.weight'
 _RENAMED = (('patch_embed.proj.', 'patch_embed.projection.'),)
 _KEPT_PREFIXES = ('layers.', 'norm_f.')
 
@@ -44,14 +48,32 @@ def _check_cls_token(cls_token: str) -> None:
         raise ValueError(f'cls_token must be one of {tuple(_CLS_KEYS)}, got {cls_token!r}.')
 
 
-def _cls_rows(cls_token: str, num_patches: int) -> list[int]:
-    """Rows of the class tokens in the published position embedding."""
+def cls_rows(cls_token: str, num_patches: int) -> list[int]:
+    """Rows of the class tokens in the published position embedding.
+
+    Args:
+        cls_token (str): As in :func:`convert_official`.
+        num_patches (int): Number of the other rows.
+    """
     return {
         'none': [],
         'head': [0],
         'middle': [num_patches // 2],
         'double': [0, num_patches + 1],
     }[cls_token]
+
+
+def our_key(key: str) -> str | None:
+    """Our name of a published key, None for what is no part of the backbone.
+
+    The position embedding's class rows go to ``cls_pos_embed``, which no published key stands for.
+    """
+    if key in _ALL_CLS_KEYS:
+        return 'cls_token'
+    for old, new in _RENAMED:
+        if key.startswith(old):
+            return new + key.removeprefix(old)
+    return key if key == 'pos_embed' or key.startswith(_KEPT_PREFIXES) else None
 
 
 def convert_official(
@@ -91,17 +113,15 @@ def convert_official(
     for key, value in state_dict.items():
         if key in found:
             continue
-        renamed = next((new + key[len(old) :] for old, new in _RENAMED if key.startswith(old)), '')
+        ours = our_key(key)
         if key == 'pos_embed':
             is_cls = torch.zeros(value.shape[1], dtype=torch.bool)
-            is_cls[_cls_rows(cls_token, value.shape[1] - len(found))] = True
+            is_cls[cls_rows(cls_token, value.shape[1] - len(found))] = True
             weights['pos_embed'] = value[:, ~is_cls]
             if found:
                 weights['cls_pos_embed'] = value[:, is_cls]
-        elif renamed:
-            weights[renamed] = value
-        elif key.startswith(_KEPT_PREFIXES):
-            weights[key] = value
+        elif ours is not None:
+            weights[ours] = value
         elif key.startswith(_EXTRA_PREFIXES):
             extras[key] = value
         else:
@@ -141,7 +161,8 @@ def to_official(
     count = 0 if tokens is None else tokens.shape[1]
     if count != len(keys):
         raise ValueError(
-            f'the state dict has {count} class tokens, cls_token={cls_token!r} means {len(keys)}.'
+            f'the state dict has {count} class tokens, cls_token={cls_token!r} means {len(keys)}: '
+            'declare the placement of this model.'
         )
     weights: dict[str, torch.Tensor] = {}
     unknown: list[str] = []
@@ -169,15 +190,15 @@ def to_official(
 
 
 def _merge_pos_embed(
-    patch_rows: torch.Tensor, cls_rows: torch.Tensor | None, cls_token: str
+    patch_rows: torch.Tensor, class_rows: torch.Tensor | None, cls_token: str
 ) -> torch.Tensor:
     """Put class rows (1, n, D) among patch rows (1, M, D) where the class tokens sit."""
-    if cls_rows is None:
+    if class_rows is None:
         return patch_rows
     num_patches = patch_rows.shape[1]
-    merged = patch_rows.new_empty(1, num_patches + cls_rows.shape[1], patch_rows.shape[2])
+    merged = patch_rows.new_empty(1, num_patches + class_rows.shape[1], patch_rows.shape[2])
     is_cls = torch.zeros(merged.shape[1], dtype=torch.bool)
-    is_cls[_cls_rows(cls_token, num_patches)] = True
-    merged[:, is_cls] = cls_rows
+    is_cls[cls_rows(cls_token, num_patches)] = True
+    merged[:, is_cls] = class_rows
     merged[:, ~is_cls] = patch_rows
     return merged

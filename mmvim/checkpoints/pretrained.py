@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 import torch
 from mmengine.logging import MMLogger
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
-from mmvim.checkpoints.official import convert_official
-from mmvim.compat import fetch
+from mmvim.checkpoints.architectures import foreign_architecture
+from mmvim.checkpoints.files import read_weights
+from mmvim.checkpoints.official import OURS_MARK, PUBLISHED_MARK, convert_official
 from mmvim.registry import WEIGHT_INITIALIZERS
-from mmvim.utils.checkpoint_check import load_strictly, read_checkpoint
-from mmvim.utils.errors import UserError, first_line
+from mmvim.utils.checkpoint_check import load_strictly
+from mmvim.utils.errors import UserError
 
-_PUBLISHED_MARK = 'patch_embed.proj.weight'
-_OURS_MARK = 'patch_embed.projection.weight'
 _WHOLE_MODEL = 'backbone.'
+# Keys of one module that are named one by one in the log.
+_LISTED = 4
 _CLS_KEYS = ('cls_token', 'cls_pos_embed')
 
 
@@ -88,7 +85,7 @@ class PretrainedVim:
             ('kept at their initial values', initial),
         ):
             if keys:
-                logger.info(f'{self.checkpoint}: {what}: {", ".join(keys)}.')
+                logger.info(f'{self.checkpoint}: {what}: {_names(keys)}.')
 
     def _backbone_weights(
         self, weights: Mapping[str, torch.Tensor]
@@ -102,49 +99,30 @@ class PretrainedVim:
                 for key, value in weights.items()
                 if key.startswith(_WHOLE_MODEL)
             }
-        if _PUBLISHED_MARK in weights:
+        foreign = foreign_architecture(weights)
+        if foreign is not None:
+            raise UserError(f'{self.checkpoint} holds no Vim weights: its keys are of {foreign}')
+        if PUBLISHED_MARK in weights:
             try:
                 official = convert_official(weights, self.cls_token)
             except ValueError as error:
                 raise UserError(f'{self.checkpoint}: {error}') from error
             return dict(official), left_out + list(official.extras)
-        if _OURS_MARK not in weights:
+        if OURS_MARK not in weights:
             raise UserError(
-                f'{self.checkpoint} holds no Vim weights: it has neither {_PUBLISHED_MARK} (a '
-                f'published file) nor {_OURS_MARK} (one of ours), but '
+                f'{self.checkpoint} holds no Vim weights: it has neither {PUBLISHED_MARK} (a '
+                f'published file) nor {OURS_MARK} (one of ours), but '
                 f'{", ".join(list(weights)[:3])} …'
             )
         return dict(weights), left_out
 
 
-def read_weights(source: str) -> dict[str, torch.Tensor]:
-    """Read the tensors of a checkpoint, and nothing that could run code.
-
-    Args:
-        source (str): Path or URL of a ``.safetensors`` or ``.pth`` file. A ``.pth`` file may be a
-            state dict, or hold one under ``'model'`` (published) or ``'state_dict'`` (mmengine).
-
-    Returns:
-        dict[str, torch.Tensor]: Key to tensor, on the CPU.
-
-    Raises:
-        UserError: If there is no such file, or it is cut short, hostile or no checkpoint.
-    """
-    path = fetch(source) if '://' in source else Path(source).expanduser()
-    if path.suffix == '.safetensors' and path.is_file():
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise UserError(
-                f'{source} cannot be read as safetensors, it is cut short or something else '
-                f'({first_line(error)})'
-            ) from error
-    checkpoint: Mapping[str, Any] = read_checkpoint(str(path))
-    for key in ('state_dict', 'model'):
-        if isinstance(checkpoint.get(key), Mapping):
-            checkpoint = checkpoint[key]
-    return {
-        key.removeprefix('module.'): value
-        for key, value in checkpoint.items()
-        if isinstance(value, torch.Tensor)
-    }
+def _names(keys: Sequence[str]) -> str:
+    """Every key, or a whole module that has many, such as a decode head."""
+    modules: dict[str, list[str]] = {}
+    for key in keys:
+        modules.setdefault(key.split('.')[0], []).append(key)
+    return ', '.join(
+        ', '.join(own) if len(own) <= _LISTED else f'{module}.* ({len(own)} tensors)'
+        for module, own in modules.items()
+    )

@@ -103,6 +103,16 @@ def test_other_files(published, tmp_path, form, monkeypatch):
     assert same(load(target), source)
 
 
+def test_of_a_whole_model_few_keys_are_named_and_many_counted(published, tmp_path, log):
+    _, _, source = published
+    state = {f'backbone.{key}': value for key, value in source.state_dict().items()}
+    others = ('neck.w', *(f'decode_head.convs.{i}.w' for i in range(9)))
+    torch.save({'state_dict': state | dict.fromkeys(others, torch.ones(1))}, tmp_path / 'model.pth')
+    assert same(load(tmp_path / 'model.pth'), source)
+    said = next(line for line in log if 'no part of the backbone' in line)
+    assert said.endswith('no part of the backbone: neck.w, decode_head.* (9 tensors).')
+
+
 def test_two_urls_of_the_same_name_stay_apart(published, tmp_path, monkeypatch):
     path, weights, source = published
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'hub'))

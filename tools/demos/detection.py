@@ -9,6 +9,7 @@ import hashlib
 import json
 import shutil
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,8 @@ def draw_predictions(dump: Path, folder: Path, config: Config) -> Path:
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    # mmengine warns of every mask at the border of its picture.
+    warnings.filterwarnings('ignore', message='Warning: The polygon is out of bounds')
     visualizer = DetLocalVisualizer()
     visualizer.dataset_meta = dict(config.metainfo)
     samples = load(dump)

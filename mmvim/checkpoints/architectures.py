@@ -1,0 +1,48 @@
+"""Which architecture a checkpoint belongs to, told by its keys."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+# Name -> patterns that all have to be found among the keys; the first that fits counts. Keys may
+# begin with anything (module., backbone., encoder.).
+_FOREIGN: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ('VMamba', (r'layers\.\d+\.blocks\.\d+\.(op|self_attention)\.(A_logs|Ds|x_proj_weight)$',)),
+    (
+        'a Mamba language model',
+        (r'(^|\.)embeddings?\.weight$', r'layers\.\d+\.mixer\.(A_log|dt_bias)$'),
+    ),
+    ('Swin Transformer', (r'\.blocks\.\d+\.attn\.(w_msa\.)?relative_position_bias_table$',)),
+    ('BEiT', (r'(blocks|layers)\.\d+\.attn\.(q_bias|relative_position_bias_table)$',)),
+    ('MAE, encoder and decoder', (r'(^|\.)mask_token$', r'(^|\.)decoder_(blocks|embed|layers)\.')),
+    (
+        'DeiT with a distillation token',
+        (r'(^|\.)dist_token$', r'(blocks|layers)\.\d+\.attn\.qkv\.weight$'),
+    ),
+    (
+        'DeiT, MAE (its encoder) or another plain ViT, which share their keys',
+        (r'(blocks|layers)\.\d+\.attn\.qkv\.weight$',),
+    ),
+    (
+        'a ViT of the transformers library',
+        (r'encoder\.layers?\.\d+\.(attention\.attention\.query|self_attn\.q_proj)\.weight$',),
+    ),
+    ('ConvNeXt', (r'stages\.\d+\.(blocks\.)?\d+\.(dwconv|conv_dw|depthwise_conv)\.weight$',)),
+    ('ResNet', (r'(^|\.)layer1\.0\.conv1\.weight$',)),
+)
+
+
+def foreign_architecture(keys: Collection[str]) -> str | None:
+    """Name the architecture of a checkpoint that is not Vim's.
+
+    Args:
+        keys (Collection[str]): Of its state dict.
+
+    Returns:
+        str | None: The name; None for Vim and for what is not known.
+    """
+    for name, patterns in _FOREIGN:
+        if all(any(re.search(pattern, key) for key in keys) for pattern in patterns):
+            return name
+    return None

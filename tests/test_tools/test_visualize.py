@@ -1,0 +1,233 @@
+"""tools/analysis_tools/visualize.py on small models of each task."""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from PIL import Image
+
+Run = Callable[..., Any]
+TOOL = 'analysis_tools/visualize'
+VIM = dict(type='mmvim.VisionMamba', arch='nano', img_size=32, patch_size=8)
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def save(cfg: Config, seed: int = 1) -> str:
+    """The config, and seeded weights that are not those of the tool's random start."""
+    init_default_scope(cfg.default_scope)
+    torch.manual_seed(seed)
+    torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), 'weights.pth')
+    cfg.dump('config.py')
+    return 'weights.pth'
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three images of two sizes in ``images``; the test runs beside it."""
+    monkeypatch.chdir(tmp_path)
+    Path('images').mkdir()
+    rng = np.random.default_rng(0)
+    for index, size in enumerate([(32, 40), (48, 32), (32, 40)]):
+        pixels = rng.integers(0, 255, (*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(f'images/{index}.png')
+    return tmp_path
+
+
+def segmentor() -> Config:
+    conftest = load(Path(__file__).with_name('conftest.py'))
+    cfg = Config.fromstring(conftest.SEGMENTATION, '.py')
+    cfg.model.backbone = dict(VIM, cls_token='none', out_norm='none', out_indices=[1, 3])
+    cfg.model.decode_head.update(in_channels=64, in_index=1)
+    cfg.model.data_preprocessor.test_cfg = dict(size_divisor=8)
+    return cfg
+
+
+def classifier(**backbone: Any) -> Config:
+    configs = load(Path(__file__).with_name('task_configs.py'))
+    cfg = Config.fromstring(configs.CLASSIFICATION, '.py')
+    cfg.model.backbone = dict(VIM, **dict(dict(out_type='cls_token'), **backbone))
+    del cfg.model['neck']
+    cfg.model.head.in_channels = 64
+    return cfg
+
+
+def shown(file: str) -> np.ndarray:
+    return np.asarray(Image.open(file).convert('RGB'))
+
+
+def test_a_segmentor(run: Run, folder: Path) -> None:
+    pytest.importorskip('mmseg')
+    weights = save(segmentor())
+    outcome = run(TOOL, 'config.py', weights, 'images', '--out', 'out')
+    assert outcome.code == 0, outcome.err
+    for place in ('taps', 'responses'):
+        assert f'{place}: out/{place}' in outcome.out
+        names = sorted(path.name for path in Path('out', place).iterdir())
+        assert names == ['0.png', '1.png', '2.png']
+        assert shown(f'out/{place}/0.png').std() > 10
+    for name in ('receptive_field.png', 'positions.png'):
+        assert f'out/{name}' in outcome.out and shown(f'out/{name}').std() > 10
+    assert 'left out' not in outcome.out
+
+
+def test_a_classifier_and_one_of_all_pictures(run: Run, folder: Path) -> None:
+    pytest.importorskip('mmpretrain')
+    weights = save(classifier())
+    arguments = ('--what', 'taps', 'responses', '--blocks', -1, '--classes', 2)
+    outcome = run(TOOL, 'config.py', weights, 'images/1.png', '--out', 'out', *arguments)
+    assert outcome.code == 0, outcome.err
+    assert sorted(str(path) for path in Path('out').rglob('*.png')) == [
+        'out/responses/1.png',
+        'out/taps/1.png',
+    ]
+    # The image and one tap; the image and two classes.
+    one, two = shown('out/taps/1.png'), shown('out/responses/1.png')
+    assert one.shape[1] * 3 == two.shape[1] * 2
+
+
+def test_a_detector_has_no_class_responses(run: Run, folder: Path) -> None:
+    pytest.importorskip('mmdet')
+    configs = load(Path(__file__).with_name('task_configs.py'))
+    weights = save(Config.fromstring(configs.DETECTION, '.py'))  # a ResNet
+    outcome = run(TOOL, 'config.py', weights, 'images', '--out', 'out')
+    assert outcome.code == 0, outcome.err
+    said = 'MaskRCNN has neither a linear classifier on the features of its backbone nor a decode'
+    assert f'responses: left out, {said}' in outcome.out
+    assert 'positions: left out, ResNet has no position embedding' in outcome.out
+    assert Path('out/taps/2.png').is_file() and Path('out/receptive_field.png').is_file()
+    outcome = run(TOOL, 'config.py', weights, 'images', '--out', 'o', '--what', 'positions')
+    assert (outcome.code, 'no position embedding' in outcome.sentence) == (1, True)
+
+
+@pytest.fixture
+def subject(folder: Path) -> Callable[[Config], Any]:
+    """The tool's module, and the model it would look at."""
+    tool = load(Path(__file__).parents[2] / 'tools' / f'{TOOL}.py')
+
+    def build(cfg: Config) -> tuple[Any, Any]:
+        weights = save(cfg)
+        read = tool.load_config('config.py', {})
+        checkpoint = tool.read_checkpoint(weights)
+        return tool, tool.Subject(read, 'config.py', checkpoint, weights, torch.device('cpu'))
+
+    return build
+
+
+def test_inputs_are_those_of_a_test(subject: Callable[[Config], Any]) -> None:
+    """The test pipeline, then normalised, in RGB order and padded as the config says."""
+    pytest.importorskip('mmseg')
+    _, seen = subject(segmentor())
+    sample = seen.sample(Path('images/0.png'), '0')
+    # 32 x 40 in a box of 32 is 26 x 32, padded to multiples of 8.
+    assert sample.picture.shape == (32, 32, 3) and sample.inputs.shape == (1, 3, 32, 32)
+    picture = torch.from_numpy(sample.picture[:26]).permute(2, 0, 1).float()
+    torch.testing.assert_close(sample.inputs[0, :, :26], (picture - 127) / 60)
+    assert (sample.picture[26:] == 0).all()
+
+
+def test_responses_name_the_classes_that_answer_most(subject: Callable[[Config], Any]) -> None:
+    pytest.importorskip('mmpretrain')
+    cfg = classifier(cls_token='none', out_type='avg_featmap')
+    _, seen = subject(cfg)
+    sample = seen.sample(Path('images/0.png'), '0')
+    (first, scores), (second, others) = seen.responses(sample, 5)
+    logits = seen.model(sample.inputs, mode='tensor')[0]
+    best = int(logits.argmax())
+    assert [first, second] == [('dark', 'light')[best], ('dark', 'light')[1 - best]]
+    # Mean pooling: the tokens' responses average to the model's scores.
+    torch.testing.assert_close(scores.mean(), logits[best].detach(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(others.mean(), logits[1 - best].detach(), rtol=0, atol=1e-5)
+
+
+def test_decode_heads_that_need_more_than_features(
+    subject: Callable[[Config], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mask2Former's forward wants data samples too; others give several results."""
+    pytest.importorskip('mmseg')
+    tool, seen = subject(segmentor())
+    sample = seen.sample(Path('images/0.png'), '0')
+    named = [name for name, _ in seen.responses(sample, 2)]
+    assert set(named) < {'sky', 'sea', 'sand'}
+    maps = torch.stack([entry for _, entry in seen.responses(sample, 3)])
+    torch.testing.assert_close(maps.sum(dim=0), torch.ones(4, 4))  # shares of each token
+    for forward in (lambda inputs, samples: inputs[0], lambda inputs: inputs):
+        monkeypatch.setattr(seen.model.decode_head, 'forward', forward)
+        with pytest.raises(tool.NotApplicableError, match='FCNHead gives no map of scores'):
+            seen.responses(sample, 2)
+
+
+def test_before_is_a_start_without_files(
+    subject: Callable[[Config], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip('mmpretrain')
+    cfg = classifier()
+    cfg.model.backbone.init_cfg = dict(type='mmvim.PretrainedVim', checkpoint='nowhere.pth')
+    tool, seen = subject(cfg)
+    one, two = (tool.untrained(seen.cfg, torch.device('cpu')) for _ in range(2))
+    state, again, trained = (m.state_dict() for m in (one, two, seen.model))
+    assert all(torch.equal(state[key], again[key]) for key in state)
+    assert not torch.equal(state['backbone.pos_embed'], trained['backbone.pos_embed'])
+    samples = [seen.sample(Path(f'images/{i}.png'), str(i)) for i in range(3)]
+    fields, grid = tool.receptive_fields(seen, samples, 24)
+    assert list(fields) == ['before', 'after'] and grid == (3, 3)
+    assert fields['before'].shape == (24, 24)
+    assert not torch.equal(fields['before'], fields['after'])
+
+
+@pytest.mark.parametrize('library', ['mmpretrain', 'mmseg'])
+@pytest.mark.parametrize('cls_token', [True, False])
+def test_positions_of_a_vit(
+    subject: Callable[[Config], Any], library: str, cls_token: bool
+) -> None:
+    """A class row before the patches is no patch."""
+    pytest.importorskip(library)
+    vit = dict(type='VisionTransformer', img_size=(16, 24), patch_size=8, with_cls_token=cls_token)
+    if library == 'mmpretrain':
+        arch = dict(embed_dims=64, num_layers=1, num_heads=2, feedforward_channels=8)
+        out_type = 'cls_token' if cls_token else 'avg_featmap'
+        cfg = classifier()
+        cfg.model.backbone = dict(vit, arch=arch, out_type=out_type)
+    else:
+        cfg = segmentor()
+        cfg.model.backbone = dict(vit, embed_dims=64, num_layers=1, num_heads=2)
+        cfg.model.decode_head.in_index = 0
+    _, seen = subject(cfg)
+    rows = torch.eye(6, 64)[None]
+    extra = seen.backbone.pos_embed.shape[1] - 6
+    assert extra == (1 if cls_token else 0) or library == 'mmseg'
+    with torch.no_grad():
+        seen.backbone.pos_embed.copy_(torch.cat([torch.ones(1, extra, 64), rows], dim=1))
+    assert torch.equal(seen.positions(), torch.eye(6).reshape(2, 3, 2, 3))
+
+
+def test_mistakes(run: Run, folder: Path) -> None:
+    pytest.importorskip('mmpretrain')
+    weights = save(classifier())
+    base = (TOOL, 'config.py', weights, 'images', '--out', 'out')
+    for arguments, code, sentence in (
+        (('--blocks', 4), 1, 'the model has 4 blocks'),
+        (('--classes', 0), 2, '--classes takes a number from 1 on; got 0'),
+        (('--field-size', 64), 2, '--field-size 64 is larger than the smallest image'),
+        (('--what', 'dreams'), 2, 'invalid choice'),
+        (('--cfg-options', 'model.backbone.arch=tiny'), 1, 'does not fit'),
+    ):
+        outcome = run(*base, *arguments)
+        assert (outcome.code, sentence in outcome.sentence) == (code, True), outcome.err
+    Path('images/3.png').write_bytes(b'no image')
+    assert 'images/3.png (8 bytes) cannot be decoded' in run(*base).sentence
+    outcome = run(TOOL, 'config.py', weights, 'nowhere', '--out', 'out')
+    assert 'nowhere is neither an image nor a folder' in outcome.sentence

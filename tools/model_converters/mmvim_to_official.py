@@ -1,0 +1,28 @@
+"""Convert a checkpoint of mmvim to the keys of the published Vim code."""
+
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from mmvim.checkpoints.conversion import ours_to_published
+from mmvim.checkpoints.converter import ConverterParser, converted_file, read_source
+from mmvim.utils.errors import UserError
+from mmvim.utils.run_tool import run_tool
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read, convert, print what became of every tensor, write."""
+    parser = ConverterParser('Convert a checkpoint of mmvim to the published keys.')
+    args = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    console = Console(stderr=True)
+    file = read_source(args.source, console)
+    try:
+        converted = ours_to_published(file.weights, args.cls_token, not args.backbone_only)
+    except UserError as error:
+        raise UserError(f'{args.source}: {error}') from error
+    converted_file(args, converted, file.others, console, 'model')
+
+
+if __name__ == '__main__':
+    sys.exit(run_tool(main))
