@@ -5,6 +5,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ KINDS = ('taps', 'responses', 'receptive-field', 'positions')
 DECADES = 6.0  # of the gradient that are drawn
 TILES = 7  # maps of the position embedding per row and column, as in Fig. 7 of the ViT paper
 SHARES = (0.5, 0.99)
+_TITLE = 30  # characters of a class name that fit above its map
 
 
 def _track(items: Sequence[Any], what: str) -> Iterable[Any]:
@@ -117,7 +119,7 @@ def draw_maps(sample: Sample, maps: Sequence[tuple[str, Tensor]], file: Path, sh
         shown = axis.imshow(
             entry.numpy(), extent=(0, width, height, 0), interpolation='nearest', **limits
         )
-        axis.set_title(title)
+        axis.set_title(shorten(title, _TITLE, placeholder='…'))
         figure.colorbar(shown, ax=axis, fraction=0.046, pad=0.02)
     for axis in axes:
         axis.set_axis_off()
