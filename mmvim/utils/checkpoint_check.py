@@ -167,7 +167,7 @@ def _published_hint(checkpoint: Mapping[str, Any]) -> str:
     if isinstance(checkpoint.get('model'), Mapping):
         return (
             "its weights are under 'model', as in published Vim files: convert them with "
-            'mmvim.checkpoints.convert_official'
+            'tools/model_converters/official_to_mmvim.py'
         )
     return 'use the config it was trained with'
 

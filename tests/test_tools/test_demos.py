@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from pathlib import Path
 
 import cv2
@@ -10,6 +11,8 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
+
+from mmvim.datasets.patterns import PatternsSpec, generate
 
 pytest.importorskip('mmdet')
 pytest.importorskip('mmseg')
@@ -43,6 +46,24 @@ def test_detector_is_made_of_stock_heads_around_our_backbone_and_neck(config):
     assert [level.shape[-1] for level in model.extract_feat(images)] == [32, 16, 8, 4]
     strides = [stride[0] for stride in model.rpn_head.prior_generator.strides]
     assert strides == [4, 8, 16, 32]
+
+
+def test_detector_trains_and_tests_on_the_patterns(config, tmp_path, run, monkeypatch):
+    """The demo's own files, with fewer and smaller images, without pretrained weights."""
+    generate(tmp_path / 'data' / 'patterns', PatternsSpec(4, 2, 64, layouts=('coco',)))
+    config.model.backbone.init_cfg = None
+    config.train_cfg.update(max_iters=2, val_interval=2)
+    config.train_dataloader.update(batch_size=2, num_workers=0, persistent_workers=False)
+    config.val_dataloader.update(num_workers=0, persistent_workers=False)
+    config.test_dataloader.update(num_workers=0, persistent_workers=False)
+    monkeypatch.chdir(tmp_path)
+    config.dump('detector.py')
+    assert run('train', 'detector.py', '--work-dir', 'train').code == 0
+    arguments = ('detector.py', 'train/iter_2.pth', '--work-dir', 'test', '--format-dir', 'json')
+    outcome = run('test', *arguments)
+    assert outcome.code == 0
+    assert {'box AP medium', 'mask AP50'} <= {*re.findall(r'(?:box|mask) AP[ \w]*\w', outcome.out)}
+    assert (tmp_path / 'json' / 'results.segm.json').is_file()
 
 
 def test_detector_starts_from_the_backbone_of_the_other_demo(config, detection):

@@ -80,7 +80,7 @@ def test_published_layout_is_recognised(run: Run, toy: Path, toy_weights: Path) 
     torch.save(dict(model=torch.load(toy_weights)['state_dict']), 'published.pth')
     sentence = run('test', toy, 'published.pth').sentence
     assert '4 keys missing' in sentence
-    assert 'mmvim.checkpoints.convert_official' in sentence
+    assert 'tools/model_converters/official_to_mmvim.py' in sentence
 
 
 def test_files_that_are_no_checkpoints(run: Run, toy: Path, toy_weights: Path) -> None:
