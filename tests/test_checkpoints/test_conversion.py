@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from mmengine.registry import DefaultScope
 
 from mmvim.checkpoints import to_official
 from mmvim.checkpoints.conversion import ours_to_published, published_to_ours
@@ -30,7 +31,8 @@ def classifier(arch, classes, **options):
     models = pytest.importorskip('mmpretrain.models')
     backbone = VisionMamba(arch, out_type='cls_token', **options)
     head = models.LinearClsHead(classes, backbone.embed_dims)
-    return models.ImageClassifier(backbone, head=head)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        return models.ImageClassifier(backbone, head=head)
 
 
 @pytest.mark.parametrize('size', ['tiny', 'small', 'base'])
