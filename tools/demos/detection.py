@@ -33,12 +33,12 @@ CONFIG = 'configs/demo/vim-nano_mask-rcnn_1xb8-600_patterns-128x128.py'
 BACKBONE_DIR = Path('work_dirs/demo') / OURS.lower() / 'train'
 PICTURES, ENLARGED, MIN_SCORE = 16, 3, 0.5
 
-# The gate of the demo: below it the command fails.
+# The gate of the demo, in per cent: 80% of the worst of seeds 0, 1 and 2 (configs/demo/README.md).
 GATE = {
-    'coco/bbox_mAP': 0.0,
-    'coco/bbox_mAP_50': 30.0,
-    'coco/segm_mAP': 0.0,
-    'coco/segm_mAP_50': 25.0,
+    'coco/bbox_mAP': 27.9,
+    'coco/bbox_mAP_50': 57.7,
+    'coco/segm_mAP': 30.4,
+    'coco/segm_mAP_50': 55.5,
 }
 
 
