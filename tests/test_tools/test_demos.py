@@ -77,6 +77,21 @@ def test_detector_starts_from_the_backbone_of_the_other_demo(config, detection):
         assert ours == other or None in (ours, other), key
 
 
+def test_backbone_is_trained_where_it_is_missing(config, detection, tmp_path, monkeypatch):
+    import segmentation
+
+    calls = []
+    monkeypatch.setattr(detection, 'run', lambda *command: calls.append(command))
+    checkpoint = detection.train_backbone(config)
+    ((tool, trained, *options),) = calls
+    assert (tool, trained) == ('tools/train.py', segmentation.CONFIGS[segmentation.OURS])
+    assert options == ['--work-dir', checkpoint.parent, '--resume']
+    (tmp_path / checkpoint).parent.mkdir(parents=True)
+    (tmp_path / checkpoint).touch()
+    assert detection.train_backbone(config) == checkpoint
+    assert len(calls) == 1
+
+
 @pytest.mark.parametrize('change', ['nothing', 'seed', 'backbone', 'data', 'config'])
 def test_a_training_goes_on_only_with_the_same_ingredients(change, config, detection, tmp_path):
     (tmp_path / detection.DATA).mkdir(parents=True)
