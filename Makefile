@@ -25,7 +25,7 @@ STAMPS := $(VENV)/.stamps
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo demo-quick demo-det test smoke smoke-onedl lint format slow wheel test-abi test-pure clean
+.PHONY: help install demo demo-quick demo-det demo-cls test smoke smoke-onedl lint format slow wheel test-abi test-pure clean
 
 help: ## this list
 	@echo 'make TARGET [STACK=onedl] [PYTHON=python3.12] [TORCH_INDEX_URL=...]'
@@ -83,6 +83,9 @@ demo-quick: install ## the same without the ViT
 demo-det: install ## train, test and picture Mask R-CNN on the demo's Vim, which is trained if absent
 	$(BIN)/python tools/demos/detection.py
 
+demo-cls: install ## train, test and picture a classifier on Vim, beside a linear one
+	$(BIN)/python tools/demos/classification.py
+
 test: $(STAMPS)/test ## the test suite
 	$(BIN)/python -m pytest -m 'not slow'
 
@@ -92,7 +95,7 @@ RESUME := tests/test_engine/test_resume.py
 DETECTION_STEP := tests/test_configs/test_detection_configs.py::test_trains_a_step_and_predicts
 CONFIG_STEP := tests/test_configs/test_segmentation_configs.py::test_trains_a_step_and_predicts
 SMOKE := tests/test_compat.py tests/test_models/test_vision_mamba_goldens.py \
-	tests/test_configs/test_mmseg_train.py \
+	tests/test_configs/test_mmseg_train.py tests/test_configs/test_mmpretrain_train.py \
 	'$(CONFIG_STEP)[vim-tiny_upernet_4xb8-amp-60k_ade20k-512x512]' \
 	'$(CONFIG_STEP)[vim-tiny_mask2former_8xb2-160k_ade20k-512x512]' \
 	'$(DETECTION_STEP)[vitdet_mask-rcnn_vim-tiny_lsj-100e_coco]' \
@@ -122,6 +125,7 @@ slow: $(STAMPS)/test test-abi test-pure ## long sweeps, the wheels, another torc
 	$(MAKE) smoke-onedl
 	$(BIN)/python tools/demos/segmentation.py
 	$(BIN)/python tools/demos/detection.py
+	$(BIN)/python tools/demos/classification.py
 
 wheel: $(STAMPS)/test ## build the wheel under dist/ and test it as installed
 	rm -rf build/lib* build/bdist* dist

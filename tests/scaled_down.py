@@ -68,6 +68,7 @@ def shrink(cfg: Config, folder: Path) -> None:
     model, backbone = cfg.model, cfg.model.backbone
     if backbone.type == 'mmvim.VisionMamba':
         backbone.arch = dict(VisionMamba.arch_zoo[backbone.arch])
+        backbone.init_cfg = None
     width = backbone.get('arch', backbone).embed_dims
     scaled(model, WIDTH_KEYS, max(width // WIDTH, 1))
     if 'arch' in backbone:

@@ -66,13 +66,17 @@ def set_resume(cfg: Config, resume: str | None) -> None:
     """Find and check the checkpoint to go on from, if any."""
     if resume is not None:
         cfg.resume = True
+    start = cfg.get('load_from')
     if not cfg.get('resume'):
+        if start:
+            read_checkpoint(start)
         return
-    path = cfg.get('load_from') if resume is None else resume
+    path = start if resume is None else resume
     if path in (None, FROM_WORK_DIR):
         path = latest_checkpoint(cfg.work_dir)
     if path is None:
-        start = cfg.get('load_from')
+        if start:
+            read_checkpoint(start)
         print(
             f'nothing to resume in {cfg.work_dir}: training starts '
             + (f'from the weights of {start}' if start else 'afresh')

@@ -1,7 +1,8 @@
-"""Modules of the models: the backbone, its layers, the pyramid."""
+"""Modules of the models: the backbone, its layers, the pyramid, a head."""
 
 from mmvim.models.backbones import VisionMamba
+from mmvim.models.heads import MaxPoolClsHead
 from mmvim.models.layers import LN2d, VimBlock, VimMixer
 from mmvim.models.necks import SimpleFPN
 
-__all__ = ['LN2d', 'SimpleFPN', 'VimBlock', 'VimMixer', 'VisionMamba']
+__all__ = ['LN2d', 'MaxPoolClsHead', 'SimpleFPN', 'VimBlock', 'VimMixer', 'VisionMamba']

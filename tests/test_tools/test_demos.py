@@ -95,8 +95,8 @@ def test_backbone_is_trained_where_it_is_missing(config, detection, tmp_path, mo
 @pytest.mark.parametrize('change', ['nothing', 'seed', 'backbone', 'data', 'config'])
 def test_a_training_goes_on_only_with_the_same_ingredients(change, config, detection, tmp_path):
     (tmp_path / detection.DATA).mkdir(parents=True)
-    classes = tmp_path / detection.DATA / 'classes.json'
-    classes.write_text('{"seed": 0}')
+    manifest = tmp_path / detection.DATA / detection.MANIFEST
+    manifest.write_text('{"seed": 0}')
     (tmp_path / 'backbone.pth').write_bytes(b'weights')
     arguments = [Path('out'), config, Path('backbone.pth'), 0]
     detection.open_work_dir(*arguments)
@@ -106,7 +106,7 @@ def test_a_training_goes_on_only_with_the_same_ingredients(change, config, detec
     elif change == 'backbone':
         (tmp_path / 'backbone.pth').write_bytes(b'others')
     elif change == 'data':
-        classes.write_text('{"seed": 1}')
+        manifest.write_text('{"seed": 1}')
     elif change == 'config':
         config.optim_wrapper.optimizer.lr *= 2
     detection.open_work_dir(*arguments)

@@ -95,6 +95,15 @@ def test_resume_refuses_what_cannot_be_resumed(run: Run, toy: Path) -> None:
     assert 'names /gone/epoch_9.pth, which does not exist' in sentence
 
 
+@pytest.mark.parametrize('resume', [(), ('--resume',)])
+def test_start_from_what_is_not_there_is_refused(
+    resume: tuple[str, ...], run: Run, toy: Path
+) -> None:
+    options = ('--cfg-options', 'load_from=absent.pth')
+    sentence = run('train', toy, '--work-dir', 'w', *resume, *options).sentence
+    assert 'absent.pth' in sentence
+
+
 def test_load_from_of_the_config_survives_an_empty_resume(run: Run, toy: Path) -> None:
     assert run('train', toy, '--work-dir', 'w').code == 0
     options = ('--cfg-options', 'load_from=w/epoch_1.pth')

@@ -27,6 +27,7 @@ from mmengine.structures import InstanceData
 from rich.console import Console
 from segmentation import CONFIGS, OURS
 
+from mmvim.datasets.patterns.generation import MANIFEST
 from mmvim.utils.result_table import result_table
 
 CONFIG = 'configs/demo/vim-nano_mask-rcnn_1xb8-600_patterns-128x128.py'
@@ -59,7 +60,7 @@ def open_work_dir(out: Path, config: Config, backbone: Path, seed: int) -> None:
     ingredients = dict(
         config=hashlib.sha256(config.pretty_text.encode()).hexdigest(),
         backbone=hashlib.sha256((ROOT / backbone).read_bytes()).hexdigest(),
-        data=json.loads((ROOT / DATA / 'classes.json').read_text()),
+        data=json.loads((ROOT / DATA / MANIFEST).read_text()),
         seed=seed,
     )
     record = ROOT / out / 'ingredients.json'

@@ -3,7 +3,8 @@
 ``textures``, ``outlines`` and ``scenes`` are pure functions of a random generator;
 ``layouts`` turns scenes into the ADE20K, COCO and ImageFolder folder layouts;
 ``generation`` writes a whole dataset; ``preview`` draws it; ``pixel_baseline`` measures how far a
-classifier gets that looks at single pixels and their nearest neighbours.
+classifier gets that looks at single pixels and their nearest neighbours, ``image_baseline`` how far
+a linear one of whole pictures.
 """
 
 from mmvim.datasets.patterns.classes import BACKGROUND, CLASSES, PALETTE, TEXTURE_CLASSES

@@ -1,0 +1,65 @@
+# The patterns dataset of tools/dataset_converters/make_patterns.py, ImageFolder layout: one object
+# an image, whose class is its texture, whatever its colour and outline.
+dataset_type = 'CustomDataset'
+data_root = 'data/patterns/imagefolder'
+metainfo = dict(
+    classes=(
+        'blobs',
+        'checker',
+        'dots',
+        'grid',
+        'noise',
+        'stripes_diagonal',
+        'stripes_horizontal',
+        'stripes_vertical',
+    )
+)
+data_preprocessor = dict(
+    num_classes=8,
+    mean=[123.675, 116.28, 103.53],
+    std=[58.395, 57.12, 57.375],
+    to_rgb=True,
+)
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    # Nothing of it turns one texture into another.
+    dict(type='RandomCrop', crop_size=128, padding=24, padding_mode='reflect'),
+    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
+    dict(type='RandomFlip', prob=0.5, direction='vertical'),
+    dict(type='PackInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='ResizeEdge', scale=128, edge='short'),
+    dict(type='CenterCrop', crop_size=128),
+    dict(type='PackInputs'),
+]
+train_dataloader = dict(
+    batch_size=16,
+    num_workers=1,
+    persistent_workers=True,
+    sampler=dict(type='InfiniteSampler', shuffle=True),
+    dataset=dict(
+        type=dataset_type,
+        data_root=data_root,
+        data_prefix='train',
+        metainfo=metainfo,
+        pipeline=train_pipeline,
+    ),
+)
+val_dataloader = dict(
+    batch_size=50,
+    num_workers=1,
+    persistent_workers=True,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type=dataset_type,
+        data_root=data_root,
+        data_prefix='val',
+        metainfo=metainfo,
+        pipeline=test_pipeline,
+    ),
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(type='Accuracy', topk=(1,))
+test_evaluator = val_evaluator

@@ -1,0 +1,3 @@
+# The paper's ablation of directions: forward, the whole sequence flipped at random in training.
+_base_ = './vim-tiny-mean-pool_8xb128-300e_in1k.py'
+model = dict(backbone=dict(direction='sequence'))
