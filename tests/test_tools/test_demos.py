@@ -1,6 +1,5 @@
 """The parts of the demos that decide: what is kept, what passes, what is drawn."""
 
-import json
 import pickle
 import re
 from pathlib import Path
@@ -113,21 +112,9 @@ def test_a_training_goes_on_only_with_the_same_ingredients(change, config, detec
     assert (tmp_path / 'out' / 'iter_150.pth').exists() == (change == 'nothing')
 
 
-def test_an_interrupted_log_is_read_as_one(detection, tmp_path):
-    import common
-
-    runs = [
-        [dict(step=20, loss=3.0), dict(step=40, loss=2.0)],
-        [dict(step=40, loss=2.5), dict(step=60, loss=1.0), {'step': 60, 'coco/bbox_mAP_50': 0.5}],
-    ]
-    for number, entries in enumerate(runs):
-        folder = tmp_path / f'2020010{number}' / 'vis_data'
-        folder.mkdir(parents=True)
-        lines = '\n'.join(json.dumps(entry) for entry in entries)
-        (folder / 'scalars.json').write_text(lines)
-    log = common.logged(tmp_path)
-    assert common.points(log, 'loss') == [(20, 3.0), (40, 2.5), (60, 1.0)]
-    assert common.points(log, 'coco/bbox_mAP_50', 100) == [(60, 50.0)]
+def test_average_precision_is_drawn_in_per_cent(detection):
+    curve = detection.Curve([150, 300], [0.25, 0.5], validation=True)
+    assert detection.in_per_cent(curve) == detection.Curve([150, 300], [25, 50], validation=True)
 
 
 def test_gate(detection):

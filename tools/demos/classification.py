@@ -12,7 +12,7 @@ from pathlib import Path
 
 import cv2
 import torch
-from common import DATA, ROOT, conclude, draw_curves, logged, make_data, points, run
+from common import DATA, ROOT, conclude, draw_curves, make_data, read_curves, run
 from matplotlib import pyplot as plt
 from mmengine.config import Config
 from mmengine.fileio import dump, load
@@ -153,10 +153,10 @@ def main() -> int:
     counts = confusion(predictions, len(classes))
     draw_confusion(counts, classes, ROOT / OUT / 'confusion.png')
     draw_examples(predictions, classes, ROOT / OUT / 'examples.png')
-    log = logged(ROOT / OUT / 'train')
+    curves = read_curves(OUT / 'train')
     draw_curves(
-        {'Vim-nano': points(log, 'loss')},
-        {'Vim-nano': points(log, 'accuracy/top1')},
+        {'Vim-nano': curves['loss']},
+        {'Vim-nano': curves['accuracy/top1']},
         *('validation top-1 (%)', MIN_TOP1, ROOT / OUT / 'curves.png'),
     )
     console = Console()

@@ -1,6 +1,5 @@
-"""What the demos share: running the tools of the project, and reading and drawing their logs."""
+"""What the demos share: running the tools of the project, and drawing their logs."""
 
-import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,10 +9,10 @@ from typing import Any
 from matplotlib import pyplot as plt
 from rich.console import Console
 
+from mmvim.utils.training_logs import Curve, find_logs, read_run
+
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path('data/patterns')
-
-Points = Sequence[tuple[float, float]]
 
 
 def run(*command: Any) -> None:
@@ -30,27 +29,13 @@ def make_data() -> None:
     run('tools/dataset_converters/make_patterns.py', '--out', DATA, '--if-missing')
 
 
-def logged(work_dir: Path) -> list[dict[str, Any]]:
-    """What a training logged, over all its interruptions, in order.
-
-    Returns:
-        Of every step the entry written last: an interrupted training repeats some.
-    """
-    entries: dict[tuple[int, bool], dict[str, Any]] = {}
-    for file in sorted(work_dir.glob('*/vis_data/scalars.json')):
-        for line in file.read_text().splitlines():
-            entry = json.loads(line)
-            entries[entry['step'], 'loss' in entry] = entry
-    return [entries[step] for step in sorted(entries)]
-
-
-def points(entries: Sequence[Mapping[str, Any]], key: str, scale: float = 1.0) -> Points:
-    """A logged quantity over the iterations."""
-    return [(entry['step'], scale * entry[key]) for entry in entries if key in entry]
+def read_curves(work_dir: Path) -> dict[str, Curve]:
+    """What a training logged, over all its interruptions, by key."""
+    return read_run(find_logs(str(ROOT / work_dir))).curves
 
 
 def draw_curves(
-    losses: Mapping[str, Points], metrics: Mapping[str, Points], title: str, gate: float, file: Path
+    losses: Mapping[str, Curve], metrics: Mapping[str, Curve], title: str, gate: float, file: Path
 ) -> None:
     """Plot training losses, and the metrics of the validations beside them.
 
@@ -64,7 +49,7 @@ def draw_curves(
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
     for axis, curves, marker in ((left, losses, None), (right, metrics, 'o')):
         for name, curve in curves.items():
-            axis.plot(*zip(*curve), label=name, marker=marker)
+            axis.plot(curve.steps, curve.values, label=name, marker=marker)
     left.set(title='training loss', xlabel='iteration', yscale='log')
     right.set(title=title, xlabel='iteration', ylim=(0, 100))
     right.axhline(gate, color='grey', linestyle=':', label='gate')

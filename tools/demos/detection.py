@@ -9,6 +9,7 @@ import hashlib
 import json
 import shutil
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from common import DATA, ROOT, conclude, draw_curves, logged, make_data, points, run
+from common import DATA, ROOT, conclude, draw_curves, make_data, read_curves, run
 from matplotlib import pyplot as plt
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
@@ -29,6 +30,7 @@ from segmentation import CONFIGS, OURS
 
 from mmvim.datasets.patterns.generation import MANIFEST
 from mmvim.utils.result_table import result_table
+from mmvim.utils.training_logs import Curve
 
 CONFIG = 'configs/demo/vim-nano_mask-rcnn_1xb8-600_patterns-128x128.py'
 BACKBONE_DIR = Path('work_dirs/demo') / OURS.lower() / 'train'
@@ -140,6 +142,11 @@ def draw_predictions(dump: Path, folder: Path, config: Config) -> Path:
     return sheet
 
 
+def in_per_cent(curve: Curve) -> Curve:
+    """Mmdet logs shares."""
+    return Curve(curve.steps, [100 * value for value in curve.values], curve.validation)
+
+
 def shortcomings(metrics: dict[str, Any]) -> list[str]:
     """What the gate finds missing; empty if it passes."""
     return [
@@ -162,28 +169,31 @@ def main() -> int:
     out = Path('work_dirs/demo-det') / f'seed-{args.seed}'
     open_work_dir(out, config, backbone, args.seed)
     checkpoint = out / 'train' / f'iter_{config.train_cfg.max_iters}.pth'
+    minutes = None
     if not (ROOT / checkpoint).is_file():
+        start = time.perf_counter()
         run(
             *('tools/train.py', CONFIG, '--work-dir', out / 'train', '--resume'),
             *('--cfg-options', f'randomness.seed={args.seed}'),
         )
+        minutes = (time.perf_counter() - start) / 60
     metrics = test(checkpoint, out)
 
-    log = logged(ROOT / out / 'train')
+    curves = read_curves(out / 'train')
     draw_curves(
-        dict(total=points(log, 'loss')),
+        dict(total=curves['loss']),
         {
-            name: points(log, key, 100)
+            name: in_per_cent(curves[key])
             for name, key in (('box AP50', 'coco/bbox_mAP_50'), ('mask AP50', 'coco/segm_mAP_50'))
         },
         *('validation AP50 (%)', GATE['coco/bbox_mAP_50'], ROOT / out / 'curves.png'),
     )
     sheet = draw_predictions(ROOT / out / 'predictions.pkl', ROOT / out / 'predictions', config)
-    times = [seconds for _, seconds in points(log, 'time')]
     console = Console()
     console.print()
     console.print(result_table(metrics, {}))
-    console.print(f'training: {config.train_cfg.max_iters * np.mean(times) / 60:.1f} min')
+    if minutes is not None:
+        console.print(f'training in this call: {minutes:.1f} min')
     places = {
         'the data': DATA / 'preview.png',
         f'{PICTURES} pictures of truth | prediction': out / 'predictions',

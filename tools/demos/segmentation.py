@@ -15,7 +15,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from common import DATA, ROOT, conclude, draw_curves, logged, make_data, points, run
+from common import DATA, ROOT, conclude, draw_curves, make_data, read_curves, run
 from matplotlib import pyplot as plt
 from mmengine.config import Config
 from mmengine.fileio import load
@@ -204,10 +204,10 @@ def main() -> int:
     classes = list(config.metainfo.classes)
     dump = ROOT / OUT / OURS.lower() / 'predictions.pkl'
     sheet = draw_predictions(dump, ROOT / OUT / 'predictions', config)
-    logs = {name: logged(ROOT / OUT / name.lower() / 'train') for name in names}
+    curves = {name: read_curves(OUT / name.lower() / 'train') for name in names}
     draw_curves(
-        {name: points(entries, 'loss') for name, entries in logs.items()},
-        {name: points(entries, 'mIoU') for name, entries in logs.items()},
+        {name: own['loss'] for name, own in curves.items()},
+        {name: own['mIoU'] for name, own in curves.items()},
         *('validation mIoU (%)', MIN_MIOU, ROOT / OUT / 'curves.png'),
     )
     console = Console()
