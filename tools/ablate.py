@@ -8,7 +8,6 @@ run again.
 import hashlib
 import json
 import os
-import shutil
 import statistics
 import sys
 from argparse import Namespace
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from demos.common import DATA, ROOT, logged, make_data, points, run
+from demos.common import DATA, ROOT, make_data, open_work_dir, read_curves, run
 from matplotlib import pyplot as plt
 from mmengine.config import Config
 from rich.console import Console
@@ -159,21 +158,17 @@ def train(row: Row, seed: int, small: Config, args: Namespace) -> float:
         data=json.loads((ROOT / DATA / MANIFEST).read_text()),
         options=options,
     )
-    record, result = folder / 'ingredients.json', folder / 'result.json'
-    # Keep what an earlier call left only if it is a part of this very training.
-    if not record.is_file() or json.loads(record.read_text()) != ingredients:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        record.write_text(json.dumps(ingredients))
+    open_work_dir(folder, ingredients)
+    result = folder / 'result.json'
     if not result.is_file():
         run(
             *('tools/train.py', args.small, '--work-dir', folder / 'train', '--resume'),
             *('--cfg-options', *options),
         )
-        top1 = points(logged(folder / 'train'), 'accuracy/top1')
-        if not top1:
+        top1 = read_curves(folder / 'train').get('accuracy/top1')
+        if top1 is None:
             raise UserError(f'{args.small} logs no accuracy/top1: it needs a validation')
-        result.write_text(json.dumps({'top-1': top1[-1][1]}))
+        result.write_text(json.dumps({'top-1': top1.values[-1]}))
     value: float = json.loads(result.read_text())['top-1']
     return value
 

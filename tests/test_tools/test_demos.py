@@ -97,8 +97,8 @@ def test_a_training_goes_on_only_with_the_same_ingredients(change, config, detec
     manifest = tmp_path / detection.DATA / detection.MANIFEST
     manifest.write_text('{"seed": 0}')
     (tmp_path / 'backbone.pth').write_bytes(b'weights')
-    arguments = [Path('out'), config, Path('backbone.pth'), 0]
-    detection.open_work_dir(*arguments)
+    arguments = [config, Path('backbone.pth'), 0]
+    detection.open_work_dir(tmp_path / 'out', detection.ingredients(*arguments))
     (tmp_path / 'out' / 'iter_150.pth').touch()
     if change == 'seed':
         arguments[-1] = 1
@@ -108,7 +108,7 @@ def test_a_training_goes_on_only_with_the_same_ingredients(change, config, detec
         manifest.write_text('{"seed": 1}')
     elif change == 'config':
         config.optim_wrapper.optimizer.lr *= 2
-    detection.open_work_dir(*arguments)
+    detection.open_work_dir(tmp_path / 'out', detection.ingredients(*arguments))
     assert (tmp_path / 'out' / 'iter_150.pth').exists() == (change == 'nothing')
 
 

@@ -1,5 +1,7 @@
 """What the demos share: running the tools of the project, and drawing their logs."""
 
+import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -27,6 +29,20 @@ def run(*command: Any) -> None:
 def make_data() -> None:
     """Generate the patterns dataset unless it is there."""
     run('tools/dataset_converters/make_patterns.py', '--out', DATA, '--if-missing')
+
+
+def open_work_dir(folder: Path, ingredients: Mapping[str, Any]) -> None:
+    """Keep what an earlier call left only if it is a part of this very training.
+
+    Args:
+        folder: Of the training; relative to the repository, or absolute.
+        ingredients: All that the result depends on, as JSON types.
+    """
+    record = ROOT / folder / 'ingredients.json'
+    if not record.is_file() or json.loads(record.read_text()) != ingredients:
+        shutil.rmtree(ROOT / folder, ignore_errors=True)
+        (ROOT / folder).mkdir(parents=True)
+        record.write_text(json.dumps(ingredients))
 
 
 def read_curves(work_dir: Path) -> dict[str, Curve]:

@@ -17,7 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from common import DATA, ROOT, conclude, draw_curves, make_data, read_curves, run
+from common import DATA, ROOT, conclude, draw_curves, make_data, open_work_dir, read_curves, run
 from matplotlib import pyplot as plt
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
@@ -57,19 +57,14 @@ def train_backbone(config: Config) -> Path:
     return checkpoint
 
 
-def open_work_dir(out: Path, config: Config, backbone: Path, seed: int) -> None:
-    """Keep what an earlier call left only if it is a part of this very training."""
-    ingredients = dict(
+def ingredients(config: Config, backbone: Path, seed: int) -> dict[str, Any]:
+    """All that the trained detector depends on."""
+    return dict(
         config=hashlib.sha256(config.pretty_text.encode()).hexdigest(),
         backbone=hashlib.sha256((ROOT / backbone).read_bytes()).hexdigest(),
         data=json.loads((ROOT / DATA / MANIFEST).read_text()),
         seed=seed,
     )
-    record = ROOT / out / 'ingredients.json'
-    if not record.is_file() or json.loads(record.read_text()) != ingredients:
-        shutil.rmtree(ROOT / out, ignore_errors=True)
-        (ROOT / out).mkdir(parents=True)
-        record.write_text(json.dumps(ingredients))
 
 
 def test(checkpoint: Path, out: Path) -> dict[str, Any]:
@@ -167,7 +162,7 @@ def main() -> int:
     config = Config.fromfile(ROOT / CONFIG)
     backbone = train_backbone(config)
     out = Path('work_dirs/demo-det') / f'seed-{args.seed}'
-    open_work_dir(out, config, backbone, args.seed)
+    open_work_dir(out, ingredients(config, backbone, args.seed))
     checkpoint = out / 'train' / f'iter_{config.train_cfg.max_iters}.pth'
     minutes = None
     if not (ROOT / checkpoint).is_file():
