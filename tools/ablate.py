@@ -24,10 +24,10 @@ from rich.table import Table
 
 from mmvim.datasets.patterns.generation import MANIFEST
 from mmvim.models import VisionMamba
+from mmvim.utils.arguments import PlainParser
 from mmvim.utils.config import load_config
 from mmvim.utils.errors import UserError
 from mmvim.utils.output_folders import make_writable
-from mmvim.utils.plain_arguments import PlainParser
 from mmvim.utils.result_table import paper_metrics
 from mmvim.utils.run_tool import run_tool
 

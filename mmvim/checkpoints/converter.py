@@ -21,8 +21,8 @@ from mmvim.checkpoints.files import (
     write_hashed,
 )
 from mmvim.checkpoints.official import CLS_TOKENS
+from mmvim.utils.arguments import PlainParser
 from mmvim.utils.errors import UsageError
-from mmvim.utils.plain_arguments import PlainParser
 
 _WIDTH = 170  # the keys of both sides beside each other
 

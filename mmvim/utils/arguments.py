@@ -36,8 +36,33 @@ class _ConfigOptions(DictAction):
             parser.error(f'{option_string}: {error}')
 
 
-class ToolParser(ArgumentParser):
-    """A parser with the arguments every tool has; complains by ``UsageError``.
+class PlainParser(ArgumentParser):
+    """A parser that complains by ``UsageError``, with ``--traceback`` as every tool has it.
+
+    Args:
+        description: What the tool does.
+        epilog: What ``--help`` ends with.
+    """
+
+    def __init__(self, description: str, epilog: str | None = None) -> None:
+        super().__init__(description=description, epilog=epilog, allow_abbrev=False)
+        self.add_argument(
+            TRACEBACK_FLAG,
+            action='store_true',
+            help=f'show the frames of an error (so does {TRACEBACK_VARIABLE}=1)',
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse would print and exit with.
+
+        Raises:
+            UsageError: Always.
+        """
+        raise UsageError(f'{message} (see {os.path.basename(self.prog)} --help)')
+
+
+class ToolParser(PlainParser):
+    """A parser with the arguments of every tool that takes a config.
 
     Args:
         description: What the tool does.
@@ -45,9 +70,7 @@ class ToolParser(ArgumentParser):
 
     def __init__(self, description: str) -> None:
         super().__init__(
-            description=description,
-            epilog='A config is a Python file and is run as such: use only those you trust.',
-            allow_abbrev=False,
+            description, 'A config is a Python file and is run as such: use only those you trust.'
         )
         self.add_argument('config', help='config file (Python that is run: only a trusted one)')
         self.add_argument(
@@ -57,11 +80,6 @@ class ToolParser(ArgumentParser):
             metavar='KEY=VALUE',
             help='change config entries: train_dataloader.batch_size=4, '
             'param_scheduler.0.end=100, key="[a,b]" for a list; an unknown key is an error',
-        )
-        self.add_argument(
-            TRACEBACK_FLAG,
-            action='store_true',
-            help=f'show the frames of an error (so does {TRACEBACK_VARIABLE}=1)',
         )
 
     def add_work_dir(self, what: str) -> None:
@@ -83,11 +101,3 @@ class ToolParser(ArgumentParser):
         self.add_argument(
             '--local_rank', '--local-rank', type=int, default=0, help='set by torch.distributed'
         )
-
-    def error(self, message: str) -> NoReturn:
-        """Raise what argparse would print and exit with.
-
-        Raises:
-            UsageError: Always.
-        """
-        raise UsageError(f'{message} (see {os.path.basename(self.prog)} --help)')

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from mmvim.utils.arguments import PlainParser
 from mmvim.utils.errors import UsageError, UserError
 from mmvim.utils.output_folders import make_writable
-from mmvim.utils.plain_arguments import PlainParser
 from mmvim.utils.run_tool import run_tool
 from mmvim.utils.training_logs import Run, find_logs, read_run, smoothed
 
