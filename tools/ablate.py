@@ -37,7 +37,7 @@ ABLATIONS = [
     *('-mean-pool', '-max-pool', '-head-token', '-double-token', ''),
 ]
 SEGMENTER = 'configs/segmenter/vim-tiny-{}_segmenter_4xb8-60k_ade20k-512x512.py'
-SMALL = 'configs/demo/vim-nano_1xb16-1250_patterns-128x128.py'
+SMALL = 'configs/demo/vim-nano_1xb16-1150_patterns-128x128.py'
 
 # (cls_token, out_type) of the backbone, type of the head -> the paper's name of the design.
 DESIGNS = {

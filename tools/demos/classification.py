@@ -21,7 +21,7 @@ from rich.table import Table
 
 from mmvim.datasets.patterns.image_baseline import LinearResult, image_baseline, load_split
 
-CONFIG = 'configs/demo/vim-nano_1xb16-1250_patterns-128x128.py'
+CONFIG = 'configs/demo/vim-nano_1xb16-1150_patterns-128x128.py'
 OUT = Path('work_dirs/demo-cls')
 # Examples of each class.
 PICTURES = 4

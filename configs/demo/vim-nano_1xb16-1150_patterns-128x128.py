@@ -3,7 +3,7 @@
 _base_ = [
     '../_base_/models/classifier_vim.py',
     '../_base_/datasets/patterns_cls.py',
-    '../_base_/schedules/patterns_1250.py',
+    '../_base_/schedules/patterns_1150.py',
 ]
 model = dict(
     backbone=dict(arch='nano', img_size=128, patch_size=8, cls_token='none', out_type='raw'),

@@ -8,14 +8,14 @@ optim_wrapper = dict(
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
-    dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=False, begin=50, end=1250),
+    dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=False, begin=50, end=1150),
 ]
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=1250, val_interval=250)
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=1150, val_interval=230)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 default_hooks = dict(
     logger=dict(interval=20, log_metric_by_epoch=False),
-    checkpoint=dict(by_epoch=False, interval=250, max_keep_ckpts=1),
+    checkpoint=dict(by_epoch=False, interval=230, max_keep_ckpts=1),
 )
 log_processor = dict(by_epoch=False)
 # One process.
