@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mmvim.checkpoints.architectures import foreign_architecture
+from mmvim.checkpoints.architectures import by_module, foreign_architecture
 from mmvim.checkpoints.backbone_weights import check_backbone, pos_embed_grid
 from mmvim.checkpoints.official import (
     OURS_MARK,
@@ -26,7 +26,6 @@ Weights = Mapping[str, torch.Tensor]
 BACKBONE = 'backbone.'
 # The linear classifier: as published, and in mmpretrain's ImageClassifier with LinearClsHead.
 HEADS = {'head.weight': 'head.fc.weight', 'head.bias': 'head.fc.bias'}
-_LISTED = 4  # tensors of one module that is left out, before they are counted
 _DROPPED = {
     'head.': 'dropped: the classifier',
     'rope.': 'dropped: constant tables, computed from the grid',
@@ -266,14 +265,8 @@ def _by_block(rows: list[Row]) -> list[Row]:
 
 def _modules(weights: Weights) -> Iterator[tuple[str, int, str]]:
     """Name, number of tensors and shape: of each, or of a whole module that has many."""
-    modules: dict[str, list[str]] = {}
-    for key in weights:
-        modules.setdefault(key.split('.')[0], []).append(key)
-    for module, keys in modules.items():
-        if len(keys) > _LISTED:
-            yield f'{module}.*', len(keys), 'several'
-        else:
-            yield from ((key, 1, _shape(weights[key])) for key in keys)
+    for name, keys in by_module(weights).items():
+        yield name, len(keys), _shape(weights[name]) if name in weights else 'several'
 
 
 def _reason(key: str) -> str:

@@ -8,7 +8,7 @@ import torch
 from mmengine.logging import MMLogger
 from torch import nn
 
-from mmvim.checkpoints.architectures import foreign_architecture
+from mmvim.checkpoints.architectures import by_module, foreign_architecture
 from mmvim.checkpoints.files import read_weights
 from mmvim.checkpoints.official import OURS_MARK, PUBLISHED_MARK, convert_official
 from mmvim.registry import WEIGHT_INITIALIZERS
@@ -16,8 +16,6 @@ from mmvim.utils.checkpoint_check import load_strictly
 from mmvim.utils.errors import UserError
 
 _WHOLE_MODEL = 'backbone.'
-# Keys of one module that are named one by one in the log.
-_LISTED = 4
 _CLS_KEYS = ('cls_token', 'cls_pos_embed')
 
 
@@ -119,10 +117,7 @@ class PretrainedVim:
 
 def _names(keys: Sequence[str]) -> str:
     """Every key, or a whole module that has many, such as a decode head."""
-    modules: dict[str, list[str]] = {}
-    for key in keys:
-        modules.setdefault(key.split('.')[0], []).append(key)
     return ', '.join(
-        ', '.join(own) if len(own) <= _LISTED else f'{module}.* ({len(own)} tensors)'
-        for module, own in modules.items()
+        name if name in own else f'{name} ({len(own)} tensors)'
+        for name, own in by_module(keys).items()
     )
