@@ -5,6 +5,7 @@
 #   TORCH            the torch to install                                        (torch==2.13.0)
 #   TORCH_INDEX_URL  another package index for torch, e.g. of CPU-only builds    (none)
 #   ABI_PYTHON       the interpreter of test-abi, 3.10 or newer                  (PYTHON)
+#   TORCH_CUDA_ARCH_LIST  GPUs to compile CUDA kernels for, where nvcc is        (9.0+PTX)
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -14,6 +15,10 @@ TORCH_INDEX_URL ?=
 ABI_PYTHON ?= $(PYTHON)
 ABI := .venv-abi
 VENV ?= $(if $(filter openmmlab,$(STACK)),.venv,.venv-$(STACK))
+
+# GPUs that the environment's library is compiled for, where nvcc is; a wheel serves all of them.
+export TORCH_CUDA_ARCH_LIST ?= 9.0+PTX
+WHEEL_CUDA_ARCHS ?=
 
 # What the native library is made of; here it is no option, or tests would pass without it.
 NATIVE := ops/build.py $(shell find ops/csrc -type f)
@@ -129,7 +134,8 @@ slow: $(STAMPS)/test test-abi test-pure ## long sweeps, the wheels, another torc
 
 wheel: $(STAMPS)/test ## build the wheel under dist/ and test it as installed
 	rm -rf build/lib* build/bdist* dist
-	$(PIP) wheel -q --no-deps --no-build-isolation -w dist .
+	TORCH_CUDA_ARCH_LIST="$(WHEEL_CUDA_ARCHS)" \
+		$(PIP) wheel -q --no-deps --no-build-isolation -w dist .
 	$(BIN)/python tests/check_wheel.py dist/mmvim-*.whl
 
 $(ABI)/.stamp: requirements/abi.txt

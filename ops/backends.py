@@ -23,6 +23,10 @@ _IMPLEMENTATIONS: dict[str, ModuleType] = {
 }
 
 
+# What the CUDA scans have room for: kMostStates and kMostRank of csrc/cuda/scan.h.
+_CUDA_STATES, _CUDA_RANK = 32, 128
+
+
 class BackendStatus(NamedTuple):
     """Whether a backend can run on this machine.
 
@@ -44,6 +48,10 @@ def _mamba_ssm_problem() -> str | None:
     if not hasattr(module, 'selective_scan_fn'):
         return 'the installed mamba-ssm has no selective_scan_fn'
     return None
+
+
+def _cuda_takes(states: int, rank: int) -> bool:
+    return states <= _CUDA_STATES and rank <= _CUDA_RANK
 
 
 def available_backends() -> dict[str, BackendStatus]:
@@ -94,7 +102,9 @@ def build_info() -> dict[str, str | None]:
     }
 
 
-def select(backend: str, device: torch.device, dtype: torch.dtype) -> ModuleType:
+def select(
+    backend: str, device: torch.device, dtype: torch.dtype, states: int = 0, rank: int = 0
+) -> ModuleType:
     """The implementation that serves a call.
 
     Args:
@@ -102,6 +112,8 @@ def select(backend: str, device: torch.device, dtype: torch.dtype) -> ModuleType
             other runs or raises.
         device: Where the inputs are.
         dtype: The dtype of the scanned input.
+        states: States N of a scan. Defaults to 0: no scan.
+        rank: Rank R of the projection of a scan's steps. Defaults to 0: none.
 
     Raises:
         ValueError: The name is unknown.
@@ -110,8 +122,11 @@ def select(backend: str, device: torch.device, dtype: torch.dtype) -> ModuleType
     if backend not in BACKENDS:
         raise ValueError(f'backend={backend!r} is unknown; valid: {", ".join(BACKENDS)}')
     if backend == 'auto':
-        native_serves = device.type == 'cpu' and dtype != torch.float64
-        return fused if native_serves and native.usable() else chunked
+        if dtype == torch.float64:
+            return chunked
+        if device.type == 'cuda':
+            return fused if _cuda_takes(states, rank) and native.cuda_usable(device) else chunked
+        return fused if device.type == 'cpu' and native.usable() else chunked
     problem = None
     if backend in ('cuda', 'cpu', 'mamba_ssm'):
         kind = 'cpu' if backend == 'cpu' else 'cuda'
@@ -121,8 +136,15 @@ def select(backend: str, device: torch.device, dtype: torch.dtype) -> ModuleType
             problem = 'it has no float64 kernels'
         elif backend == 'mamba_ssm':
             problem = _mamba_ssm_problem()
+        elif backend == 'cpu':
+            problem = native.problem()
+        elif not _cuda_takes(states, rank):
+            problem = (
+                f'it takes up to {_CUDA_STATES} states and a dt rank up to {_CUDA_RANK}, got '
+                f'{states} and {rank}'
+            )
         else:
-            problem = native.problem() if backend == 'cpu' else native.cuda_problem()
+            problem = native.cuda_problem(device)
     if problem is not None:
         raise RuntimeError(f"backend={backend!r} cannot serve this call: {problem}; try 'auto'")
     return _IMPLEMENTATIONS[backend]

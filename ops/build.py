@@ -32,7 +32,7 @@ __all__ = ['BuildError', 'build', 'build_if_possible', 'source_files', 'sources_
 
 # What the Python side expects of the library: raise it with every change of an operator's schema
 # or of an exported function, so that a library built before is told apart from one built after.
-INTERFACE = 1
+INTERFACE = 2
 LIBRARY = 'libmmvim_ops.so'
 SIDECAR = 'libmmvim_ops.json'
 OLDEST_TORCH = (2, 10)
@@ -64,11 +64,23 @@ class BuildError(RuntimeError):
 
 
 class _Step(NamedTuple):
-    """One command of the build and the files it connects."""
+    """One command of the build and the files it connects; what it says is kept on demand."""
 
     output: Path
     inputs: tuple[Path, ...]
     command: tuple[str, ...]
+    keeps_log: bool = False
+
+    @property
+    def log(self) -> Path:
+        return self.output.with_name(f'{self.output.name}.log')
+
+    def shell_command(self) -> str:
+        command = shlex.join(self.command)
+        if not self.keeps_log:
+            return command
+        log = shlex.quote(str(self.log))
+        return f'{command} > {log} 2>&1 || {{ cat {log}; exit 1; }}'
 
 
 class _Torch(NamedTuple):
@@ -247,6 +259,22 @@ def _cuda_sources(root: Path) -> list[tuple[Path, tuple[str, ...]]]:
     return [(path, ()) for path in source_files(root / 'cuda') if path.suffix in ('.cu', '.cpp')]
 
 
+def _kernel_resources(logs: Iterable[Path]) -> list[dict[str, Any]]:
+    """Registers and spilled bytes of every compiled kernel, as ptxas said."""
+    kernels = []
+    for log in logs:
+        entries = re.split(r"Compiling entry function '", log.read_text(errors='replace'))
+        for entry in entries[1:]:
+            head = re.match(r"(\S+)' for '(\w+)'", entry)
+            spills = re.search(r'(\d+) bytes spill stores, (\d+) bytes spill loads', entry)
+            used = re.search(r'Used (\d+) registers', entry)
+            if head and spills and used:
+                spilled = int(spills[1]) + int(spills[2])
+                found = dict(arch=head[2], registers=int(used[1]), spilled_bytes=spilled)
+                kernels.append(dict(kernel=head[1], **found))
+    return kernels
+
+
 def _escaped(path: Path) -> str:
     return re.sub(r'([$ :])', r'$\1', str(path))
 
@@ -259,7 +287,10 @@ def _execute(compiling: Sequence[_Step], link: _Step, work: Path, jobs: int) -> 
     ninja = shutil.which('ninja', path=f'{beside}{os.pathsep}{os.environ.get("PATH", "")}')
     if ninja is None:
         with ThreadPoolExecutor(jobs) as pool:
-            list(pool.map(_run, (step.command for step in compiling)))
+            said = list(pool.map(_run, (step.command for step in compiling)))
+        for step, text in zip(compiling, said):
+            if step.keeps_log:
+                step.log.write_text(text)
         _run(link.command)
         return
     lines = ['rule compile', '  command = $line', '  depfile = $out.d', '  deps = gcc']
@@ -267,11 +298,11 @@ def _execute(compiling: Sequence[_Step], link: _Step, work: Path, jobs: int) -> 
     for step in (*compiling, link):
         rule = 'link' if step is link else 'compile'
         inputs = ' '.join(map(_escaped, step.inputs))
-        command = shlex.join(step.command).replace('$', '$$')
+        command = step.shell_command().replace('$', '$$')
         lines += [f'build {_escaped(step.output)}: {rule} {inputs}', f'  line = {command}']
     (work / 'build.ninja').write_text('\n'.join(lines) + '\n')
     # ninja quotes whole commands; what the compilers said is enough.
-    commands = {shlex.join(step.command) for step in (*compiling, link)}
+    commands = {step.shell_command() for step in (*compiling, link)}
     _run([ninja, '-C', str(work), '-j', str(jobs)], quoted=commands)
 
 
@@ -295,8 +326,8 @@ def _compile(
     cxx: Sequence[str],
     cuda: _Cuda | None,
     environ: Mapping[str, str],
-) -> Path:
-    """Compile and link; the library's path under ``work``."""
+) -> tuple[Path, list[dict[str, Any]]]:
+    """Compile and link; the library's path under ``work``, and its kernels' resources."""
     headers = torch.root / 'include'
     common = [*_COMMON_FLAGS]
     for folder in (headers, headers / 'torch' / 'csrc' / 'api' / 'include'):
@@ -311,15 +342,16 @@ def _compile(
     if cuda is not None:
         nvcc = (cuda.nvcc, f'-ccbin={cxx[-1]}', '-cudart=static')
         passed = ','.join((*_HOST_FLAGS, *maps))
-        flags = (*common, '--expt-relaxed-constexpr', f'-Xcompiler={passed}', *cuda.flags)
-        steps += _compile_steps(_cuda_sources(sources), sources, nvcc, flags, work)
+        flags = (*common, '-Xptxas=-v', f'-Xcompiler={passed}', *cuda.flags)
+        cuda_steps = _compile_steps(_cuda_sources(sources), sources, nvcc, flags, work)
+        steps += [step._replace(keeps_log=True) for step in cuda_steps]
         linker = (*nvcc, '-shared', '-Xlinker=-z,defs', '-Xlinker=--no-as-needed')
     output = work / LIBRARY
     objects = tuple(step.output for step in steps)
     libraries = (f'-L{torch.root}/lib', '-ltorch', '-ltorch_cpu')
     link = _Step(output, objects, (*linker, *map(str, objects), *libraries, '-o', str(output)))
     _execute(steps, link, work, _jobs(environ))
-    return output
+    return output, _kernel_resources(step.log for step in steps if step.keeps_log)
 
 
 def build(
@@ -357,16 +389,14 @@ def build(
     work = work / hashlib.sha256(key.encode()).hexdigest()[:12]
     cuda: _Cuda | None = None
     cuda_problem: str | None = None
-    library: Path | None = None
     try:
         cuda = _find_cuda(sources, environ)
-        library = _compile(sources, work, torch, cxx, cuda, environ)
+        library, kernels = _compile(sources, work, torch, cxx, cuda, environ)
     except BuildError as error:
         if _enabled(environ, 'MMVIM_FORCE_CUDA'):
             raise BuildError(f'MMVIM_FORCE_CUDA=1: {error}') from None
         cuda, cuda_problem = None, str(error)
-    if library is None:
-        library = _compile(sources, work, torch, cxx, None, environ)
+        library, kernels = _compile(sources, work, torch, cxx, None, environ)
 
     content = library.read_bytes()
     isas = {_isa(source) for source, _ in _cpu_sources(sources, cxx)}
@@ -376,7 +406,7 @@ def build(
         'torch': torch.version,
         'compiler': compiler,
         'isas': [isa for isa in _ISA_FLAGS if isa in isas],
-        'cuda': cuda and {'nvcc': cuda.version, 'archs': cuda.archs},
+        'cuda': cuda and {'nvcc': cuda.version, 'archs': cuda.archs, 'kernels': kernels},
         'cuda_problem': cuda_problem,
     }
     target.mkdir(parents=True, exist_ok=True)

@@ -125,6 +125,7 @@ def selective_backward(
     groups: int,
     chunk: int,
     needs: Sequence[bool],
+    deterministic: bool,
 ) -> tuple[Tensor, ...]:
     """The kernel of ``mmvim::selective_scan_backward``; see :mod:`mmvim_ops.library`."""
     need_u, need_delta, need_A, need_B, need_C, need_D, need_z, need_bias = needs
@@ -259,6 +260,7 @@ def bidirectional_backward(
     scale: float,
     chunk: int,
     needs: Sequence[bool],
+    deterministic: bool,
 ) -> tuple[Tensor, ...]:
     """The kernel of ``mmvim::bidirectional_selective_scan_backward``."""
     inputs = (x_f, x_b, dbl_f, dbl_b, dt_w_f, dt_w_b, dt_b_f, dt_b_b, A_f, A_b, D_f, D_b, z)

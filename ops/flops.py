@@ -134,7 +134,9 @@ def _norm_backward_formula(*args: Any, **kwargs: Any) -> int:
     return _KEPT * _norm(args[2])
 
 
-def _operators(backend: str, device: torch.device, dtype: torch.dtype) -> ModuleType:
+def _operators(
+    backend: str, device: torch.device, dtype: torch.dtype, states: int = 0, rank: int = 0
+) -> ModuleType:
     return fused
 
 

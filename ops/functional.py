@@ -185,7 +185,7 @@ def selective_scan(
         _check_shape('delta_bias', delta_bias, (channels,), '(E,)')
 
     shape = (batch, length, groups, states)
-    scan = select(backend, u.device, u.dtype).selective_scan
+    scan = select(backend, u.device, u.dtype, states).selective_scan
     with full_precision(u.device):
         result: Tensor | tuple[Tensor, Tensor] = scan(
             u,
@@ -380,7 +380,7 @@ def bidirectional_selective_scan(
         _check_shape(f'A{suffix}', tensors[f'A{suffix}'], (channels, states), '(E, N)')
         _check_shape(f'D{suffix}', tensors[f'D{suffix}'], (channels,), '(E,)')
 
-    scan = select(backend, x_f.device, x_f.dtype).bidirectional_selective_scan
+    scan = select(backend, x_f.device, x_f.dtype, states, rank).bidirectional_selective_scan
     with full_precision(x_f.device):
         out: Tensor = scan(
             *(x_f, x_b, dbl_f, dbl_b, dt_w_f, dt_w_b, dt_b_f, dt_b_b),

@@ -1,13 +1,12 @@
 """The ops on compiled kernels: one pass over the inputs, everything fused, nothing flipped.
 
 The kernels themselves are under ``csrc``; :mod:`mmvim_ops.native` loads them and
-:mod:`mmvim_ops.library` declares their operators. They read float32 and bfloat16 where they lie;
-float16 is widened first.
+:mod:`mmvim_ops.library` declares their operators.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,17 +19,34 @@ __all__ = [
     'selective_scan',
 ]
 
-# Tokens between two states saved for a backward pass (without one, none is saved but the first): a
-# shorter chunk saves more, a longer one leaves the cache when the backward pass rebuilds it.
-_CHUNK = 64
+
+class _Kernels(NamedTuple):
+    """What the kernels of a device want.
+
+    Attributes:
+        operators: Namespace of the operators.
+        chunk: Tokens between two states saved for a backward pass; without one, none is saved but
+            the first. A shorter chunk saves more, a longer one takes more fast memory (the cache of
+            a CPU, a block's shared memory on a GPU) when the backward pass rebuilds its states.
+        widens_half: float16 has no kernels and becomes float32.
+    """
+
+    operators: Any
+    chunk: int
+    widens_half: bool
+
+    def readable(self, tensor: Tensor | None) -> Tensor | None:
+        """A tensor in a dtype that the kernels read."""
+        half = self.widens_half and tensor is not None and tensor.dtype == torch.float16
+        return tensor.float() if half and tensor is not None else tensor
 
 
-def _readable(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype == torch.float16 else tensor
-
-
-def _readable_or_none(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else _readable(tensor)
+_KERNELS = {
+    'cpu': _Kernels(torch.ops.mmvim, chunk=64, widens_half=True),
+    'cuda': _Kernels(torch.ops.mmvim, chunk=128, widens_half=False),
+    # Nothing runs there, and operations are counted (mmvim_ops.flops).
+    'meta': _Kernels(torch.ops.mmvim, chunk=128, widens_half=False),
+}
 
 
 def _differentiates(*inputs: Tensor | None) -> bool:
@@ -69,13 +85,14 @@ def selective_scan(
         B = B.unsqueeze(2)
     if C.dim() == 3:
         C = C.unsqueeze(2)
+    kernels = _KERNELS[u.device.type]
     tensors = (u, delta, A, B, C, D, z, delta_bias)
     needs_grad = _differentiates(*tensors)
     out, last_state, _ = _call(
-        torch.ops.mmvim.selective_scan.default,
+        kernels.operators.selective_scan.default,
         needs_grad,
-        *map(_readable_or_none, tensors),
-        *(delta_softplus, reverse, groups, _CHUNK if needs_grad else u.shape[1]),
+        *map(kernels.readable, tensors),
+        *(delta_softplus, reverse, groups, kernels.chunk if needs_grad else u.shape[1]),
     )
     out = out.to(u.dtype)
     return (out, last_state) if return_last_state else out
@@ -98,16 +115,17 @@ def bidirectional_selective_scan(
     scale: float = 0.5,
 ) -> Tensor:
     """See :func:`mmvim_ops.functional.bidirectional_selective_scan`."""
+    kernels = _KERNELS[x_f.device.type]
     tensors = (
         *(x_f, x_b, dbl_f, dbl_b, dt_w_f, dt_w_b, dt_b_f, dt_b_b),
         *(A_f, A_b, D_f, D_b, z),
     )
     needs_grad = _differentiates(*tensors)
     out: Tensor = _call(
-        torch.ops.mmvim.bidirectional_selective_scan.default,
+        kernels.operators.bidirectional_selective_scan.default,
         needs_grad,
-        *map(_readable, tensors),
-        *(scale, _CHUNK if needs_grad else x_f.shape[1]),
+        *map(kernels.readable, tensors),
+        *(scale, kernels.chunk if needs_grad else x_f.shape[1]),
     )[0]
     return out.to(x_f.dtype)
 
@@ -116,11 +134,12 @@ def conv1d_silu(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, reverse: bool = False
 ) -> Tensor:
     """See :func:`mmvim_ops.functional.conv1d_silu`."""
+    kernels = _KERNELS[x.device.type]
     tensors = (x, weight, bias)
     out: Tensor = _call(
-        torch.ops.mmvim.conv1d_silu.default,
+        kernels.operators.conv1d_silu.default,
         _differentiates(*tensors),
-        *map(_readable_or_none, tensors),
+        *map(kernels.readable, tensors),
         reverse,
     )
     return out.to(x.dtype)
@@ -130,22 +149,24 @@ def bi_conv1d_silu(
     x: Tensor, w_f: Tensor, b_f: Tensor | None, w_b: Tensor, b_b: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """See :func:`mmvim_ops.functional.bi_conv1d_silu`."""
+    kernels = _KERNELS[x.device.type]
     tensors = (x, w_f, b_f, w_b, b_b)
     x_f, x_b = _call(
-        torch.ops.mmvim.bi_conv1d_silu.default,
+        kernels.operators.bi_conv1d_silu.default,
         _differentiates(*tensors),
-        *map(_readable_or_none, tensors),
+        *map(kernels.readable, tensors),
     )
     return x_f.to(x.dtype), x_b.to(x.dtype)
 
 
 def add_rms_norm(x: Tensor, added: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """See :func:`mmvim_ops.functional.add_rms_norm`."""
+    kernels = _KERNELS[x.device.type]
     tensors = (x, added, weight)
     normed, total, _ = _call(
-        torch.ops.mmvim.add_rms_norm.default,
+        kernels.operators.add_rms_norm.default,
         _differentiates(*tensors),
-        *map(_readable, tensors),
+        *map(kernels.readable, tensors),
         float(eps),
     )
     return normed.to(weight.dtype), total.to(x.dtype)

@@ -9,6 +9,8 @@ anywhere. Beyond the arguments of :mod:`mmvim_ops.functional`:
 * ``chunk``: tokens between two saved states. ``checkpoints`` holds the state before every chunk, in
   scan order: (ceil(L / chunk), B, groups, N, E / groups); the bidirectional op has two groups of E.
 * ``needs``: which input gradients a backward computes; the others come back with no elements.
+* ``deterministic``: sum the gradients in an order that does not change from run to run. Only CUDA
+  kernels know another one.
 
 Autocast changes nothing: an operator computes in float32 whatever the dtype of its inputs, which
 are those the linear layers around it left, and keeps parameters, step and state out of half
@@ -18,7 +20,7 @@ precision (see :func:`mmvim_ops.precision.full_precision`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,14 +49,14 @@ _SCHEMAS = {
     'selective_scan': f'({_SELECTIVE}, {_SELECTIVE_OPTIONS}) -> {_results(3)}',
     'selective_scan_backward': (
         f'(Tensor grad_out, Tensor? grad_last_state, {_SELECTIVE}, Tensor checkpoints, '
-        f'{_SELECTIVE_OPTIONS}, bool[] needs) -> {_results(8)}'
+        f'{_SELECTIVE_OPTIONS}, bool[] needs, bool deterministic) -> {_results(8)}'
     ),
     'bidirectional_selective_scan': (
         f'({_BIDIRECTIONAL}, {_BIDIRECTIONAL_OPTIONS}) -> {_results(2)}'
     ),
     'bidirectional_selective_scan_backward': (
         f'(Tensor grad_out, {_BIDIRECTIONAL}, Tensor checkpoints, '
-        f'{_BIDIRECTIONAL_OPTIONS}, bool[] needs) -> {_results(13)}'
+        f'{_BIDIRECTIONAL_OPTIONS}, bool[] needs, bool deterministic) -> {_results(13)}'
     ),
     'conv1d_silu': f'({_CONV}, bool reverse) -> Tensor',
     'conv1d_silu_backward': (
@@ -70,29 +72,6 @@ _SCHEMAS = {
         f'(Tensor grad_f, Tensor grad_b, {_BI_CONV}, bool[] needs) -> {_results(5)}'
     ),
 }
-_KERNELS: dict[str, Callable[..., object]] = {
-    'selective_scan': chunked.selective_forward,
-    'selective_scan_backward': chunked.selective_backward,
-    'bidirectional_selective_scan': chunked.bidirectional_forward,
-    'bidirectional_selective_scan_backward': chunked.bidirectional_backward,
-    'conv1d_silu': conv.conv1d_silu,
-    'conv1d_silu_backward': conv.conv1d_silu_backward,
-    'add_rms_norm': norm.add_rms_norm_forward,
-    'add_rms_norm_backward': norm.add_rms_norm_backward,
-    'bi_conv1d_silu': conv.bi_conv1d_silu,
-    'bi_conv1d_silu_backward': conv.bi_conv1d_silu_backward,
-}
-_SCANS = ('', 'chunked_')  # prefixes of the scan operators
-
-
-def _define(op: str, schema: str, kernel: Callable[..., object]) -> None:
-    torch.library.define(op, schema, tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.impl(op, 'default', kernel)
-
-
-for _name, _schema in _SCHEMAS.items():
-    for _prefix in _SCANS if 'scan' in _name else ('',):
-        _define(f'mmvim::{_prefix}{_name}', _schema, _KERNELS[_name])
 
 
 def _checkpoints_like(u: Tensor, A: Tensor, directions: int, groups: int, chunk: int) -> Tensor:
@@ -118,7 +97,7 @@ def _selective_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _selective_backward_fake(*args: Any) -> tuple[Tensor, ...]:
-    return _grads_like(args[2:10], args[-1])
+    return _grads_like(args[2:10], args[-2])
 
 
 def _bidirectional_fake(*args: Any) -> tuple[Tensor, Tensor]:
@@ -127,39 +106,33 @@ def _bidirectional_fake(*args: Any) -> tuple[Tensor, Tensor]:
 
 
 def _bidirectional_backward_fake(*args: Any) -> tuple[Tensor, ...]:
-    return _grads_like(args[1:14], args[-1])
+    return _grads_like(args[1:14], args[-2])
 
 
-@torch.library.register_fake('mmvim::conv1d_silu')
 def _conv_fake(*args: Any) -> Tensor:
     out: Tensor = args[0].new_empty(args[0].shape)
     return out
 
 
-@torch.library.register_fake('mmvim::conv1d_silu_backward')
 def _conv_backward_fake(*args: Any) -> tuple[Tensor, ...]:
     return _grads_like(args[1:4], args[-1])
 
 
-@torch.library.register_fake('mmvim::bi_conv1d_silu')
 def _bi_conv_fake(*args: Any) -> tuple[Tensor, Tensor]:
     x = args[0]
     return x.new_empty(x.shape), x.new_empty(x.shape)
 
 
-@torch.library.register_fake('mmvim::bi_conv1d_silu_backward')
 def _bi_conv_backward_fake(*args: Any) -> tuple[Tensor, ...]:
     return _grads_like(args[2:7], args[-1])
 
 
-@torch.library.register_fake('mmvim::add_rms_norm')
 def _norm_fake(x: Tensor, added: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, ...]:
     normed = x.new_empty(x.shape, dtype=weight.dtype)
     scales = x.new_empty(x.shape[:-1], dtype=wide_dtype(x.dtype))
     return normed, x.new_empty(x.shape), scales
 
 
-@torch.library.register_fake('mmvim::add_rms_norm_backward')
 def _norm_backward_fake(
     grad_normed: Tensor, grad_total: Tensor | None, total: Tensor, scales: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -191,73 +164,134 @@ def _setup_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -
     ctx.save_for_backward(total, scales, weight)
 
 
-def _norm_backward(
-    ctx: Any, grad_normed: Tensor | None, grad_total: Tensor | None, _: Tensor | None
-) -> tuple[Any, ...]:
-    total, scales, weight = ctx.saved_tensors
-    if grad_normed is None:
-        grad_normed = torch.zeros_like(total)
-    grad, grad_weight = torch.ops.mmvim.add_rms_norm_backward(
-        grad_normed, grad_total, total, scales, weight
-    )
-    return grad, grad.to(ctx.added_dtype), grad_weight, None
-
-
 def _input_grads(
-    ctx: Any, backward_op: Any, grad_outputs: Sequence[Tensor | None], inputs: int
+    ctx: Any, backward_op: Any, grad_outputs: Sequence[Tensor | None], inputs: int, *options: bool
 ) -> tuple[Any, ...]:
     """Call the backward op on whatever was saved; its first ``inputs`` tensors were inputs."""
     needs = list(ctx.needs_input_grad[:inputs])
-    grads = backward_op(*grad_outputs, *ctx.saved_tensors, *ctx.options, needs)
+    grads = backward_op(*grad_outputs, *ctx.saved_tensors, *ctx.options, needs, *options)
     wanted = [grad if need else None for grad, need in zip(grads, needs)]
     return (*wanted, *(None for _ in ctx.options))
 
 
-def _conv_backward(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
-    return _input_grads(ctx, torch.ops.mmvim.conv1d_silu_backward, (grad_out,), 3)
-
-
-def _bi_conv_backward(ctx: Any, grad_f: Tensor, grad_b: Tensor) -> tuple[Any, ...]:
-    return _input_grads(ctx, torch.ops.mmvim.bi_conv1d_silu_backward, (grad_f, grad_b), 5)
-
-
-def _register_scans(prefix: str) -> None:
-    """Shape rules and autograd of one family of scan operators."""
-    selective = f'{prefix}selective_scan'
-    bidirectional = f'{prefix}bidirectional_selective_scan'
-    for name, fake in (
-        (selective, _selective_fake),
-        (f'{selective}_backward', _selective_backward_fake),
-        (bidirectional, _bidirectional_fake),
-        (f'{bidirectional}_backward', _bidirectional_backward_fake),
-    ):
-        torch.library.register_fake(f'mmvim::{name}', fake)
-    selective_op = getattr(torch.ops.mmvim, f'{selective}_backward')
-    bidirectional_op = getattr(torch.ops.mmvim, f'{bidirectional}_backward')
-
-    def selective_backward(
+def _selective_rule(backward_op: Any) -> Callable[..., Any]:
+    def backward(
         ctx: Any, grad_out: Tensor | None, grad_last_state: Tensor | None, _: Tensor | None
     ) -> tuple[Any, ...]:
         if grad_out is None:  # an output that was not used has no gradient
             grad_out = torch.zeros_like(ctx.saved_tensors[0])
-        return _input_grads(ctx, selective_op, (grad_out, grad_last_state), 8)
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        return _input_grads(ctx, backward_op, (grad_out, grad_last_state), 8, deterministic)
 
-    def bidirectional_backward(
-        ctx: Any, grad_out: Tensor | None, _: Tensor | None
-    ) -> tuple[Any, ...]:
+    return backward
+
+
+def _bidirectional_rule(backward_op: Any) -> Callable[..., Any]:
+    def backward(ctx: Any, grad_out: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
         if grad_out is None:  # only the checkpoints were used, which are not differentiable
             return (None,) * len(ctx.needs_input_grad)
-        return _input_grads(ctx, bidirectional_op, (grad_out,), 13)
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        return _input_grads(ctx, backward_op, (grad_out,), 13, deterministic)
 
-    for name, backward in (
-        (selective, selective_backward),
-        (bidirectional, bidirectional_backward),
-    ):
-        torch.library.register_autograd(f'mmvim::{name}', backward, setup_context=_setup_scan)
+    return backward
 
 
-for _prefix in _SCANS:
-    _register_scans(_prefix)
-torch.library.register_autograd('mmvim::add_rms_norm', _norm_backward, setup_context=_setup_norm)
-for _name, _backward in (('conv1d_silu', _conv_backward), ('bi_conv1d_silu', _bi_conv_backward)):
-    torch.library.register_autograd(f'mmvim::{_name}', _backward, setup_context=_setup_conv)
+def _conv_rule(backward_op: Any) -> Callable[..., Any]:
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
+        return _input_grads(ctx, backward_op, (grad_out,), 3)
+
+    return backward
+
+
+def _bi_conv_rule(backward_op: Any) -> Callable[..., Any]:
+    def backward(ctx: Any, grad_f: Tensor, grad_b: Tensor) -> tuple[Any, ...]:
+        return _input_grads(ctx, backward_op, (grad_f, grad_b), 5)
+
+    return backward
+
+
+def _norm_rule(backward_op: Any) -> Callable[..., Any]:
+    def backward(
+        ctx: Any, grad_normed: Tensor | None, grad_total: Tensor | None, _: Tensor | None
+    ) -> tuple[Any, ...]:
+        total, scales, weight = ctx.saved_tensors
+        if grad_normed is None:
+            grad_normed = torch.zeros_like(total)
+        grad, grad_weight = backward_op(grad_normed, grad_total, total, scales, weight)
+        return grad, grad.to(ctx.added_dtype), grad_weight, None
+
+    return backward
+
+
+class _Operator(NamedTuple):
+    """An operator and its backward: pure-torch kernels, shape rules, and autograd."""
+
+    kernels: tuple[Callable[..., object], Callable[..., object]]
+    fakes: tuple[Callable[..., object], Callable[..., object]]
+    setup: Callable[..., None]
+    rule: Callable[[Any], Callable[..., Any]]
+
+
+_OPERATORS = {
+    'selective_scan': _Operator(
+        (chunked.selective_forward, chunked.selective_backward),
+        (_selective_fake, _selective_backward_fake),
+        _setup_scan,
+        _selective_rule,
+    ),
+    'bidirectional_selective_scan': _Operator(
+        (chunked.bidirectional_forward, chunked.bidirectional_backward),
+        (_bidirectional_fake, _bidirectional_backward_fake),
+        _setup_scan,
+        _bidirectional_rule,
+    ),
+    'conv1d_silu': _Operator(
+        (conv.conv1d_silu, conv.conv1d_silu_backward),
+        (_conv_fake, _conv_backward_fake),
+        _setup_conv,
+        _conv_rule,
+    ),
+    'bi_conv1d_silu': _Operator(
+        (conv.bi_conv1d_silu, conv.bi_conv1d_silu_backward),
+        (_bi_conv_fake, _bi_conv_backward_fake),
+        _setup_conv,
+        _bi_conv_rule,
+    ),
+    'add_rms_norm': _Operator(
+        (norm.add_rms_norm_forward, norm.add_rms_norm_backward),
+        (_norm_fake, _norm_backward_fake),
+        _setup_norm,
+        _norm_rule,
+    ),
+}
+
+
+def register(namespace: str, prefix: str = '') -> None:
+    """Declare the operators of a namespace, with kernels in pure torch, shape rules and autograd.
+
+    Args:
+        namespace: As in ``mmvim::selective_scan``. Kernels of a device that are registered in it
+            take the place of those in pure torch.
+        prefix: Goes before the names, of the scans alone if it is given. Defaults to ''.
+    """
+    for name, operator in _OPERATORS.items():
+        if prefix and not name.endswith('scan'):
+            continue
+        forward = f'{namespace}::{prefix}{name}'
+        for op, schema, kernel, fake in zip(
+            (forward, f'{forward}_backward'),
+            (_SCHEMAS[name], _SCHEMAS[f'{name}_backward']),
+            operator.kernels,
+            operator.fakes,
+        ):
+            torch.library.define(op, schema, tags=(torch.Tag.pt2_compliant_tag,))
+            torch.library.impl(op, 'default', kernel)
+            torch.library.register_fake(op, fake)
+        backward_op = getattr(getattr(torch.ops, namespace), f'{prefix}{name}_backward')
+        torch.library.register_autograd(
+            forward, operator.rule(backward_op), setup_context=operator.setup
+        )
+
+
+register('mmvim')
+register('mmvim', 'chunked_')

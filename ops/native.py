@@ -35,13 +35,16 @@ from mmvim_ops.build import (
 
 __all__ = [
     'cuda_problem',
+    'cuda_usable',
     'exp_many',
+    'force_splits',
     'info',
     'isa',
     'isas',
     'max_exp_rate',
     'path',
     'problem',
+    'shared_bytes',
     'sources_state',
     'usable',
     'use_isa',
@@ -101,7 +104,7 @@ def _check(folder: Path, facts: dict[str, Any]) -> Path:
     return library
 
 
-def _map(file: Path) -> ctypes.CDLL:
+def _map(file: Path, facts: dict[str, Any]) -> ctypes.CDLL:
     """Load the library, which registers its kernels, and declare its C functions."""
     try:
         torch.ops.load_library(file)
@@ -111,6 +114,9 @@ def _map(file: Path) -> ctypes.CDLL:
         library.mmvim_ops_use_isa.argtypes = [ctypes.c_char_p]
         library.mmvim_ops_exp_many.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
         library.mmvim_ops_exp_many.restype = None
+        if facts['cuda'] is not None:
+            library.mmvim_cuda_knows_streams.restype = ctypes.c_bool
+            library.mmvim_cuda_force_splits.restype = None
     except Exception as error:  # what a loader finds wrong with a file has no common class
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise _Unusable(f'foreign: {LIBRARY} cannot be loaded ({reason}); {_AGAIN}') from None
@@ -121,7 +127,8 @@ _library: ctypes.CDLL | None = None
 _facts: dict[str, Any] = {}
 _problem: str | None = None
 _isa_problem: str | None = None
-_warned = False
+_warned: set[str] = set()
+_cuda_problems: dict[torch.device, str | None] = {}
 
 
 def _loaded() -> ctypes.CDLL:
@@ -135,13 +142,40 @@ def problem() -> str | None:
     return _problem or _isa_problem
 
 
-def cuda_problem() -> str | None:
-    """Why the CUDA kernels cannot be used, or None where they can."""
+def cuda_problem(device: torch.device | None = None) -> str | None:
+    """Why the CUDA kernels cannot be used, or None where they can.
+
+    Args:
+        device: On which device. Defaults to the current one.
+    """
     if _problem is not None:
         return _problem
     if _facts['cuda'] is None:
         return f'not built: {_facts["cuda_problem"]}'
-    return None if torch.cuda.is_available() else 'torch sees no CUDA device'
+    if torch.version.cuda is None or not _loaded().mmvim_cuda_knows_streams():
+        return f'torch {torch.__version__} is not built for CUDA'
+    if not torch.cuda.is_available():
+        return 'torch sees no CUDA device'
+    capability = torch.cuda.get_device_capability(device)
+    if not any(_runs_on(arch, capability) for arch in _facts['cuda']['archs']):
+        number = '.'.join(map(str, capability))
+        return (
+            f'compiled for {", ".join(_facts["cuda"]["archs"])}, and the device has compute '
+            f'capability {number}; build with TORCH_CUDA_ARCH_LIST={number}'
+        )
+    return None
+
+
+def _runs_on(arch: str, capability: tuple[int, int]) -> bool:
+    """Whether code of a kind, like ``sm_90`` or ``compute_100a``, runs on a device."""
+    kind, number = arch.split('_')
+    digits = number.rstrip('af')
+    built = int(digits[:-1]), int(digits[-1])
+    if digits != number:  # for this architecture (a) or its family (f) alone
+        return built == capability if number[-1] == 'a' else built[0] == capability[0]
+    if kind == 'compute':  # the driver compiles it
+        return built <= capability
+    return built[0] == capability[0] and built[1] <= capability[1]
 
 
 def info() -> dict[str, Any]:
@@ -202,16 +236,70 @@ def usable() -> bool:
         RuntimeError: ``MMVIM_CPU_ISA`` names what cannot run here: another instruction set, or
             another backend, would not be what was asked for.
     """
-    global _warned
     if _isa_problem is not None:
         raise RuntimeError(_isa_problem)
-    if _problem is None:
+    return _serves('its native library', _problem)
+
+
+def cuda_usable(device: torch.device) -> bool:
+    """Whether ``backend='auto'`` can take the CUDA kernels; warns once where it should be able."""
+    if torch.compiler.is_compiling():  # does not trace into questions about a device
+        return _problem is None and _facts['cuda'] is not None
+    if device not in _cuda_problems:
+        _cuda_problems[device] = cuda_problem(device)
+    return _serves('its CUDA kernels', _cuda_problems[device])
+
+
+def _serves(what: str, problem: str | None) -> bool:
+    if problem is None:
         return True
     expected = _facts.get('problem') != PURE_PYTHON
-    if expected and not _warned and not torch.compiler.is_compiling():
-        _warned = True
-        warnings.warn(f'mmvim_ops runs without its native library: {_problem}', stacklevel=4)
+    if expected and what not in _warned and not torch.compiler.is_compiling():
+        _warned.add(what)
+        warnings.warn(f'mmvim_ops runs without {what}: {problem}', stacklevel=5)
     return False
+
+
+def shared_bytes(backward: bool, number_bytes: int, split: int, states: int, rank: int) -> int:
+    """Shared memory of a block of the CUDA scan of both directions, in bytes; 0 without such a one.
+
+    Args:
+        backward: Of the backward pass.
+        number_bytes: 2 or 4, of an activation.
+        split: Threads of a channel and direction.
+        states: N.
+        rank: R.
+
+    Raises:
+        RuntimeError: There are no CUDA kernels; the message says why.
+    """
+    library = _cuda_library()
+    return int(library.mmvim_cuda_shared_bytes(backward, number_bytes, split, states, rank))
+
+
+def _cuda_library() -> ctypes.CDLL:
+    library = _loaded()
+    if _facts['cuda'] is None:
+        raise RuntimeError(f'there are no CUDA kernels: {cuda_problem()}')
+    return library
+
+
+def force_splits(forward: int = 0, backward: int = 0) -> None:
+    """Let the CUDA scans give a channel so many threads a direction, for tests and measurements.
+
+    Args:
+        forward: 1, 2, 4, 8 or 16. Defaults to 0: the rule decides.
+        backward: 4, 8 or 16. Defaults to 0: the rule decides.
+
+    Raises:
+        RuntimeError: There are no CUDA kernels; the message says why.
+        ValueError: A number is none of these.
+    """
+    if forward not in (0, 1, 2, 4, 8, 16) or backward not in (0, 4, 8, 16):
+        raise ValueError(
+            f'forward={forward}, backward={backward}: valid are 1, 2, 4, 8, 16 and 4, 8, 16, or 0'
+        )
+    _cuda_library().mmvim_cuda_force_splits(forward, backward)
 
 
 def exp_many(data: Tensor, repeats: int) -> None:
@@ -262,7 +350,7 @@ def max_exp_rate(elements: int = 4096, seconds: float = 0.05, rounds: int = 5) -
 
 try:
     _facts = _read_sidecar(_FOLDER)
-    _library = _map(_check(_FOLDER, _facts))
+    _library = _map(_check(_FOLDER, _facts), _facts)
     if os.environ.get('MMVIM_CPU_ISA'):
         use_isa(os.environ['MMVIM_CPU_ISA'])
 except _Unusable as error:

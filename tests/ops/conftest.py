@@ -1,17 +1,21 @@
-"""Seeded inputs, error measures and goldens shared by the tests of the ops."""
+"""Seeded inputs, error measures, goldens and kernels shared by the tests of the ops."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import importlib.util
+import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-from mmvim_ops import native
+from mmvim_ops import build, fused, library, native
 
 DEFAULT_GOLDENS = Path(__file__).resolve().parents[2].parent / 'shared' / 'goldens'
 # (maximum error over maximum, relative rms error) of outputs and of gradients, by their dtype.
@@ -25,20 +29,144 @@ TOLERANCES = {
 _ROUNDING = {torch.bfloat16: 1.01, torch.float16: 1.01}
 
 
+class Emulation:
+    """The CUDA kernels in loops on the CPU, and what can be chosen of them."""
+
+    def __init__(self, path: Path) -> None:
+        library.register('mmvim_emulated')
+        torch.ops.load_library(path)
+        self.kernels = fused._Kernels(torch.ops.mmvim_emulated, chunk=128, widens_half=False)
+        self.c = ctypes.CDLL(str(path))
+        self.c.mmvim_emulation_use_order.argtypes = [ctypes.c_int, ctypes.c_bool]
+        self.c.mmvim_emulation_neighbours.argtypes = [
+            ctypes.c_void_p,
+            ctypes.c_void_p,
+            ctypes.c_int,
+        ]
+        self.c.mmvim_emulation_neighbours.restype = ctypes.c_char_p
+        self.c.mmvim_cuda_choose_split.argtypes = [
+            *(ctypes.c_bool, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64),
+            *(ctypes.c_int, ctypes.c_int, ctypes.c_int),
+        ]
+
+    def use_order(self, order: int, copies_arrive_early: bool = False) -> None:
+        """Run the threads of a phase forwards (0), backwards (1) or shuffled (2)."""
+        self.c.mmvim_emulation_use_order(order, copies_arrive_early)
+
+    def force_splits(self, forward: int = 0, backward: int = 0) -> None:
+        """Threads a channel and direction; 0 leaves them to the rule."""
+        self.c.mmvim_cuda_force_splits(forward, backward)
+
+    def use_chunk(self, chunk: int) -> None:
+        """Save a state every so many tokens, while the emulation is in use."""
+        fused._KERNELS['cpu'] = self.kernels._replace(chunk=chunk)
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Put it behind backend='cpu', whether there is a native library or not."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(fused._KERNELS, 'cpu', self.kernels)
+            patch.setattr(native, 'problem', lambda: None)
+            patch.setattr(native, 'usable', lambda: True)
+            try:
+                yield
+            finally:
+                self.use_order(0)
+                self.force_splits()
+
+
+@pytest.fixture(scope='session')
+def emulation() -> Emulation:
+    """The emulation, compiled where it can be; ``MMVIM_FORCE_EXT=1`` says that it can."""
+    if not build.SOURCES.is_dir():
+        pytest.skip('no emulation of the CUDA kernels: their sources are not installed')
+    file = Path(__file__).with_name('emulation') / 'compile.py'
+    spec = importlib.util.spec_from_file_location('emulation_compile', file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    try:
+        return Emulation(module.emulation())
+    except build.BuildError as error:
+        if build._enabled(os.environ, 'MMVIM_FORCE_EXT'):
+            raise
+        pytest.skip(f'no emulation of the CUDA kernels: {error}')
+
+
 @pytest.fixture
-def each_isa() -> Iterator[Iterator[str]]:
-    """Names of the instruction sets that this machine runs, each in use while its turn lasts."""
+def emulated(emulation: Emulation) -> Iterator[Emulation]:
+    """The emulation behind backend='cpu', whether there is a native library or not."""
+    with emulation.in_use():
+        yield emulation
+
+
+class Kernels(NamedTuple):
+    """An implementation of the fused ops: its name, the ``backend=`` that takes it, its device."""
+
+    name: str
+    backend: str
+    device: str
+
+    def place(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors where these kernels read them."""
+        return {name: tensor.to(self.device) for name, tensor in tensors.items()}
+
+
+@pytest.fixture
+def each_isa() -> Iterator[Iterator[Kernels]]:
+    """The CPU kernels of every instruction set that this machine runs, in use while it lasts."""
     if native.path() is None:
         pytest.skip(f'no native library: {native.problem()}')
-    before = native.isa()
+    walk = _isas()
+    yield walk
+    walk.close()
 
-    def walk() -> Iterator[str]:
+
+@pytest.fixture
+def each_kernels(request: pytest.FixtureRequest) -> Iterator[Iterator[Kernels]]:
+    """All kernels that can run: of every instruction set, CUDA emulated, CUDA.
+
+    Each is in use while its turn lasts.
+    """
+    with contextlib.ExitStack() as stack:
+        walks: list[Generator[Kernels, None, None]] = [_isas()] if native.path() is not None else []
+        with contextlib.suppress(pytest.skip.Exception):
+            walks.append(_emulated(request.getfixturevalue('emulation')))
+        if native.cuda_problem() is None:
+            walks.append(_cuda())
+        if not walks:
+            pytest.skip(f'no native library: {native.problem()}')
+        for walk in walks:
+            stack.callback(walk.close)
+        yield itertools.chain(*walks)
+
+
+def _isas() -> Generator[Kernels, None, None]:
+    before = native.isa()
+    try:
         for name in native.isas():
             native.use_isa(name)
-            yield name
+            yield Kernels(name, 'cpu', 'cpu')
+    finally:
+        native.use_isa(before)
 
-    yield walk()
-    native.use_isa(before)
+
+def _emulated(emulation: Emulation) -> Generator[Kernels, None, None]:
+    with emulation.in_use():
+        yield Kernels('emulated', 'cpu', 'cpu')
+
+
+def _cuda() -> Generator[Kernels, None, None]:
+    yield Kernels('cuda', 'cuda', 'cuda')
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    """The same bits every time, also on a GPU; torch fills what it hands out with NaN, too."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(before)
 
 
 @pytest.fixture
@@ -151,7 +279,7 @@ def value_and_grads() -> Callable[..., dict[str, Tensor]]:
         outs = result if isinstance(result, tuple) else (result,)
         generator = torch.Generator().manual_seed(99)
         weights = [torch.randn(out.shape, generator=generator).bfloat16() for out in outs]
-        weights = [weight.to(out.dtype) for weight, out in zip(weights, outs)]
+        weights = [weight.to(out) for weight, out in zip(weights, outs)]
         grads = torch.autograd.grad(outs, tuple(leaves.values()), weights)
         names = ('out', *(f'out {index}' for index in range(1, len(outs))))
         found = {name: out.detach() for name, out in zip(names, outs)}
@@ -186,7 +314,7 @@ def assert_close() -> Callable[..., None]:
     ) -> None:
         assert actual.keys() == expected.keys()
         for name in expected:
-            got, want = actual[name], expected[name].double()
+            got, want = actual[name].cpu(), expected[name].double()
             limits = TOLERANCES[got.dtype][not name.startswith('out')]
             if out is not None:
                 limits = out if name.startswith('out') or grads is None else grads

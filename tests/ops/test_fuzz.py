@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from torch import Tensor
 import mmvim_ops
 from mmvim_ops import native
 
-ROUNDS = 2600  # of four ops each
+ROUNDS = 2600  # of four ops each, a third of them for each of the kernels
 STEPS = 2000
 DTYPES = [torch.float32, torch.float32, torch.bfloat16, torch.float16]
 
@@ -22,13 +22,14 @@ DTYPES = [torch.float32, torch.float32, torch.bfloat16, torch.float16]
 class Draw:
     """Random tensors of any dtype and layout."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, device: str = 'cpu') -> None:
+        self.device = device
         self.rng = random.Random(seed)
         self.generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, *shape: int, dtypes: list[torch.dtype], size: float = 1.0) -> Tensor:
         values = torch.randn(shape, generator=self.generator) * size
-        return self.lay_out(values.to(self.rng.choice(dtypes)))
+        return self.lay_out(values.to(self.device, self.rng.choice(dtypes)))
 
     def lay_out(self, tensor: Tensor) -> Tensor:
         kind = self.rng.randrange(5)
@@ -49,7 +50,9 @@ class Draw:
         return tensor
 
 
-def check(function: Callable[..., Any], inputs: dict[str, Tensor | None], draw: Draw) -> None:
+def check(
+    function: Callable[..., Any], inputs: dict[str, Tensor | None], draw: Draw, native_backend: str
+) -> None:
     """Values and gradients against the chunked scan in float64.
 
     How exact they are is for other tests to say: errors are measured against the largest values
@@ -58,9 +61,9 @@ def check(function: Callable[..., Any], inputs: dict[str, Tensor | None], draw: 
     wanted = [name for name, tensor in inputs.items() if tensor is not None]
     wanted = draw.rng.sample(wanted, draw.rng.randint(0, len(wanted)))
     results = []
-    for backend in ('cpu', 'chunked'):
+    for backend in (native_backend, 'chunked'):
         given = {
-            name: tensor if tensor is None or backend == 'cpu' else tensor.double()
+            name: tensor.double() if tensor is not None and backend == 'chunked' else tensor
             for name, tensor in inputs.items()
         }
         leaves = [given[name] for name in wanted]
@@ -90,9 +93,19 @@ def optional(draw: Draw, tensor: Tensor) -> Tensor | None:
     return tensor if draw.rng.random() < 0.5 else None
 
 
+def length(rng: random.Random) -> int:
+    """Mostly within a tile or two, sometimes several chunks."""
+    return rng.randint(1, rng.choice([40, 40, 40, 300]))
+
+
+def states(rng: random.Random) -> int:
+    """Often what kernels are made for."""
+    return rng.choice([16, rng.randint(1, 18)])
+
+
 def random_selective_scan(draw: Draw) -> tuple[Callable[..., Any], dict[str, Tensor | None]]:
     rng = draw.rng
-    B, L, N, groups = rng.randint(0, 3), rng.randint(1, 40), rng.randint(1, 18), rng.randint(1, 3)
+    B, L, N, groups = rng.randint(0, 3), length(rng), states(rng), rng.randint(1, 3)
     E = groups * rng.randint(1, 15)
     lead = rng.choice(DTYPES)
     dtypes = [lead] if rng.random() < 0.5 else DTYPES
@@ -120,7 +133,8 @@ def random_selective_scan(draw: Draw) -> tuple[Callable[..., Any], dict[str, Ten
 
 def random_bidirectional(draw: Draw) -> tuple[Callable[..., Any], dict[str, Tensor | None]]:
     rng = draw.rng
-    B, L, E, N, R = (rng.randint(*s) for s in ((0, 3), (1, 40), (1, 40), (1, 18), (1, 6)))
+    B, E, R = (rng.randint(*s) for s in ((0, 3), (1, 40), (1, 6)))
+    L, N = length(rng), states(rng)
     lead = rng.choice(DTYPES)
     dtypes = [lead] if rng.random() < 0.5 else DTYPES
     inputs: dict[str, Tensor | None] = {}
@@ -160,30 +174,25 @@ def random_convolutions(draw: Draw) -> tuple[Callable[..., Any], dict[str, Tenso
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(native.path() is None, reason=f'no native library: {native.problem()}')
-def test_random_calls() -> None:
-    """All ops, 10,400 calls with random shapes, strides, dtypes, options and values."""
-    before = native.isa()
-    try:
-        for seed in range(ROUNDS):
-            native.use_isa(native.isas()[seed % len(native.isas())])
+def test_random_calls(each_kernels: Iterator[Any]) -> None:
+    """All ops, 3,500 calls each with random shapes, strides, dtypes, options and values."""
+    for start, kernels in enumerate(each_kernels):
+        for seed in range(start, ROUNDS, 3):
             for make in (
                 random_selective_scan,
                 random_bidirectional,
                 random_convolution,
                 random_convolutions,
             ):
-                draw = Draw(seed)
+                draw = Draw(seed, kernels.device)
                 function, inputs = make(draw)
                 try:
-                    check(function, inputs, draw)
+                    check(function, inputs, draw, kernels.backend)
                 except Exception as error:
                     found = {n: t if t is None else (t.dtype, t.shape) for n, t in inputs.items()}
                     raise AssertionError(
-                        f'{make.__name__} {seed} {native.isa()} {found}'
+                        f'{make.__name__} {seed} {kernels.name} {found}'
                     ) from error
-    finally:
-        native.use_isa(before)
 
 
 class Mixer(torch.nn.Module):

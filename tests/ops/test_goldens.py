@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -60,40 +61,44 @@ def test_causal_conv1d(ops: ModuleType, width: int, length: int, golden: Golden)
 
 
 def assert_near(actual: Tensor, golden: Tensor) -> None:
-    torch.testing.assert_close(actual, golden.float(), rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(actual.cpu(), golden.float(), rtol=1e-5, atol=2e-5)
 
 
 def assert_grads_near(grads: dict[str, Tensor], golden: dict[str, Tensor], prefix: str) -> None:
     for name, grad in grads.items():
         expected = golden[f'{prefix}{name}'].float()
         largest = float(expected.abs().max())
-        torch.testing.assert_close(grad, expected, rtol=0.0, atol=1e-4 * largest, msg=name)
+        torch.testing.assert_close(grad.cpu(), expected, rtol=0.0, atol=1e-4 * largest, msg=name)
 
 
 @pytest.mark.parametrize('case', ['L1', 'L5', 'L64', 'L197', 'L1025', 'hard'])
-def test_native_selective_scan(case: str, golden: Golden, each_isa: Iterator[str]) -> None:
+def test_native_selective_scan(case: str, golden: Golden, each_kernels: Iterator[Any]) -> None:
     data = golden('selective_scan')
     names = ('u', 'delta', 'A', 'B', 'C', 'D', 'z', 'delta_bias')
+    single = {name: data[f'{case}.{name}'].float() for name in names}
     weight = data[f'{case}.w'].transpose(1, 2).float()
-    for _ in each_isa:
-        leaves = {name: data[f'{case}.{name}'].float().requires_grad_() for name in names}
+    for kernels in each_kernels:
+        leaves = {n: t.detach().requires_grad_() for n, t in kernels.place(single).items()}
         inputs = {n: t.transpose(1, 2) if n in ACTIVATIONS else t for n, t in leaves.items()}
         out, last_state = fused.selective_scan(
             **inputs, delta_softplus=True, return_last_state=True
         )
         assert_near(out, data[f'{case}.out'].transpose(1, 2))
         assert_near(last_state, data[f'{case}.last_state'])
-        grads = torch.autograd.grad(out, tuple(leaves.values()), weight)
+        grads = torch.autograd.grad(out, tuple(leaves.values()), weight.to(kernels.device))
         assert_grads_near(dict(zip(leaves, grads)), data, f'{case}.grad.')
 
 
 @pytest.mark.parametrize('length', [1, 3, 10])
 @pytest.mark.parametrize('width', [2, 3, 4])
-def test_native_conv1d(width: int, length: int, golden: Golden, each_isa: Iterator[str]) -> None:
+def test_native_conv1d(
+    width: int, length: int, golden: Golden, each_kernels: Iterator[Any]
+) -> None:
     data, case = golden('causal_conv1d'), f'W{width}_L{length}'
-    x = data[f'{case}.x'].transpose(1, 2).float()
-    weight, bias = data[f'{case}.weight'].float(), data[f'{case}.bias'].float()
-    for _ in each_isa:
+    single = {name: data[f'{case}.{name}'].float() for name in ('x', 'weight', 'bias')}
+    for kernels in each_kernels:
+        x, weight, bias = kernels.place(single).values()
+        x = x.transpose(1, 2)
         out = fused.conv1d_silu(x, weight, bias).transpose(1, 2)
         assert_near(out, data[f'{case}.out_silu'])
         assert_near(fused.conv1d_silu(x, weight).transpose(1, 2), data[f'{case}.out_nobias_silu'])
@@ -152,10 +157,11 @@ def test_mixer(ops: ModuleType, case: str, golden: Golden) -> None:
 
 
 @MIXERS
-def test_native_mixer(case: str, golden: Golden, each_isa: Iterator[str]) -> None:
+def test_native_mixer(case: str, golden: Golden, each_kernels: Iterator[Any]) -> None:
     data = golden('mixer')
     single = {name: tensor.float() for name, tensor in data.items()}
-    for _ in each_isa:
-        out, grads = mixer(fused, case, {n: t.detach().clone() for n, t in single.items()})
+    for kernels in each_kernels:
+        own = {name: tensor.clone() for name, tensor in kernels.place(single).items()}
+        out, grads = mixer(fused, case, own)
         assert_near(out, data[f'{case}.out'])
         assert_grads_near(grads, data, f'{case}.grad.')

@@ -80,14 +80,14 @@ def test_opcheck_backwards(
     for needs in ([True] * 8, [True, False] * 4):
         torch.library.opcheck(
             operator(family, 'selective_scan_backward'),
-            (out, last_state, *tensors, checkpoints, *options, needs),
+            (out, last_state, *tensors, checkpoints, *options, needs, True),
         )
     tensors = list(bidirectional_inputs(L=9, dtype=dtype).values())
     out, checkpoints = operator(family, 'bidirectional_selective_scan')(*tensors, 0.5, 4)
     for needs in ([True] * 13, [True, False] * 6 + [False]):
         torch.library.opcheck(
             operator(family, 'bidirectional_selective_scan_backward'),
-            (out, *tensors, checkpoints, 0.5, 4, needs),
+            (out, *tensors, checkpoints, 0.5, 4, needs, True),
         )
 
 
@@ -222,7 +222,7 @@ def test_no_large_tensor(scan_inputs: Inputs, bidirectional_inputs: Inputs) -> N
         results = chunked.selective_forward(*tensors, True, False, 1, chunk)
     with LargestTensor() as backward:
         chunked.selective_backward(
-            results[0], None, *tensors, results[2], True, False, 1, chunk, [True] * 8
+            results[0], None, *tensors, results[2], True, False, 1, chunk, [True] * 8, True
         )
     assert 0 < forward.elements <= (chunk + 1) * E * N
     assert 0 < backward.elements <= (chunk + 1) * E * N
@@ -231,7 +231,9 @@ def test_no_large_tensor(scan_inputs: Inputs, bidirectional_inputs: Inputs) -> N
     with LargestTensor() as forward:
         results = chunked.bidirectional_forward(*tensors, 0.5, chunk)
     with LargestTensor() as backward:
-        chunked.bidirectional_backward(results[0], *tensors, results[1], 0.5, chunk, [True] * 13)
+        chunked.bidirectional_backward(
+            results[0], *tensors, results[1], 0.5, chunk, [True] * 13, True
+        )
     assert 0 < forward.elements <= (chunk + 1) * 2 * E * N
     assert 0 < backward.elements <= (chunk + 1) * 2 * E * N
 

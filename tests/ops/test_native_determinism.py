@@ -1,4 +1,4 @@
-"""The compiled kernels give the same bits again, and on any number of threads."""
+"""The compiled kernels give the same bits again, on any number of threads and where asked to."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ Case = tuple[Callable[..., Any], dict[str, Tensor]]
 
 
 @pytest.fixture
-def cases(scan_inputs: Inputs, bidirectional_inputs: Inputs) -> Callable[[int], list[Case]]:
+def cases(scan_inputs: Inputs, bidirectional_inputs: Inputs) -> Callable[..., list[Case]]:
     """All ops at a batch size, with channels for several blocks and tokens for several tiles."""
 
-    def make(B: int) -> list[Case]:
+    def make(B: int, kernels: Any) -> list[Case]:
         shape = dict(B=B, L=150, E=210, N=5, dtype=torch.float32)
-        generic = partial(mmvim_ops.selective_scan, delta_softplus=True, backend='cpu')
+        generic = partial(mmvim_ops.selective_scan, delta_softplus=True)
         both = bidirectional_inputs(**shape)
         weight = torch.randn(2, 210, 4, generator=torch.Generator().manual_seed(0))
         conv = dict(x=both['x_f'], w_f=weight[0], b_f=both['D_f'], w_b=weight[1], b_b=both['D_b'])
         half = {n: t.bfloat16() if t.dim() > 2 else t for n, t in both.items()}
-        return [
+        made = [
             (partial(generic, return_last_state=True), scan_inputs(**shape)),
             (partial(generic, reverse=True, groups=3), scan_inputs(**shape, groups=3)),
-            (partial(mmvim_ops.bidirectional_selective_scan, backend='cpu'), both),
-            (partial(mmvim_ops.bidirectional_selective_scan, backend='cpu'), half),
-            (partial(mmvim_ops.bi_conv1d_silu, backend='cpu'), conv),
+            (mmvim_ops.bidirectional_selective_scan, both),
+            (mmvim_ops.bidirectional_selective_scan, half),
+            (mmvim_ops.bi_conv1d_silu, conv),
         ]
+        return [(partial(op, backend=kernels.backend), kernels.place(given)) for op, given in made]
 
     return make
 
@@ -51,36 +52,50 @@ def assert_same_bits(first: dict[str, Tensor], second: dict[str, Tensor], where:
         assert torch.equal(first[name], second[name]), (name, where)
 
 
-def test_repeated_runs(cases: Any, value_and_grads: Inputs, each_isa: Iterator[str]) -> None:
-    for isa in each_isa:
-        for function, inputs in cases(3):
+@pytest.mark.usefixtures('deterministic')
+def test_repeated_runs(cases: Any, value_and_grads: Inputs, each_kernels: Iterator[Any]) -> None:
+    for kernels in each_kernels:
+        for function, inputs in cases(3, kernels):
             first = value_and_grads(function, inputs)
-            assert_same_bits(first, value_and_grads(function, inputs), isa)
+            assert_same_bits(first, value_and_grads(function, inputs), kernels.name)
+
+
+@pytest.mark.usefixtures('deterministic')
+def test_sums_in_a_fixed_order(
+    cases: Any, value_and_grads: Inputs, assert_close: Any, each_kernels: Iterator[Any]
+) -> None:
+    """Values where blocks leave a part each; the other tests have them add up as they come."""
+    for kernels in each_kernels:
+        for function, inputs in cases(2, kernels):
+            exact = {name: tensor.double().cpu() for name, tensor in inputs.items()}
+            expected = value_and_grads(partial(function, backend='reference'), exact)
+            actual = value_and_grads(function, inputs)
+            assert_close(actual, expected, where=kernels.name)
 
 
 @pytest.mark.usefixtures('restored_threads')
 @pytest.mark.parametrize('B', [1, 3])
 def test_number_of_threads(
-    B: int, cases: Any, value_and_grads: Inputs, each_isa: Iterator[str]
+    B: int, cases: Any, value_and_grads: Inputs, each_isa: Iterator[Any]
 ) -> None:
     """Outputs and gradients on 1 to 4 threads: blocks of channels differ, sums may not."""
-    for isa in each_isa:
-        for function, inputs in cases(B):
+    for kernels in each_isa:
+        for function, inputs in cases(B, kernels):
             torch.set_num_threads(1)
             alone = value_and_grads(function, inputs)
             for threads in (2, 3, 4):
                 torch.set_num_threads(threads)
                 assert torch.get_num_threads() == threads
-                assert_same_bits(alone, value_and_grads(function, inputs), (isa, threads))
+                assert_same_bits(alone, value_and_grads(function, inputs), (kernels.name, threads))
 
 
 @pytest.mark.usefixtures('restored_threads')
 def test_saving_states_changes_no_output(
-    cases: Any, value_and_grads: Inputs, each_isa: Iterator[str]
+    cases: Any, value_and_grads: Inputs, each_kernels: Iterator[Any]
 ) -> None:
     """The tiles of an inference end elsewhere than those of a training step."""
-    for isa in each_isa:
-        for function, inputs in cases(1):
+    for kernels in each_kernels:
+        for function, inputs in cases(1, kernels):
             out = function(**inputs)
             out = out[0] if isinstance(out, tuple) else out
-            assert torch.equal(out, value_and_grads(function, inputs)['out']), isa
+            assert torch.equal(out, value_and_grads(function, inputs)['out']), kernels.name

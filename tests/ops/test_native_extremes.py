@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import pytest
@@ -14,8 +13,7 @@ import mmvim_ops
 from mmvim_ops import reference
 
 Inputs = Callable[..., dict[str, Tensor]]
-scan = partial(mmvim_ops.selective_scan, backend='cpu')
-bidirectional = partial(mmvim_ops.bidirectional_selective_scan, backend='cpu')
+scan, bidirectional = mmvim_ops.selective_scan, mmvim_ops.bidirectional_selective_scan
 
 
 def double(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -63,7 +61,7 @@ def check(
 
     With ``unfused`` it is enough for everything where a multiply-add is rounded twice.
     """
-    scan_inputs, bidirectional_inputs, value_and_grads, assert_close, each_isa = tools
+    scan_inputs, bidirectional_inputs, value_and_grads, assert_close, each_kernels = tools
     shape = dict(B=1, L=L, E=20, N=4, dtype=torch.float32)
     options = dict(delta_softplus=True, return_last_state=True)
     one = with_decays(scan_inputs(**shape), rate, step)
@@ -76,19 +74,20 @@ def check(
         expected = value_and_grads(spec, double(inputs), **rest)
         loop = value_and_grads(spec, inputs, **rest)
         cases.append((function, inputs, rest, expected, loop))
-    for isa in each_isa:
-        every = names is None or (unfused and isa == 'plain')
+    for kernels in each_kernels:
+        every = names is None or (unfused and kernels.name == 'plain')
         for function, inputs, rest, expected, loop in cases:
             floor = {name: loop[name] for name in loop if every or name in (names or ())}
-            actual = value_and_grads(function, inputs, **rest)
+            given = kernels.place(inputs)
+            actual = value_and_grads(function, given, backend=kernels.backend, **rest)
             if rate * step > 100:
                 # The slowest decay makes nearly all of the gradient of A: its rms error is the
                 # largest error.
                 rates = [name for name in actual if name.startswith('grad of A')]
                 few = [{name: r.pop(name) for name in rates} for r in (actual, dict(expected))]
-                assert_close(*few, out=(2e-5, 2e-5), where=isa)
+                assert_close(*few, out=(2e-5, 2e-5), where=kernels.name)
                 expected = {name: expected[name] for name in actual}
-            assert_close(actual, expected, where=isa, floor=floor)
+            assert_close(actual, expected, where=kernels.name, floor=floor)
 
 
 @pytest.mark.parametrize(
@@ -105,10 +104,10 @@ def test_decays(
     bidirectional_inputs: Inputs,
     value_and_grads: Inputs,
     assert_close: Any,
-    each_isa: Iterator[str],
+    each_kernels: Iterator[Any],
 ) -> None:
     """A last state that forgets nothing takes in the rounding of every addition to it."""
-    tools = (scan_inputs, bidirectional_inputs, value_and_grads, assert_close, each_isa)
+    tools = (scan_inputs, bidirectional_inputs, value_and_grads, assert_close, each_kernels)
     check(1025, rate, step, ('out 1',), tools)
 
 
@@ -117,10 +116,10 @@ def test_decays_within_1e_7_of_one(
     bidirectional_inputs: Inputs,
     value_and_grads: Inputs,
     assert_close: Any,
-    each_isa: Iterator[str],
+    each_kernels: Iterator[Any],
 ) -> None:
     """They are no float32 numbers; a multiply-add in one rounding makes the best of them."""
-    tools = (scan_inputs, bidirectional_inputs, value_and_grads, assert_close, each_isa)
+    tools = (scan_inputs, bidirectional_inputs, value_and_grads, assert_close, each_kernels)
     check(1025, 1e-4, 1e-3, ('out 1',), tools, unfused=True)
 
 
@@ -133,10 +132,10 @@ def test_decays_over_thousands_of_tokens(
     bidirectional_inputs: Inputs,
     value_and_grads: Inputs,
     assert_close: Any,
-    each_isa: Iterator[str],
+    each_kernels: Iterator[Any],
 ) -> None:
     """The roundings of 4097 additions to a state add up, in the token loop as here."""
-    tools = (scan_inputs, bidirectional_inputs, value_and_grads, assert_close, each_isa)
+    tools = (scan_inputs, bidirectional_inputs, value_and_grads, assert_close, each_kernels)
     check(4097, rate, step, None, tools)
 
 
@@ -146,7 +145,7 @@ def test_softplus(
     scan_inputs: Inputs,
     value_and_grads: Inputs,
     assert_close: Any,
-    each_isa: Iterator[str],
+    each_kernels: Iterator[Any],
 ) -> None:
     """Relative accuracy where the step is tiny, and both sides of 20, the identity's threshold.
 
@@ -162,10 +161,11 @@ def test_softplus(
         below = [name for name in expected if name in ('grad of A', 'grad of delta')]
     # A float32 exponent of -30 has an error of 1e-6 before the exponential is taken.
     tolerances = ((3e-6, 2e-6), (2e-5, 5e-6)) if raw < -20 else ()
-    for isa in each_isa:
-        actual = value_and_grads(scan, inputs, delta_softplus=True)
+    for kernels in each_kernels:
+        given = kernels.place(inputs)
+        actual = value_and_grads(scan, given, delta_softplus=True, backend=kernels.backend)
         found, wanted = ({n: r[n] for n in r if n not in below} for r in (actual, expected))
-        assert_close(found, wanted, *tolerances, where=isa)
+        assert_close(found, wanted, *tolerances, where=kernels.name)
 
 
 @pytest.mark.parametrize('size', [1e-30, 1e-6, 1e4, 1e20])
@@ -174,15 +174,16 @@ def test_scale_of_inputs(
     scan_inputs: Inputs,
     value_and_grads: Inputs,
     assert_close: Any,
-    each_isa: Iterator[str],
+    each_kernels: Iterator[Any],
 ) -> None:
     """The op is linear in u: any size of it keeps the relative error."""
     inputs = scan_inputs(B=1, L=65, E=20, dtype=torch.float32)
     inputs['u'] = inputs['u'] * size
     expected = value_and_grads(reference.selective_scan, double(inputs), delta_softplus=True)
-    for isa in each_isa:
-        actual = value_and_grads(scan, inputs, delta_softplus=True)
-        assert_close(actual, expected, where=isa)
+    for kernels in each_kernels:
+        given = kernels.place(inputs)
+        actual = value_and_grads(scan, given, delta_softplus=True, backend=kernels.backend)
+        assert_close(actual, expected, where=kernels.name)
 
 
 @pytest.mark.parametrize('gate', [-1e4, -100.0, -20.0, 20.0, 1e4])
@@ -191,35 +192,38 @@ def test_gate(
     scan_inputs: Inputs,
     value_and_grads: Inputs,
     assert_close: Any,
-    each_isa: Iterator[str],
+    each_kernels: Iterator[Any],
 ) -> None:
     """silu and its slope far from zero, beside gates that are open."""
     inputs = scan_inputs(B=1, L=65, E=20, dtype=torch.float32)
     inputs['z'][:, ::2] = gate
     expected = value_and_grads(reference.selective_scan, double(inputs), delta_softplus=True)
-    for isa in each_isa:
-        actual = value_and_grads(scan, inputs, delta_softplus=True)
-        assert_close(actual, expected, where=isa)
+    for kernels in each_kernels:
+        given = kernels.place(inputs)
+        actual = value_and_grads(scan, given, delta_softplus=True, backend=kernels.backend)
+        assert_close(actual, expected, where=kernels.name)
 
 
 def test_infinite_rates_forget(
-    scan_inputs: Inputs, assert_close: Any, each_isa: Iterator[str]
+    scan_inputs: Inputs, assert_close: Any, each_kernels: Iterator[Any]
 ) -> None:
     """A product of step and A beyond float32, and A = -inf: what an overflowing A_log makes."""
     inputs = scan_inputs(B=1, L=70, E=20, dtype=torch.float32)
     inputs['delta'] = inputs['delta'] + 100
     A = inputs.pop('A')
-    for isa in each_isa:
+    for kernels in each_kernels:
         for rate in (1e37, 1e38, float('inf')):
             some = inputs | {'A': A * rate}
             expected = {'out': reference.selective_scan(**double(some), delta_softplus=True)}
-            assert_close({'out': scan(**some, delta_softplus=True)}, expected, where=isa)
+            given = kernels.place(some)
+            out = scan(**given, delta_softplus=True, backend=kernels.backend)
+            assert_close({'out': out}, expected, where=kernels.name)
 
 
 @pytest.mark.parametrize('name', ['u', 'delta', 'B', 'C', 'z', 'A', 'D', 'delta_bias'])
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])
 def test_what_is_no_number_stays_visible(
-    name: str, value: float, scan_inputs: Inputs, each_isa: Iterator[str]
+    name: str, value: float, scan_inputs: Inputs, each_kernels: Iterator[Any]
 ) -> None:
     """It reaches the outputs that it reaches in the reference, and no other."""
     inputs = scan_inputs(B=2, L=70, E=20, dtype=torch.float32)
@@ -227,8 +231,9 @@ def test_what_is_no_number_stays_visible(
     inputs[name].view(-1)[7 if inputs[name].dim() < 3 else -150] = value
     expected = reference.selective_scan(**inputs, delta_softplus=True)
     assert not expected.isfinite().all()
-    for isa in each_isa:
+    for kernels in each_kernels:
         for forced in (torch.float32, torch.bfloat16):
             some = {n: t.to(forced) if t.dim() > 2 else t for n, t in inputs.items()}
-            out = scan(**some, delta_softplus=True)
-            assert torch.equal(out.isfinite(), expected.isfinite()), (isa, forced)
+            given = kernels.place(some)
+            out = scan(**given, delta_softplus=True, backend=kernels.backend)
+            assert torch.equal(out.isfinite().cpu(), expected.isfinite()), (kernels.name, forced)

@@ -196,6 +196,7 @@ with warnings.catch_warnings():
         print('auto:', error)
     else:
         print('auto: ran')
+sys.argv = ['mmvim_ops']
 runpy.run_module('mmvim_ops', run_name='__main__')
 """
 

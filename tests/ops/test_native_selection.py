@@ -119,12 +119,15 @@ def test_any_number_of_states_and_ranks(
 
 
 def test_autocast_keeps_parameters_exact(
-    bidirectional_inputs: Inputs, scan_inputs: Inputs, assert_close: Any, each_isa: Iterator[str]
+    bidirectional_inputs: Inputs,
+    scan_inputs: Inputs,
+    assert_close: Any,
+    each_kernels: Iterator[Any],
 ) -> None:
     """Activations as the linear layers around leave them under autocast, parameters in float32."""
     shape = dict(B=1, L=70, E=24, N=8, dtype=torch.bfloat16)
     conv = dict(x=scan_inputs(**shape)['u'], weight=torch.randn(24, 4), bias=torch.randn(24))
-    for isa in each_isa:
+    for kernels in each_kernels:
         for function, inputs in (
             (generic, scan_inputs(**shape)),
             (both, bidirectional_inputs(**shape)),
@@ -134,9 +137,10 @@ def test_autocast_keeps_parameters_exact(
             for exact in (False, True):
                 leaves = {
                     name: (tensor.double() if exact else tensor.clone()).requires_grad_()
-                    for name, tensor in inputs.items()
+                    for name, tensor in (inputs if exact else kernels.place(inputs)).items()
                 }
-                with torch.autocast('cpu', dtype=torch.bfloat16, enabled=not exact):
+                device = 'cpu' if exact else kernels.device
+                with torch.autocast(device, dtype=torch.bfloat16, enabled=not exact):
                     out = function(**leaves, backend='reference' if exact else 'auto')
                 weight = torch.ones_like(out).cumsum(1).remainder(7) - 3
                 grads = torch.autograd.grad(out, tuple(leaves.values()), weight)
@@ -145,4 +149,4 @@ def test_autocast_keeps_parameters_exact(
             assert results[0]['out'].dtype == torch.bfloat16
             for name, tensor in inputs.items():
                 assert results[0][f'grad of {name}'].dtype == tensor.dtype, name
-            assert_close(*results, where=isa)
+            assert_close(*results, where=kernels.name)

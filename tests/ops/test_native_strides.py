@@ -14,8 +14,8 @@ import mmvim_ops
 
 Inputs = Callable[..., dict[str, Tensor]]
 Layout = Callable[[Tensor], Tensor]
-scan = partial(mmvim_ops.selective_scan, delta_softplus=True, backend='cpu')
-bidirectional = partial(mmvim_ops.bidirectional_selective_scan, backend='cpu')
+scan = partial(mmvim_ops.selective_scan, delta_softplus=True)
+bidirectional = mmvim_ops.bidirectional_selective_scan
 
 
 def part_of_wider(tensor: Tensor) -> Tensor:
@@ -42,6 +42,7 @@ def tokens_first(tensor: Tensor) -> Tensor:
 LAYOUTS: list[Layout] = [part_of_wider, every_second_token, channels_first, tokens_first]
 
 
+@pytest.mark.usefixtures('deterministic')
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize('layout', LAYOUTS)
 def test_same_bits_as_of_a_copy(
@@ -49,7 +50,7 @@ def test_same_bits_as_of_a_copy(
     dtype: torch.dtype,
     scan_inputs: Inputs,
     bidirectional_inputs: Inputs,
-    each_isa: Iterator[str],
+    each_kernels: Iterator[Any],
 ) -> None:
     """Outputs, gradients and their shapes; all inputs and the gradient of the output as views."""
     shape = dict(B=3, L=70, E=21, N=5, dtype=dtype)
@@ -60,30 +61,62 @@ def test_same_bits_as_of_a_copy(
         (scan, scan_inputs(groups=3, **shape)),
         (partial(scan, reverse=True), scan_inputs(**shape)),
         (bidirectional, bidirectional_inputs(**shape)),
-        (partial(mmvim_ops.bi_conv1d_silu, backend='cpu'), conv),
+        (mmvim_ops.bi_conv1d_silu, conv),
     ]
-    for isa in each_isa:
+    for kernels in each_kernels:
         for function, inputs in cases:
             if 'u' in inputs and inputs['B'].shape[2] > 1:
                 function = partial(function, groups=inputs['B'].shape[2])
-            results = []
-            for change in (Tensor.contiguous, layout):
-                leaves = {n: change(t.detach()).requires_grad_() for n, t in inputs.items()}
-                outs = function(**leaves)
-                outs = outs if isinstance(outs, tuple) else (outs,)
-                grads = torch.autograd.grad(outs, tuple(leaves.values()), [change(x)] * len(outs))
-                results.append((*outs, *grads))
-            for plain, viewed in zip(*results):
-                assert viewed.shape == plain.shape and viewed.dtype == plain.dtype
-                assert torch.equal(viewed, plain), isa
+            assert_same_bits(function, inputs, layout, kernels)
 
 
+def assert_same_bits(
+    function: Callable[..., Any], inputs: dict[str, Tensor], layout: Layout, kernels: Any
+) -> None:
+    results = []
+    for change in (Tensor.contiguous, layout):
+        given = kernels.place(inputs)
+        leaves = {n: change(t.detach()).requires_grad_() for n, t in given.items()}
+        outs = function(**leaves, backend=kernels.backend)
+        outs = outs if isinstance(outs, tuple) else (outs,)
+        weight = next(iter(given.values()))
+        grads = torch.autograd.grad(outs, tuple(leaves.values()), [change(weight)] * len(outs))
+        results.append((*outs, *grads))
+    for plain, viewed in zip(*results):
+        assert viewed.shape == plain.shape and viewed.dtype == plain.dtype
+        assert torch.equal(viewed, plain), kernels.name
+
+
+@pytest.mark.usefixtures('deterministic')
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('offset', [1, 2, 4, 8])
+def test_alignments(
+    offset: int,
+    dtype: torch.dtype,
+    scan_inputs: Inputs,
+    bidirectional_inputs: Inputs,
+    each_kernels: Iterator[Any],
+) -> None:
+    """Rows that begin at any multiple of an element, and are copied in parts of any size."""
+    shape = dict(B=2, L=37, E=72, N=16, dtype=dtype)
+    cases = (scan, scan_inputs(**shape)), (bidirectional, bidirectional_inputs(R=8, **shape))
+
+    def shifted(tensor: Tensor) -> Tensor:
+        edge = torch.full_like(tensor[..., :offset], float('nan'))
+        return torch.cat((edge, tensor, edge), dim=-1)[..., offset:-offset]
+
+    for kernels in each_kernels:
+        for function, inputs in cases:
+            assert_same_bits(function, inputs, shifted, kernels)
+
+
+@pytest.mark.usefixtures('deterministic')
 def test_expanded_inputs(
-    scan_inputs: Inputs, bidirectional_inputs: Inputs, each_isa: Iterator[str]
+    scan_inputs: Inputs, bidirectional_inputs: Inputs, each_kernels: Iterator[Any]
 ) -> None:
     """Strides of 0 over sequences, tokens and channels; the gradient of a sum is one, too."""
     shape = dict(B=3, L=70, E=21, N=5, dtype=torch.float32)
-    for isa in each_isa:
+    for kernels in each_kernels:
         for function, inputs in (
             (scan, scan_inputs(**shape)),
             (bidirectional, bidirectional_inputs(**shape)),
@@ -92,12 +125,12 @@ def test_expanded_inputs(
                 results = []
                 for copy in (False, True):
                     leaves = {}
-                    for name, t in inputs.items():
+                    for name, t in kernels.place(inputs).items():
                         view = t.narrow(dim, 0, 1).expand_as(t) if t.dim() > 2 else t
                         leaves[name] = (view.contiguous() if copy else view).requires_grad_()
-                    out = function(**leaves)
+                    out = function(**leaves, backend=kernels.backend)
                     results.append((out, *torch.autograd.grad(out.sum(), tuple(leaves.values()))))
-                assert all(map(torch.equal, *results)), (isa, dim)
+                assert all(map(torch.equal, *results)), (kernels.name, dim)
 
 
 def copies_in(function: Callable[..., object], *args: Any, **options: Any) -> int:
@@ -109,21 +142,23 @@ def copies_in(function: Callable[..., object], *args: Any, **options: Any) -> in
 
 @torch.no_grad()
 def test_parts_of_wider_tensors_are_read_where_they_lie(
-    bidirectional_inputs: Inputs, each_isa: Iterator[str]
+    bidirectional_inputs: Inputs, each_kernels: Iterator[Any]
 ) -> None:
     """What a mixer has: x and z as halves of xz, dbl as columns of one product."""
-    conv, weight = partial(mmvim_ops.bi_conv1d_silu, backend='cpu'), torch.randn(24, 4)
-    for isa in each_isa:
+    for kernels in each_kernels:
+        both = partial(bidirectional, backend=kernels.backend)
+        conv = partial(mmvim_ops.bi_conv1d_silu, backend=kernels.backend)
+        weight = torch.randn(24, 4, device=kernels.device)
         for dtype in (torch.float32, torch.bfloat16):
-            p = bidirectional_inputs(L=70, E=24, dtype=dtype)
+            p = kernels.place(bidirectional_inputs(L=70, E=24, dtype=dtype))
             p['x_f'], p['z'] = torch.cat((p['x_f'], p['z']), dim=-1).chunk(2, dim=-1)
             p['dbl_f'], p['dbl_b'] = torch.cat((p['dbl_f'], p['dbl_b']), dim=-1).chunk(2, dim=-1)
             assert not p['z'].is_contiguous() and not p['dbl_b'].is_contiguous()
-            assert copies_in(bidirectional, **p) == 0, isa
-            assert copies_in(conv, p['x_f'], weight, None, weight, None) == 0, isa
+            assert copies_in(both, **p) == 0, kernels.name
+            assert copies_in(conv, p['x_f'], weight, None, weight, None) == 0, kernels.name
             # The measure sees a copy where one has to be made.
             p['x_b'] = channels_first(p['x_b'])
-            assert copies_in(bidirectional, **p) > 0
+            assert copies_in(both, **p) > 0
 
 
 def far_apart(tensor: Tensor, stride: int) -> Tensor:
@@ -132,15 +167,18 @@ def far_apart(tensor: Tensor, stride: int) -> Tensor:
     What lies between them is never touched and costs address space, no memory.
     """
     length, columns = tensor.shape[1:]
-    storage = torch.empty((length - 1) * stride + columns, dtype=tensor.dtype)
-    view = storage.as_strided((1, length, columns), (length * stride, stride, 1))
+    size = ((length - 1) * stride + columns) * tensor.element_size()
+    storage = torch.UntypedStorage(size, device=tensor.device)
+    strides = (length * stride, stride, 1)
+    view = tensor.new_empty(0).set_(storage, 0, (1, length, columns), strides)
     return view.copy_(tensor)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures('deterministic')
 @pytest.mark.parametrize('name', ['u', 'delta', 'B', 'z', 'x_f', 'dbl_b', 'x'])
 def test_offsets_beyond_31_bits(
-    name: str, scan_inputs: Inputs, bidirectional_inputs: Inputs, each_isa: Iterator[str]
+    name: str, scan_inputs: Inputs, bidirectional_inputs: Inputs, each_kernels: Iterator[Any]
 ) -> None:
     """Element offsets of more than 2^31, with a remainder that a 32-bit index would land on."""
     shape = dict(B=1, L=3, E=21, dtype=torch.bfloat16)
@@ -152,20 +190,21 @@ def test_offsets_beyond_31_bits(
         for function, inputs in (
             (scan, one),
             (bidirectional, bidirectional_inputs(**shape)),
-            (partial(mmvim_ops.conv1d_silu, backend='cpu'), conv),
+            (mmvim_ops.conv1d_silu, conv),
         )
         if name in inputs
     )
-    far = inputs | {name: far_apart(inputs[name], 2**31 // 2 + 77)}
-    for isa in each_isa:
+    for kernels in each_kernels:
+        near = kernels.place(inputs)
+        far = near | {name: far_apart(near[name], 2**31 // 2 + 77)}
         results = []
-        for given in (inputs, far):
+        for given in (near, far):
             leaves = {n: t.detach().requires_grad_() for n, t in given.items()}
-            out = function(**leaves)
+            out = function(**leaves, backend=kernels.backend)
             others = [leaf for n, leaf in leaves.items() if n != name]
             # Not the gradient of the far one itself: autograd would give it the same strides.
             results.append((out, *torch.autograd.grad(out.float().square().sum(), others)))
-        assert all(map(torch.equal, *results)), isa
+        assert all(map(torch.equal, *results)), kernels.name
 
 
 def free_memory() -> int:
@@ -188,9 +227,10 @@ def test_more_than_2_31_elements() -> None:
     u = token.expand(1, L, E)
     ones = torch.ones(1, dtype=torch.bfloat16).expand(1, L, 1)
     assert u.numel() > 2**31
-    out = scan(u, u, -torch.ones(E, 1), ones, ones, z=u)
+    scan_here = partial(scan, backend='cpu')
+    out = scan_here(u, u, -torch.ones(E, 1), ones, ones, z=u)
     # A state that forgets is what the last of a thousand tokens have of it.
-    settled = scan(
+    settled = scan_here(
         u[:, :1000], u[:, :1000], -torch.ones(E, 1), *(ones[:, :1000],) * 2, z=u[:, :1000]
     )
     for first in range(1000, L, 1 << 20):

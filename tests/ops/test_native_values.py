@@ -76,15 +76,15 @@ def test_bidirectional(
     bidirectional_inputs: Inputs,
     value_and_grads: Inputs,
     assert_close: Any,
-    each_isa: Iterator[str],
+    each_kernels: Iterator[Any],
 ) -> None:
     inputs = bidirectional_inputs(B=B, L=L, E=E, N=N, R=R, dtype=dtype)
     scan = partial(mmvim_ops.bidirectional_selective_scan, scale=0.7)
     expected = value_and_grads(scan, double(inputs), backend='reference')
-    for isa in each_isa:
-        actual = value_and_grads(scan, inputs, backend='cpu')
+    for kernels in each_kernels:
+        actual = value_and_grads(scan, kernels.place(inputs), backend=kernels.backend)
         assert actual['out'].dtype == dtype
-        assert_close(joined(actual, E), joined(expected, E), where=isa)
+        assert_close(joined(actual, E), joined(expected, E), where=kernels.name)
 
 
 @sizes
@@ -99,16 +99,19 @@ def test_selective_scan(
     scan_inputs: Inputs,
     value_and_grads: Inputs,
     assert_close: Any,
-    each_isa: Iterator[str],
+    each_kernels: Iterator[Any],
 ) -> None:
     """The last state and its gradient too; a direction for each length."""
     inputs = scan_inputs(B=B, L=L, E=E, N=N, groups=groups, dtype=dtype)
     options = dict(delta_softplus=True, groups=groups, reverse=L % 2 > 0, return_last_state=True)
     expected = value_and_grads(reference.selective_scan, double(inputs), **options)
-    for isa in each_isa:
-        actual = value_and_grads(mmvim_ops.selective_scan, inputs, backend='cpu', **options)
+    for kernels in each_kernels:
+        given = kernels.place(inputs)
+        actual = value_and_grads(
+            mmvim_ops.selective_scan, given, backend=kernels.backend, **options
+        )
         assert actual['out'].dtype == dtype
-        assert_close(joined(actual, E), joined(expected, E), where=isa)
+        assert_close(joined(actual, E), joined(expected, E), where=kernels.name)
 
 
 @pytest.mark.parametrize('reverse', [False, True])
@@ -121,7 +124,7 @@ def test_options(
     scan_inputs: Inputs,
     value_and_grads: Inputs,
     assert_close: Any,
-    each_isa: Iterator[str],
+    each_kernels: Iterator[Any],
 ) -> None:
     """Every combination of the inputs that may be left out."""
     inputs = scan_inputs(B=2, L=35, E=19, N=5, dtype=torch.float32)
@@ -134,10 +137,15 @@ def test_options(
         some = {name: tensor for name, tensor in inputs.items() if name not in without}
         expected = value_and_grads(reference.selective_scan, double(some), **options)
         cases.append((some, expected, without))
-    for isa in each_isa:
+    for kernels in each_kernels:
         for some, expected, without in cases:
-            actual = value_and_grads(mmvim_ops.selective_scan, some, backend='cpu', **options)
-            assert_close(actual, expected, where=f'{isa} without {without}')
+            actual = value_and_grads(
+                mmvim_ops.selective_scan,
+                kernels.place(some),
+                backend=kernels.backend,
+                **options,
+            )
+            assert_close(actual, expected, where=f'{kernels.name} without {without}')
 
 
 @pytest.mark.parametrize('parameters', [torch.float32, torch.bfloat16, torch.float16])
@@ -149,7 +157,7 @@ def test_mixed_dtypes(
     scan_inputs: Inputs,
     value_and_grads: Inputs,
     assert_close: Any,
-    each_isa: Iterator[str],
+    each_kernels: Iterator[Any],
 ) -> None:
     """Any dtype may meet any other; a gradient has the dtype of its input."""
 
@@ -170,13 +178,13 @@ def test_mixed_dtypes(
     ):
         expected = value_and_grads(function, double(inputs), backend='reference')
         cases.append((function, inputs, expected))
-    for isa in each_isa:
+    for kernels in each_kernels:
         for function, inputs, expected in cases:
-            actual = value_and_grads(function, inputs, backend='cpu')
+            actual = value_and_grads(function, kernels.place(inputs), backend=kernels.backend)
             assert actual['out'].dtype == activations
             for name, tensor in inputs.items():
                 assert actual[f'grad of {name}'].dtype == tensor.dtype
-            assert_close(actual, expected, where=isa)
+            assert_close(actual, expected, where=kernels.name)
 
 
 @pytest.mark.parametrize('dtype', DTYPES)
@@ -194,7 +202,7 @@ def test_convolutions(
     B: int,
     value_and_grads: Inputs,
     assert_close: Any,
-    each_isa: Iterator[str],
+    each_kernels: Iterator[Any],
 ) -> None:
     generator = torch.Generator().manual_seed(L)
     x = torch.randn(B, L, E, generator=generator).to(dtype)
@@ -214,35 +222,38 @@ def test_convolutions(
     ):
         expected = value_and_grads(function, double(inputs), backend='reference')
         cases.append((function, inputs, expected))
-    for isa in each_isa:
+    for kernels in each_kernels:
         for function, inputs, expected in cases:
-            assert_close(value_and_grads(function, inputs, backend='cpu'), expected, where=isa)
+            actual = value_and_grads(function, kernels.place(inputs), backend=kernels.backend)
+            assert_close(actual, expected, where=kernels.name)
 
 
+@pytest.mark.usefixtures('deterministic')
 def test_any_subset_of_gradients(
-    scan_inputs: Inputs, bidirectional_inputs: Inputs, each_isa: Iterator[str]
+    scan_inputs: Inputs, bidirectional_inputs: Inputs, each_kernels: Iterator[Any]
 ) -> None:
     """An input gets the same bits alone as among all."""
-    generic = partial(mmvim_ops.selective_scan, delta_softplus=True, backend='cpu')
-    both = partial(mmvim_ops.bidirectional_selective_scan, backend='cpu')
-    for isa in each_isa:
-        for function, inputs in (
+    generic = partial(mmvim_ops.selective_scan, delta_softplus=True)
+    both = mmvim_ops.bidirectional_selective_scan
+    for kernels in each_kernels:
+        for op, made in (
             (generic, scan_inputs(L=70, dtype=torch.float32)),
             (both, bidirectional_inputs(L=70, dtype=torch.float32)),
         ):
+            function, inputs = partial(op, backend=kernels.backend), kernels.place(made)
             everything = {n: t.clone().requires_grad_() for n, t in inputs.items()}
             wanted = torch.autograd.grad(function(**everything).sum(), tuple(everything.values()))
             for name, expected in zip(everything, wanted):
                 leaf = inputs[name].clone().requires_grad_()
                 (grad,) = torch.autograd.grad(function(**(inputs | {name: leaf})).sum(), leaf)
-                assert torch.equal(grad, expected), (isa, name)
+                assert torch.equal(grad, expected), (kernels.name, name)
 
 
 def test_empty_batch(
     scan_inputs: Inputs,
     bidirectional_inputs: Inputs,
     value_and_grads: Inputs,
-    each_isa: Iterator[str],
+    each_kernels: Iterator[Any],
 ) -> None:
     x, weight, bias = torch.zeros(0, 5, 6), torch.ones(6, 4), torch.ones(6)
     cases: list[tuple[Any, dict[str, Tensor]]] = [
@@ -254,11 +265,11 @@ def test_empty_batch(
         cases.append(
             (mmvim_ops.bidirectional_selective_scan, bidirectional_inputs(B=0, dtype=dtype))
         )
-    for isa in each_isa:
+    for kernels in each_kernels:
         for function, inputs in cases:
-            result = value_and_grads(function, inputs, backend='cpu')
-            assert result['out'].shape[0] == 0, isa
+            result = value_and_grads(function, kernels.place(inputs), backend=kernels.backend)
+            assert result['out'].shape[0] == 0, kernels.name
             for name, tensor in inputs.items():
                 grad = result[f'grad of {name}']
                 assert grad.shape == tensor.shape and grad.dtype == tensor.dtype
-                assert not grad.any(), (isa, name)
+                assert not grad.any(), (kernels.name, name)

@@ -15,6 +15,7 @@ from mmvim_ops import native, reference
 BACKENDS = [
     'chunked',
     pytest.param('cpu', marks=pytest.mark.skipif(bool(native.problem()), reason='not built')),
+    pytest.param('cuda', marks=pytest.mark.skipif(bool(native.cuda_problem()), reason='no CUDA')),
 ]
 
 
@@ -25,6 +26,11 @@ def inputs(B: int, L: int, C: int, dtype: torch.dtype) -> dict[str, Tensor]:
         return torch.randn(*shape, generator=generator)
 
     return {'x': randn(B, L, C), 'added': randn(B, L, C).to(dtype), 'weight': randn(C)}
+
+
+def placed(tensors: dict[str, Tensor], backend: str) -> dict[str, Tensor]:
+    device = 'cuda' if backend == 'cuda' else 'cpu'
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
 def both(function: Callable[..., tuple[Tensor, Tensor]], **tensors: Tensor) -> Tensor:
@@ -44,13 +50,13 @@ def test_values_and_gradients(
 ) -> None:
     tensors = inputs(*shape, dtype)
     ours = partial(mmvim_ops.add_rms_norm, eps=1e-5, backend=backend)
-    actual = value_and_grads(partial(both, ours), tensors)
+    actual = value_and_grads(partial(both, ours), placed(tensors, backend))
     wide = {name: tensor.double() for name, tensor in tensors.items()}
     expected = value_and_grads(partial(both, partial(reference.add_rms_norm, eps=1e-5)), wide)
     if dtype != torch.float32:  # the gradient of `added` is rounded to its dtype
         rounded = 'grad of added'
         assert actual[rounded].dtype == dtype
-        torch.testing.assert_close(actual.pop(rounded), expected.pop(rounded).to(dtype))
+        torch.testing.assert_close(actual.pop(rounded).cpu(), expected.pop(rounded).to(dtype))
     assert_close(actual, expected, (2e-6, 5e-7), (2e-5, 5e-6))
 
 
@@ -59,7 +65,7 @@ def test_dtypes(backend: str) -> None:
     """The stream keeps its dtype, the normalised tensor takes that of the weight."""
     tensors = inputs(1, 2, 3, torch.bfloat16)
     tensors['weight'] = tensors['weight'].bfloat16()
-    normed, total = mmvim_ops.add_rms_norm(**tensors, backend=backend)
+    normed, total = mmvim_ops.add_rms_norm(**placed(tensors, backend), backend=backend)
     assert (normed.dtype, total.dtype) == (torch.bfloat16, torch.float32)
 
 

@@ -22,14 +22,14 @@ def compare(
     function: Callable[..., Tensor], inputs: dict[str, Tensor], tools: tuple[Any, Any, Any]
 ) -> None:
     """Values and all gradients against those of the reference in float64."""
-    value_and_grads, assert_close, each_isa = tools
+    value_and_grads, assert_close, each_kernels = tools
     exact = {name: tensor.double() for name, tensor in inputs.items()}
     expected = value_and_grads(function, exact, backend='reference')
     actual = value_and_grads(function, inputs, backend='chunked')
     assert_close(actual, expected, where='chunked')
-    for isa in each_isa:
-        actual = value_and_grads(function, inputs, backend='cpu')
-        assert_close(actual, expected, where=isa)
+    for kernels in each_kernels:
+        actual = value_and_grads(function, kernels.place(inputs), backend=kernels.backend)
+        assert_close(actual, expected, where=kernels.name)
 
 
 sizes = pytest.mark.parametrize('L', LENGTHS)
@@ -54,10 +54,10 @@ def test_bidirectional(
     bidirectional_inputs: Inputs,
     value_and_grads: Inputs,
     assert_close: Any,
-    each_isa: Iterator[str],
+    each_kernels: Iterator[Any],
 ) -> None:
     inputs = bidirectional_inputs(B=B, L=L, E=channels(L, B), N=N, R=RANKS[N], dtype=dtype)
-    tools = (value_and_grads, assert_close, each_isa)
+    tools = (value_and_grads, assert_close, each_kernels)
     compare(mmvim_ops.bidirectional_selective_scan, inputs, tools)
 
 
@@ -74,9 +74,9 @@ def test_selective_scan(
     scan_inputs: Inputs,
     value_and_grads: Inputs,
     assert_close: Any,
-    each_isa: Iterator[str],
+    each_kernels: Iterator[Any],
 ) -> None:
     inputs = scan_inputs(B=B, L=L, E=channels(L, B), N=N, groups=groups, dtype=dtype)
     options = dict(delta_softplus=True, reverse=B == 3, groups=groups)
-    tools = (value_and_grads, assert_close, each_isa)
+    tools = (value_and_grads, assert_close, each_kernels)
     compare(partial(mmvim_ops.selective_scan, **options), inputs, tools)

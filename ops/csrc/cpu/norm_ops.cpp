@@ -32,8 +32,7 @@ std::tuple<Tensor, Tensor, Tensor> add_rms_norm(const Tensor x, const Tensor add
                                                 const Tensor weight, double eps) {
   const Tensor total = new_contiguous(x);
   const Tensor scales = torch::stable::new_empty(x, Sizes{x.size(0), x.size(1)}, ScalarType::Float);
-  const Tensor normed = torch::stable::new_empty(
-      x, Sizes(x.sizes().begin(), x.sizes().end()), weight.scalar_type());
+  const Tensor normed = torch::stable::new_empty(x, sizes_of(x), weight.scalar_type());
   const View x_view(x), added_view(added), total_view(total), normed_view(normed);
   const Kernels& use = kernels();
   for_each_part(x, weight, eps, [&](int64_t, int64_t b, int64_t first, NormRows& rows) {

@@ -299,7 +299,7 @@ auto selective_scan_backward(const Tensor grad_out, const OptionalTensor grad_la
                              const Tensor C, const OptionalTensor D, const OptionalTensor z,
                              const OptionalTensor delta_bias, const Tensor checkpoints,
                              bool delta_softplus, bool reverse, int64_t groups, int64_t chunk,
-                             const std::vector<bool> needs) {
+                             const std::vector<bool> needs, bool /*deterministic*/) {
   const Problem problem = selective_problem(u, delta, A, B, C, D, z, delta_bias, delta_softplus,
                                             reverse, groups, chunk);
   const BackwardResult result =
@@ -360,7 +360,7 @@ auto bidirectional_selective_scan_backward(
     const Tensor dbl_b, const Tensor dt_w_f, const Tensor dt_w_b, const Tensor dt_b_f,
     const Tensor dt_b_b, const Tensor A_f, const Tensor A_b, const Tensor D_f, const Tensor D_b,
     const Tensor z, const Tensor checkpoints, double scale, int64_t chunk,
-    const std::vector<bool> needs) {
+    const std::vector<bool> needs, bool /*deterministic*/) {
   const Problem problem = bidirectional_problem(x_f, x_b, dbl_f, dbl_b, dt_w_f, dt_w_b, dt_b_f,
                                                 dt_b_b, A_f, A_b, D_f, D_b, z, scale, chunk);
   const BackwardResult result = run_backward(problem, grad_out, x_f, std::nullopt, checkpoints,

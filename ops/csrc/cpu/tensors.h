@@ -2,30 +2,15 @@
 
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <memory>
-#include <optional>
-#include <tuple>
-#include <vector>
 
+#include "../stable.h"
 #include "kernels.h"
 
 namespace mmvim {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using OptionalTensor = std::optional<Tensor>;
-using Sizes = std::vector<int64_t>;
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // A tensor of rows (B, L, ..., columns) whose columns are adjacent in memory; every other stride is
 // taken as it comes, so that a part of a wider tensor is read where it lies.
@@ -116,16 +101,8 @@ void for_each_item(int64_t items, int64_t scratch_floats, const Body& body) {
                   " floats of scratch a thread could not be allocated");
 }
 
-// For a result that is not wanted. Each has its own: results of an operator must not alias.
-inline Tensor nothing(const Tensor& like) { return torch::stable::new_empty(like, Sizes{0}); }
-inline std::vector<Tensor> nothings(int count, const Tensor& like) {
-  std::vector<Tensor> tensors;
-  for (int i = 0; i < count; ++i) tensors.push_back(nothing(like));
-  return tensors;
-}
-
 inline Tensor new_contiguous(const Tensor& like) {
-  return torch::stable::new_empty(like, Sizes(like.sizes().begin(), like.sizes().end()));
+  return torch::stable::new_empty(like, sizes_of(like));
 }
 
 // The sum over the first dimension of (parts, rows, ld) at rows [first, first + columns), as the
@@ -134,8 +111,7 @@ inline Tensor unpack(const Tensor& parts, int64_t first, const Tensor& parameter
   const int64_t channels = parameter.size(0);
   const int64_t columns = parameter.dim() == 2 ? parameter.size(1) : 1;
   const int64_t count = parts.size(0), rows = parts.size(1), ld = parts.size(2);
-  const Sizes sizes(parameter.sizes().begin(), parameter.sizes().end());
-  const Tensor sum = torch::stable::new_empty(parameter, sizes, ScalarType::Float);
+  const Tensor sum = torch::stable::new_empty(parameter, sizes_of(parameter), ScalarType::Float);
   const float* data = static_cast<const float*>(parts.data_ptr());
   float* out = static_cast<float*>(sum.data_ptr());
   std::vector<float> column(channels);
@@ -148,15 +124,6 @@ inline Tensor unpack(const Tensor& parts, int64_t first, const Tensor& parameter
     for (int64_t e = 0; e < channels; ++e) out[e * columns + n] = column[e];
   }
   return torch::stable::to(sum, parameter.scalar_type());
-}
-
-template <size_t... I>
-auto as_tuple(const std::vector<Tensor>& tensors, std::index_sequence<I...>) {
-  return std::make_tuple(tensors[I]...);
-}
-template <size_t N>
-auto as_tuple(const std::vector<Tensor>& tensors) {
-  return as_tuple(tensors, std::make_index_sequence<N>());
 }
 
 }  // namespace mmvim

@@ -1,0 +1,60 @@
+// The compiled scans, and which of them serves a problem.
+
+#pragma once
+
+#include "launch.h"
+#include "scan_backward.h"
+#include "scan_forward.h"
+
+namespace mmvim::cuda {
+
+// Threads a channel and direction, by which compiled kernels differ. 16 states are what Vim has;
+// one kernel serves all other numbers.
+constexpr int kUsualStates = 16;
+constexpr int kOtherSplit = 8;
+
+// Splits that shall be used in place of the rule's, for tests and measurements; 0: the rule's.
+struct ForcedSplits {
+  int forward = 0, backward = 0;
+};
+ForcedSplits& forced_splits();
+
+// What one kernel would need for a problem.
+struct Candidate {
+  int split;
+  int64_t blocks;
+  int shared_bytes;
+  int blocks_at_once;  // on a multiprocessor, by registers
+};
+
+// Instructions of a thread for each token: so many for each of its states, for its share of what is
+// done once a channel, and in any case. Counted in what nvcc 13.0 compiled for sm_90 (the loops
+// exactly, the rest by eye); no GPU has confirmed that they predict times.
+struct Cost {
+  double state, channel, token;
+};
+constexpr Cost kForwardCost = {5.4, 56.0, 12.0};
+constexpr Cost kBackwardCost = {24.0, 150.0, 95.0};
+
+// The split whose kernel should take least time, or 0 if none fits into the device's shared memory.
+int choose_split(const Candidate* candidates, int count, int states, const Cost& cost,
+                 const Device& device);
+
+// The split for a problem. A block takes 64 / split channels.
+template <class T>
+int forward_split(const ForwardProblem& problem, const Device& device);
+template <class T>
+int backward_split(const BackwardProblem& problem, const Device& device);
+
+// Shared memory of a block; 0 where no kernel has this split.
+template <class T>
+int forward_shared_bytes(const ForwardProblem& problem, int split);
+template <class T>
+int backward_shared_bytes(const BackwardProblem& problem, int split);
+
+template <class T>
+void scan_forward(ForwardProblem problem, int split, const Device& device);
+template <class T>
+void scan_backward(BackwardProblem problem, int split, const Device& device);
+
+}  // namespace mmvim::cuda

@@ -1,0 +1,327 @@
+// The scan operators on a GPU: mmvim_ops.library has their schemas and says what the arguments are.
+
+#include "parameter_grads.h"
+#include "scan_kernels.h"
+#include "tensors.h"
+
+namespace mmvim::cuda {
+namespace {
+
+// The tensors of one direction, in the types that the kernels read; they outlive the launch.
+struct Inputs {
+  RowsOf u;
+  std::optional<RowsOf> delta, dbl, B, C;
+  Parameter A, dt_weight, D, bias;
+};
+
+// What both operators are made of.
+struct Scans {
+  ScalarType type;
+  Problem problem;
+  std::vector<Inputs> inputs;
+  std::optional<RowsOf> z;
+
+  void finish_problem(int64_t chunk) {
+    STD_TORCH_CHECK(chunk >= 1, "chunk must be at least 1");
+    Problem& p = problem;
+    STD_TORCH_CHECK(p.length < INT32_MAX && p.all_channels() < INT32_MAX,
+                    "the CUDA kernels take less than 2^31 tokens and channels");
+    STD_TORCH_CHECK(p.states <= kMostStates && p.rank <= kMostRank,
+                    "the CUDA kernels take up to ", kMostStates, " states and ", kMostRank,
+                    " dt columns, got ", p.states, " and ", p.rank, "; use backend='chunked'");
+    STD_TORCH_CHECK(chunk % kTile == 0 || chunk >= p.length,
+                    "the CUDA kernels take a chunk that is a multiple of ", kTile,
+                    " or covers all tokens, got ", chunk);
+    p.tiles = static_cast<int>(ceil_div(p.length, int64_t{kTile}));
+    p.tiles_a_chunk = static_cast<int>(ceil_div(std::min(chunk, p.length), int64_t{kTile}));
+    p.directions = static_cast<int>(inputs.size());
+    for (int d = 0; d < p.directions; ++d) {
+      const Inputs& from = inputs[d];
+      Direction& scan = p.scans[d];
+      scan.u = from.u.rows(0, p.channels);
+      if (from.dbl) {
+        scan.dt = from.dbl->rows();
+        scan.B = from.dbl->rows(p.rank);
+        scan.C = from.dbl->rows(p.rank + p.states);
+      } else {
+        scan.delta = from.delta->rows(0, p.channels);
+        scan.B = from.B->rows();
+        scan.C = from.C->rows();
+      }
+      scan.A = from.A.data();
+      scan.dt_weight = from.dt_weight.data();
+      scan.D = from.D.data();
+      scan.bias = from.bias.data();
+    }
+    if (z) p.z = z->rows(0, p.channels);
+  }
+
+  Tensor new_checkpoints(const Tensor& like) const {
+    const Problem& p = problem;
+    const int64_t chunks = ceil_div(p.tiles, p.tiles_a_chunk);
+    return torch::stable::new_empty(
+        like, Sizes{chunks, p.batch, int64_t{p.groups} * p.directions, p.states, p.channels},
+        ScalarType::Float);
+  }
+  // Two directions meet: (B, L, E) of what the first at a tile leaves for the second.
+  Tensor new_partial(const Tensor& like) const {
+    if (problem.directions == 1) return nothing(like);
+    return torch::stable::new_empty(
+        like, Sizes{problem.batch, problem.length, problem.all_channels()}, ScalarType::Float);
+  }
+};
+
+struct ForwardResult {
+  Tensor out, last_state, checkpoints;
+};
+
+ForwardResult run_forward(const Scans& scans, const Tensor& lead, bool want_last_state) {
+  const OnDeviceOf on(lead);
+  ForwardProblem p;
+  static_cast<Problem&>(p) = scans.problem;
+  const Tensor out = new_contiguous(lead, scans.type), partial = scans.new_partial(lead);
+  ForwardResult result = {out, nothing(lead), scans.new_checkpoints(lead)};
+  if (want_last_state) {
+    result.last_state = torch::stable::new_empty(
+        lead, Sizes{p.batch, p.all_channels(), p.states}, ScalarType::Float);
+    p.last_state = floats(result.last_state);
+  }
+  p.out = RowsOf(out, scans.type).rows();
+  p.checkpoints = floats(result.checkpoints);
+  p.partial = p.directions == 2 ? floats(partial) : nullptr;
+  with_type(scans.type, [&](auto value) {
+    using T = decltype(value);
+    scan_forward<T>(p, forward_split<T>(p, on.device()), on.device());
+  });
+  result.out = torch::stable::to(out, lead.scalar_type());
+  return result;
+}
+
+// Rows of gradients that channels share, summed over blocks: (parts, B, L, groups, columns).
+class SharedGrads {
+ public:
+  SharedGrads(const Scans& scans, const Tensor& lead, int64_t columns, int64_t parts, bool atomic) {
+    const Problem& p = scans.problem;
+    const Sizes sizes = {atomic ? 1 : parts, p.batch, p.length, p.groups, columns};
+    tensor_ = atomic ? torch::stable::new_zeros(lead, sizes, ScalarType::Float)
+                     : torch::stable::new_empty(lead, sizes, ScalarType::Float);
+    sums_ = {floats(*tensor_), p.length * p.groups * columns, p.groups * columns, columns,
+             p.batch * p.length * p.groups * columns};
+  }
+  RowSums from(int64_t column) const {
+    RowSums sums = sums_;
+    sums.data += column;
+    return sums;
+  }
+  // In the shape and type of the input.
+  Tensor like(const Tensor& input) const {
+    const Tensor sum = tensor_->size(0) == 1 ? torch::stable::select(*tensor_, 0, 0)
+                                             : torch::stable::sum(*tensor_, Sizes{0});
+    return torch::stable::to(torch::stable::view(sum, sizes_of(input)), input.scalar_type());
+  }
+
+ private:
+  OptionalTensor tensor_;
+  RowSums sums_;
+};
+
+struct BackwardResult {
+  std::vector<Tensor> u, parameters;  // one a direction; parameters: to be summed over sequences
+  std::vector<SharedGrads> shared;    // of dbl, one a direction; or of B and of C
+  OptionalTensor delta, z;
+};
+
+BackwardResult run_backward(const Scans& scans, const Tensor& lead, const Tensor& grad_out,
+                            const OptionalTensor& grad_last_state, const Tensor& checkpoints,
+                            bool want_delta, bool want_z, bool deterministic) {
+  const OnDeviceOf on(lead);
+  BackwardResult result;
+  BackwardProblem p;
+  static_cast<Problem&>(p) = scans.problem;
+  const RowsOf grad(grad_out, scans.type);
+  const Tensor saved = torch::stable::contiguous(checkpoints);
+  const Parameter last(grad_last_state);
+  const Tensor partial = scans.new_partial(lead);
+  p.grad_out = grad.rows(0, p.channels);
+  p.grad_last_state = last.data();
+  p.checkpoints = floats(saved);
+  p.partial = p.directions == 2 ? floats(partial) : nullptr;
+  if (want_z) {
+    result.z = new_contiguous(lead, scans.type);
+    p.grad_z = RowsOf(*result.z, scans.type).rows();
+  }
+  if (want_delta) {
+    result.delta = new_contiguous(lead, scans.type);
+    p.grads[0].delta = RowsOf(*result.delta, scans.type).rows();
+  }
+  const int64_t rows = p.states + p.rank + 2;
+  for (int d = 0; d < p.directions; ++d) {
+    result.u.push_back(new_contiguous(lead, scans.type));
+    p.grads[d].u = RowsOf(result.u[d], scans.type).rows();
+    result.parameters.push_back(torch::stable::new_empty(
+        lead, Sizes{p.batch, rows, p.all_channels()}, ScalarType::Float));
+    p.grads[d].parameters = floats(result.parameters[d]);
+  }
+  with_type(scans.type, [&](auto value) {
+    using T = decltype(value);
+    const int split = backward_split<T>(p, on.device());
+    const int64_t parts = ceil_div(int64_t{p.channels}, int64_t{64 / split});
+    p.atomic = parts > 1 && !deterministic;
+    for (int d = 0; d < p.directions; ++d) {
+      ScanGrads& grads = p.grads[d];
+      if (p.rank > 0) {
+        result.shared.emplace_back(scans, lead, p.rank + 2 * p.states, parts, p.atomic);
+        const SharedGrads& dbl = result.shared.back();
+        grads.dt = dbl.from(0);
+        grads.B = dbl.from(p.rank);
+        grads.C = dbl.from(p.rank + p.states);
+      } else {
+        for (RowSums* sums : {&grads.B, &grads.C}) {
+          result.shared.emplace_back(scans, lead, p.states, parts, p.atomic);
+          *sums = result.shared.back().from(0);
+        }
+      }
+    }
+    scan_backward<T>(p, split, on.device());
+  });
+  return result;
+}
+
+Scans selective(const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B,
+                const Tensor& C, const OptionalTensor& D, const OptionalTensor& z,
+                const OptionalTensor& delta_bias, bool softplus, bool reverse, int64_t groups,
+                int64_t chunk) {
+  CommonType common(u);
+  for (const Tensor* each : {&delta, &B, &C}) common.include(*each);
+  common.include(z);
+  Scans scans{common.type(), {}, {}, std::nullopt};
+  const ScalarType type = scans.type;
+  Problem& p = scans.problem;
+  p.batch = u.size(0);
+  p.length = u.size(1);
+  p.groups = static_cast<int>(groups);
+  p.channels = static_cast<int>(u.size(2) / groups);
+  p.states = static_cast<int>(A.size(1));
+  p.softplus = softplus;
+  p.scans[0].reverse = reverse;
+  scans.inputs.push_back({RowsOf(u, type), RowsOf(delta, type), std::nullopt, RowsOf(B, type),
+                          RowsOf(C, type), Parameter(A), Parameter(), Parameter(D),
+                          Parameter(delta_bias)});
+  if (z) scans.z.emplace(*z, type);
+  scans.finish_problem(chunk);
+  return scans;
+}
+
+std::tuple<Tensor, Tensor, Tensor> selective_scan(
+    const Tensor u, const Tensor delta, const Tensor A, const Tensor B, const Tensor C,
+    const OptionalTensor D, const OptionalTensor z, const OptionalTensor delta_bias,
+    bool delta_softplus, bool reverse, int64_t groups, int64_t chunk) {
+  const Scans scans = selective(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse,
+                                groups, chunk);
+  const ForwardResult result = run_forward(scans, u, true);
+  return {result.out, result.last_state, result.checkpoints};
+}
+
+auto selective_scan_backward(const Tensor grad_out, const OptionalTensor grad_last_state,
+                             const Tensor u, const Tensor delta, const Tensor A, const Tensor B,
+                             const Tensor C, const OptionalTensor D, const OptionalTensor z,
+                             const OptionalTensor delta_bias, const Tensor checkpoints,
+                             bool delta_softplus, bool reverse, int64_t groups, int64_t chunk,
+                             const std::vector<bool> needs, bool deterministic) {
+  const Scans scans = selective(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse,
+                                groups, chunk);
+  const BackwardResult result = run_backward(scans, u, grad_out, grad_last_state, checkpoints,
+                                             needs[1], needs[6] && z, deterministic);
+  std::vector<Tensor> grads = nothings(8, u);
+  if (needs[0]) grads[0] = torch::stable::to(result.u[0], u.scalar_type());
+  if (needs[1]) grads[1] = torch::stable::to(*result.delta, delta.scalar_type());
+  if (needs[3]) grads[3] = result.shared[0].like(B);
+  if (needs[4]) grads[4] = result.shared[1].like(C);
+  if (needs[6] && z) grads[6] = torch::stable::to(*result.z, z->scalar_type());
+  sum_parameters(result.parameters[0], {&A, D ? &*D : nullptr, delta_bias ? &*delta_bias : nullptr},
+                 {needs[2] ? &grads[2] : nullptr, needs[5] && D ? &grads[5] : nullptr,
+                  needs[7] && delta_bias ? &grads[7] : nullptr},
+                 {scans.problem.states, 1, 1});
+  return as_tuple<8>(grads);
+}
+
+Scans bidirectional(const Tensor& x_f, const Tensor& x_b, const Tensor& dbl_f, const Tensor& dbl_b,
+                    const Tensor& dt_w_f, const Tensor& dt_w_b, const Tensor& dt_b_f,
+                    const Tensor& dt_b_b, const Tensor& A_f, const Tensor& A_b, const Tensor& D_f,
+                    const Tensor& D_b, const Tensor& z, double scale, int64_t chunk) {
+  CommonType common(x_f);
+  for (const Tensor* each : {&x_b, &dbl_f, &dbl_b, &z}) common.include(*each);
+  Scans scans{common.type(), {}, {}, std::nullopt};
+  const ScalarType type = scans.type;
+  Problem& p = scans.problem;
+  p.batch = x_f.size(0);
+  p.length = x_f.size(1);
+  p.channels = static_cast<int>(x_f.size(2));
+  p.states = static_cast<int>(A_f.size(1));
+  p.rank = static_cast<int>(dt_w_f.size(1));
+  p.scale = static_cast<float>(scale);
+  p.softplus = true;
+  p.scans[1].reverse = true;
+  const auto add = [&](const Tensor& x, const Tensor& dbl, const Tensor& A, const Tensor& dt_w,
+                       const Tensor& D, const Tensor& bias) {
+    scans.inputs.push_back({RowsOf(x, type), std::nullopt, RowsOf(dbl, type), std::nullopt,
+                            std::nullopt, Parameter(A), Parameter(dt_w), Parameter(D),
+                            Parameter(bias)});
+  };
+  add(x_f, dbl_f, A_f, dt_w_f, D_f, dt_b_f);
+  add(x_b, dbl_b, A_b, dt_w_b, D_b, dt_b_b);
+  scans.z.emplace(z, type);
+  scans.finish_problem(chunk);
+  return scans;
+}
+
+std::tuple<Tensor, Tensor> bidirectional_selective_scan(
+    const Tensor x_f, const Tensor x_b, const Tensor dbl_f, const Tensor dbl_b,
+    const Tensor dt_w_f, const Tensor dt_w_b, const Tensor dt_b_f, const Tensor dt_b_b,
+    const Tensor A_f, const Tensor A_b, const Tensor D_f, const Tensor D_b, const Tensor z,
+    double scale, int64_t chunk) {
+  const Scans scans = bidirectional(x_f, x_b, dbl_f, dbl_b, dt_w_f, dt_w_b, dt_b_f, dt_b_b, A_f,
+                                    A_b, D_f, D_b, z, scale, chunk);
+  const ForwardResult result = run_forward(scans, x_f, false);
+  return {result.out, result.checkpoints};
+}
+
+auto bidirectional_selective_scan_backward(
+    const Tensor grad_out, const Tensor x_f, const Tensor x_b, const Tensor dbl_f,
+    const Tensor dbl_b, const Tensor dt_w_f, const Tensor dt_w_b, const Tensor dt_b_f,
+    const Tensor dt_b_b, const Tensor A_f, const Tensor A_b, const Tensor D_f, const Tensor D_b,
+    const Tensor z, const Tensor checkpoints, double scale, int64_t chunk,
+    const std::vector<bool> needs, bool deterministic) {
+  const Scans scans = bidirectional(x_f, x_b, dbl_f, dbl_b, dt_w_f, dt_w_b, dt_b_f, dt_b_b, A_f,
+                                    A_b, D_f, D_b, z, scale, chunk);
+  const BackwardResult result = run_backward(scans, x_f, grad_out, std::nullopt, checkpoints,
+                                             false, needs[12], deterministic);
+  const Tensor* xs[] = {&x_f, &x_b};
+  const Tensor* dbls[] = {&dbl_f, &dbl_b};
+  const std::vector<const Tensor*> parameters[] = {{&A_f, &dt_w_f, &D_f, &dt_b_f},
+                                                   {&A_b, &dt_w_b, &D_b, &dt_b_b}};
+  const int places[] = {8, 4, 10, 6};  // of the forward scan's; the reverse scan's follow
+  std::vector<Tensor> grads = nothings(13, x_f);
+  for (int d = 0; d < 2; ++d) {
+    if (needs[d]) grads[d] = torch::stable::to(result.u[d], xs[d]->scalar_type());
+    if (needs[2 + d]) grads[2 + d] = result.shared[d].like(*dbls[d]);
+    std::vector<Tensor*> wanted;
+    for (int place : places) wanted.push_back(needs[place + d] ? &grads[place + d] : nullptr);
+    sum_parameters(result.parameters[d], parameters[d], wanted,
+                   {scans.problem.states, scans.problem.rank, 1, 1});
+  }
+  if (needs[12]) grads[12] = torch::stable::to(*result.z, z.scalar_type());
+  return as_tuple<13>(grads);
+}
+
+}  // namespace
+
+MMVIM_IMPLEMENT(m) {
+  m.impl("selective_scan", TORCH_BOX(&selective_scan));
+  m.impl("selective_scan_backward", TORCH_BOX(&selective_scan_backward));
+  m.impl("bidirectional_selective_scan", TORCH_BOX(&bidirectional_selective_scan));
+  m.impl("bidirectional_selective_scan_backward",
+         TORCH_BOX(&bidirectional_selective_scan_backward));
+}
+
+}  // namespace mmvim::cuda

@@ -1,0 +1,151 @@
+// Between torch's tensors and the kernels' plain pointers: number types, views, parameters, and the
+// device and stream to run on.
+
+#pragma once
+
+#include <torch/csrc/stable/accelerator.h>
+
+#include "../stable.h"
+#include "launch.h"
+#include "scan.h"
+
+#ifdef MMVIM_EMULATE
+// The same operators on the host, under another name: their schemas are the tests'.
+#define MMVIM_IMPLEMENT(m) STABLE_TORCH_LIBRARY_IMPL(mmvim_emulated, CPU, m)
+#else
+#define MMVIM_IMPLEMENT(m) STABLE_TORCH_LIBRARY_IMPL(mmvim, CUDA, m)
+// Weak, because torch's CPU libraries do not have it; there are no CUDA tensors with them either.
+extern "C" __attribute__((weak)) int32_t aoti_torch_get_current_cuda_stream(int32_t device,
+                                                                            void** stream);
+#endif
+
+namespace mmvim::cuda {
+
+// Makes the device of a tensor the current one while it lives.
+class OnDeviceOf {
+ public:
+  explicit OnDeviceOf(const Tensor& tensor)
+#ifdef MMVIM_EMULATE
+  {
+    (void)tensor;
+    device_.multiprocessors = 132;
+    device_.shared_bytes = 227 * 1024;
+  }
+#else
+      : guard_(tensor.get_device_index()) {
+    const int index = tensor.get_device_index();
+    // The guard tells torch's CUDA runtime; this library has one of its own.
+    check(cudaSetDevice(index), "choosing the device");
+    check(cudaDeviceGetAttribute(&device_.multiprocessors, cudaDevAttrMultiProcessorCount, index),
+          "asking for the number of multiprocessors");
+    check(cudaDeviceGetAttribute(&device_.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin,
+                                 index),
+          "asking for the size of shared memory");
+    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(index, &device_.stream) == 0,
+                    "torch did not name the current CUDA stream");
+  }
+#endif
+  const Device& device() const { return device_; }
+
+ private:
+#ifndef MMVIM_EMULATE
+  torch::stable::accelerator::DeviceGuard guard_;
+#endif
+  Device device_;
+};
+
+// The type that all activations are read in: their own, or float32 where they differ.
+class CommonType {
+ public:
+  explicit CommonType(const Tensor& lead) : type_(lead.scalar_type()) { check(type_); }
+  void include(const Tensor& tensor) {
+    check(tensor.scalar_type());
+    if (tensor.scalar_type() != type_) type_ = ScalarType::Float;
+  }
+  void include(const OptionalTensor& tensor) {
+    if (tensor) include(*tensor);
+  }
+  ScalarType type() const { return type_; }
+
+ private:
+  static void check(ScalarType type) {
+    STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16 ||
+                        type == ScalarType::Half,
+                    "the CUDA kernels take float32, bfloat16 and float16; convert the inputs, or "
+                    "use backend='chunked'");
+  }
+  ScalarType type_;
+};
+
+// Calls `body` with a value of the kernels' type for torch's.
+template <class Body>
+auto with_type(ScalarType type, const Body& body) {
+  switch (type) {
+    case ScalarType::Float: return body(float{});
+    case ScalarType::BFloat16: return body(BFloat16{});
+    default: return body(Half{});
+  }
+}
+
+inline int64_t size_of(ScalarType type) { return type == ScalarType::Float ? 4 : 2; }
+
+inline int64_t largest_divisor_of_16(int64_t number) {
+  int64_t divisor = 16;
+  while (number % divisor != 0) divisor /= 2;
+  return divisor;
+}
+
+// A tensor of rows (B, L, ..., columns) in a type, with adjacent columns: the given one where it is
+// like that, else a copy.
+class RowsOf {
+ public:
+  RowsOf(const Tensor& given, ScalarType type) : tensor_(torch::stable::to(given, type)) {
+    const int last = static_cast<int>(tensor_.dim()) - 1;
+    if (tensor_.stride(last) != 1 && tensor_.size(last) > 1)
+      tensor_ = torch::stable::contiguous(tensor_);
+  }
+
+  const Tensor& tensor() const { return tensor_; }
+
+  // Columns from `first` on. Blocks begin at multiples of `channels` where groups of so many are
+  // adjacent columns; (B, L, groups, columns) has groups of its own.
+  Rows rows(int64_t first = 0, int64_t channels = 0) const {
+    const int64_t size = size_of(tensor_.scalar_type());
+    Rows rows;
+    rows.data = static_cast<char*>(tensor_.data_ptr()) + first * size;
+    rows.sequence = tensor_.stride(0) * size;
+    rows.token = tensor_.stride(1) * size;
+    rows.group = tensor_.dim() == 4 ? tensor_.stride(2) * size : channels * size;
+    const int64_t address = reinterpret_cast<intptr_t>(rows.data);
+    // Strides of dimensions with one entry say nothing.
+    rows.alignment = static_cast<int>(largest_divisor_of_16(
+        address | (tensor_.size(0) > 1 ? rows.sequence : 0) |
+        (tensor_.size(1) > 1 ? rows.token : 0) | rows.group));
+    return rows;
+  }
+
+ private:
+  Tensor tensor_;
+};
+
+// A parameter as the kernels read it: float32, contiguous.
+class Parameter {
+ public:
+  Parameter() = default;
+  explicit Parameter(const OptionalTensor& given) {
+    if (given) tensor_ = torch::stable::contiguous(torch::stable::to(*given, ScalarType::Float));
+  }
+  const float* data() const {
+    return tensor_ ? static_cast<const float*>(tensor_->data_ptr()) : nullptr;
+  }
+
+ private:
+  OptionalTensor tensor_;
+};
+
+inline Tensor new_contiguous(const Tensor& like, ScalarType type) {
+  return torch::stable::new_empty(like, sizes_of(like), type);
+}
+inline float* floats(const Tensor& tensor) { return static_cast<float*>(tensor.data_ptr()); }
+
+}  // namespace mmvim::cuda

@@ -1,0 +1,135 @@
+"""What was compiled of the CUDA kernels: registers, spills, and on which devices they run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mmvim_ops import build as building
+from mmvim_ops import library, native
+
+PTXAS = """ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function '_Z5twicePf' for 'sm_90'
+ptxas info    : Function properties for _Z5twicePf
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 10 registers, used 0 barriers
+ptxas info    : Compiling entry function '_Z6thricePf' for 'sm_80'
+ptxas info    : Function properties for _Z6thricePf
+    16 bytes stack frame, 12 bytes spill stores, 20 bytes spill loads
+ptxas info    : Used 255 registers, used 1 barriers, 16 bytes cumulative stack size
+"""
+
+
+@pytest.fixture
+def kernels() -> list[dict[str, Any]]:
+    """What the sidecar says of each kernel."""
+    cuda = native.info().get('cuda')
+    if cuda is None:
+        pytest.skip(f'no CUDA kernels: {native.cuda_problem()}')
+    found: list[dict[str, Any]] = cuda['kernels']
+    return found
+
+
+def test_what_ptxas_says(tmp_path: Path) -> None:
+    log = tmp_path / 'kernels.cu.o.log'
+    log.write_text(PTXAS)
+    assert building._kernel_resources([log]) == [
+        dict(kernel='_Z5twicePf', arch='sm_90', registers=10, spilled_bytes=0),
+        dict(kernel='_Z6thricePf', arch='sm_80', registers=255, spilled_bytes=32),
+    ]
+
+
+def test_no_kernel_spills(kernels: list[dict[str, Any]]) -> None:
+    """No instance on any architecture that this library was compiled for."""
+    passes = ('ScanForward', 'ScanBackward', 'ConvForward', 'ConvBackward')
+    for name in passes:
+        assert any(name in kernel['kernel'] for kernel in kernels), name
+    assert not [kernel for kernel in kernels if kernel['spilled_bytes'] > 0]
+
+
+def test_kernels_of_every_architecture(kernels: list[dict[str, Any]]) -> None:
+    """Each has all of them, machine code or not: PTX is compiled by the driver."""
+    archs = [arch for arch in native.info()['cuda']['archs'] if arch.startswith('sm_')]
+    names = {kernel['kernel'] for kernel in kernels}
+    for arch in archs:
+        assert {kernel['kernel'] for kernel in kernels if kernel['arch'] == arch} == names
+
+
+def test_the_list_of_kernels(kernels: list[dict[str, Any]]) -> None:
+    """One readable line each; the scans with the shared memory of a block."""
+    result = subprocess.run(
+        [sys.executable, '-m', 'mmvim_ops', '--kernels'], capture_output=True, text=True, check=True
+    )
+    lines = result.stdout.splitlines()
+    assert len(lines) == 2 + len(kernels)
+    scan = next(line for line in lines if 'ScanForward<Shape<BFloat16, 16, 4, false>' in line)
+    arch, registers, shared, spilled = scan.split()[:4]
+    assert arch.startswith('sm_') and 0 < int(registers) <= 255 and int(spilled) == 0
+    assert int(shared) == native.shared_bytes(False, 2, 4, 16, 12)
+
+
+@pytest.mark.usefixtures('kernels')
+def test_every_operator_has_cuda_kernels() -> None:
+    """Registered without a driver, and not for the operators that are pure torch by name."""
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    for name in library._OPERATORS:
+        assert has(f'mmvim::{name}', 'CUDA') and has(f'mmvim::{name}_backward', 'CUDA'), name
+    assert not has('mmvim::chunked_selective_scan', 'CUDA')
+
+
+@pytest.mark.usefixtures('kernels')
+def test_shared_memory_fits() -> None:
+    """A kernel of each pass fits into what a block may have on the smallest of GPUs, 99 KiB."""
+    for backward, splits in ((False, (1, 2, 4, 8, 16)), (True, (4, 8, 16))):
+        for number_bytes in (2, 4):
+            for rank in (12, 24, 48):
+                needed = [native.shared_bytes(backward, number_bytes, s, 16, rank) for s in splits]
+                assert min(needed) <= 99 * 1024, (backward, number_bytes, rank)
+    assert native.shared_bytes(True, 2, 2, 16, 12) == 0  # no such kernel
+
+
+def test_forcing_a_split(kernels: list[dict[str, Any]]) -> None:
+    with pytest.raises(ValueError, match='forward=3, backward=0: valid are 1, 2, 4, 8, 16 and 4'):
+        native.force_splits(forward=3)
+    native.force_splits(4, 8)
+    native.force_splits()
+
+
+@pytest.mark.parametrize(
+    ('arch', 'runs', 'does_not'),
+    [
+        ('sm_80', [(8, 0), (8, 6), (8, 9)], [(7, 5), (9, 0), (10, 0)]),
+        ('sm_86', [(8, 6), (8, 9)], [(8, 0), (9, 0)]),
+        ('sm_90', [(9, 0)], [(8, 9), (10, 0), (12, 0)]),
+        ('sm_90a', [(9, 0)], [(10, 0)]),
+        ('sm_100f', [(10, 0), (10, 3)], [(12, 0), (9, 0)]),
+        ('compute_90', [(9, 0), (10, 0), (12, 0)], [(8, 9)]),
+        ('compute_120', [(12, 0), (12, 1)], [(10, 0)]),
+    ],
+)
+def test_where_code_runs(
+    arch: str, runs: list[tuple[int, int]], does_not: list[tuple[int, int]]
+) -> None:
+    """Machine code within a major version, PTX on everything later."""
+    assert all(native._runs_on(arch, capability) for capability in runs)
+    assert not any(native._runs_on(arch, capability) for capability in does_not)
+
+
+@pytest.mark.usefixtures('kernels')
+def test_a_device_without_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reason names the variable that helps."""
+    monkeypatch.setattr(torch.version, 'cuda', '13.0')
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device=None: (7, 5))
+    library = type('Library', (), {'mmvim_cuda_knows_streams': staticmethod(lambda: True)})
+    monkeypatch.setattr(native, '_library', library)
+    problem = native.cuda_problem()
+    assert problem is not None
+    assert 'has compute capability 7.5' in problem and 'TORCH_CUDA_ARCH_LIST=7.5' in problem
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device=None: (9, 0))
+    assert native.cuda_problem() is None

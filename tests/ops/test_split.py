@@ -1,0 +1,73 @@
+"""The rule that shares the threads of a scan out among states and channels."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+# The forward and the backward kernels of 16 states.
+FAMILIES = [(1, 2, 4, 8, 16), (4, 8, 16)]
+families = pytest.mark.parametrize('splits', FAMILIES, ids=['forward', 'backward'])
+H200 = 132
+CHANNELS = [1, 3, 64, 192, 384, 1536, 3072, 6144, 12288, 49152, 10**6, 10**9, 10**12]
+
+
+def choose(
+    emulation: Any,
+    splits: Sequence[int],
+    channels: int,
+    shared_bytes: Sequence[int] | None = None,
+    states: int = 16,
+    multiprocessors: int = H200,
+    limit: int = 227 * 1024,
+) -> int:
+    """The split that the rule takes for so many channels of all sequences."""
+    array = ctypes.c_int * len(splits)
+    given = array(*(shared_bytes or [1000] * len(splits)))
+    chosen: int = emulation.c.mmvim_cuda_choose_split(
+        *(1 not in splits, array(*splits), given, len(splits)),
+        *(channels, states, multiprocessors, limit),
+    )
+    return chosen
+
+
+@families
+@pytest.mark.parametrize('multiprocessors', [1, 16, 108, 132, 148])
+def test_more_channels_never_take_more_threads(
+    splits: Sequence[int], multiprocessors: int, emulation: Any
+) -> None:
+    """Of numbers that leave no multiprocessor with a block more than another, or all but idle ones.
+
+    With a remainder, smaller blocks may share the work out more evenly.
+    """
+    chosen = [
+        choose(emulation, splits, 4 * multiprocessors * 2**step, multiprocessors=multiprocessors)
+        for step in range(20)
+    ]
+    assert chosen == sorted(chosen, reverse=True)
+    assert chosen[0] == 16 and chosen[-1] == splits[0]
+
+
+@families
+def test_few_channels_take_many_threads(splits: Sequence[int], emulation: Any) -> None:
+    """A sequence of the tiny model on an H200, which has far more multiprocessors than blocks."""
+    for channels in (1, 64, 384):
+        assert choose(emulation, splits, channels) == 16
+
+
+@families
+def test_the_order_of_candidates_does_not_matter(splits: Sequence[int], emulation: Any) -> None:
+    for channels in CHANNELS:
+        assert choose(emulation, splits, channels) == choose(emulation, splits[::-1], channels)
+
+
+@families
+def test_what_does_not_fit_is_never_chosen(splits: Sequence[int], emulation: Any) -> None:
+    for channels in CHANNELS:
+        for fitting in splits:
+            sizes = [1000 if split == fitting else 1001 for split in splits]
+            assert choose(emulation, splits, channels, sizes, limit=1000) == fitting
+        assert choose(emulation, splits, channels, limit=999) == 0
