@@ -2,10 +2,6 @@
 
 #pragma once
 
-#ifndef __CUDACC__
-#include <stdexcept>
-#endif
-
 #include "portable.h"
 
 namespace mmvim::cuda {
@@ -15,13 +11,9 @@ struct alignas(Count * sizeof(T)) Numbers {
   T at[Count];
 };
 
-// Numbers at an address that is a multiple of their size: where it is not, a GPU stops.
 template <class T, int Count>
 MMVIM_HD Numbers<T, Count>& numbers_at(char* address) {
-#ifndef __CUDACC__
-  if (reinterpret_cast<uintptr_t>(address) % sizeof(Numbers<T, Count>) != 0)
-    throw std::logic_error("numbers are read or written at an address they cannot be at");
-#endif
+  require_aligned(address, sizeof(Numbers<T, Count>));
   return *reinterpret_cast<Numbers<T, Count>*>(address);
 }
 

@@ -13,6 +13,7 @@
 #define MMVIM_UNROLL_BY(count) MMVIM_PRAGMA(unroll count)
 #define MMVIM_PRAGMA(text) _Pragma(#text)
 #else
+#include <stdexcept>
 #include <vector>
 #define MMVIM_HD inline
 #define MMVIM_UNROLL
@@ -24,6 +25,16 @@ namespace mmvim::cuda {
 template <class Integer>
 MMVIM_HD Integer ceil_div(Integer a, Integer b) {
   return (a + b - 1) / b;
+}
+
+// What is read or written at once has to lie at a multiple of its size: elsewhere, a GPU stops.
+MMVIM_HD void require_aligned(const void* address, int bytes) {
+#ifndef __CUDACC__
+  if (reinterpret_cast<uintptr_t>(address) % bytes != 0)
+    throw std::logic_error("memory is read or written at once where its address does not allow it");
+#else
+  (void)address, (void)bytes;
+#endif
 }
 
 // --- numbers ---
@@ -99,10 +110,12 @@ struct alignas(Count < 4 ? Count * 4 : 16) Floats {
 
 template <int Count>
 MMVIM_HD Floats<Count> load(const float* from) {
+  require_aligned(from, alignof(Floats<Count>));
   return *reinterpret_cast<const Floats<Count>*>(from);
 }
 template <int Count>
 MMVIM_HD void store(float* to, const Floats<Count>& floats) {
+  require_aligned(to, alignof(Floats<Count>));
   *reinterpret_cast<Floats<Count>*>(to) = floats;
 }
 
@@ -217,6 +230,8 @@ MMVIM_HD void copy_async(void* to, const void* from, bool given) {
                  "n"(Bytes), "r"(size));
   }
 #elif !defined(__CUDACC__)
+  require_aligned(to, Bytes);
+  if (given) require_aligned(from, Bytes);
   pending_copies->push_back({to, from, Bytes, given});
 #endif
 }

@@ -322,7 +322,7 @@ struct ScanBackward {
     template <int First>
     MMVIM_HD void sweep(const Thread<Shape>& at, Registers& own, int sweep) const {
       const Space<Shape> space = this->space(at);
-      float grad_A[kOwn] = {};  // of these tokens alone: a sum of all in one chain would lose digits
+      float grad_A[kOwn] = {};  // of these tokens: all of them in one chain would lose digits
       MMVIM_UNROLL
       for (int i = kShare - 1; i >= 0; --i) {
         const int t = First + i, slot = sweep * kSweep + t;

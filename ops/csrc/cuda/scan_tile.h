@@ -212,6 +212,7 @@ struct RowsAhead {
   static MMVIM_HD Four<T> read_four(const Rows& rows, const char* from, int columns) {
     Four<T> four = {};
     if (columns >= 4 && rows.alignment >= static_cast<int>(sizeof(four))) {
+      require_aligned(from, sizeof(four));
       four = *reinterpret_cast<const Four<T>*>(from);
     } else {
       MMVIM_UNROLL
