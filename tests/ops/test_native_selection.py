@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 import mmvim_ops
-from mmvim_ops import chunked, native
+from mmvim_ops import backends, chunked, fused, native
 
 Inputs = Callable[..., dict[str, Tensor]]
 pytestmark = pytest.mark.skipif(
@@ -150,3 +151,47 @@ def test_autocast_keeps_parameters_exact(
             for name, tensor in inputs.items():
                 assert results[0][f'grad of {name}'].dtype == tensor.dtype, name
             assert_close(*results, where=kernels.name)
+
+
+CUDA = torch.device('cuda', 0)
+
+
+@pytest.fixture
+def with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine whose GPU can run the kernels; nothing is called on it."""
+    monkeypatch.setattr(native, 'cuda_problem', lambda device=None: None)
+    monkeypatch.setattr(native, '_cuda_problems', {})
+
+
+@pytest.mark.usefixtures('with_cuda')
+def test_cuda_kernels_serve_cuda_tensors() -> None:
+    for name in ('auto', 'cuda'):
+        assert backends.select(name, CUDA, torch.bfloat16, states=32, rank=128) is fused
+        assert backends.select(name, CUDA, torch.float16) is fused
+    assert backends.select('auto', CUDA, torch.float64) is chunked
+    with pytest.raises(RuntimeError, match='no float64 kernels'):
+        backends.select('cuda', CUDA, torch.float64)
+    with pytest.raises(RuntimeError, match='needs CUDA tensors, and the inputs are on cpu'):
+        backends.select('cuda', torch.device('cpu'), torch.float32)
+
+
+@pytest.mark.usefixtures('with_cuda')
+@pytest.mark.parametrize(('states', 'rank'), [(33, 4), (16, 129)])
+def test_more_than_cuda_kernels_have_room_for(states: int, rank: int) -> None:
+    assert backends.select('auto', CUDA, torch.float32, states, rank) is chunked
+    with pytest.raises(RuntimeError, match=f'up to 32 states .* 128, got {states} and {rank}'):
+        backends.select('cuda', CUDA, torch.float32, states, rank)
+
+
+def test_without_cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By name an error; under auto one warning, for all calls on that device."""
+    monkeypatch.setattr(native, 'cuda_problem', lambda device=None: 'not built: no nvcc')
+    monkeypatch.setattr(native, '_cuda_problems', {})
+    monkeypatch.setattr(native, '_warned', set())
+    with pytest.raises(RuntimeError, match=r"backend='cuda' .*not built: no nvcc; try 'auto'"):
+        backends.select('cuda', CUDA, torch.float32)
+    with pytest.warns(UserWarning, match='runs without its CUDA kernels: not built: no nvcc'):
+        assert backends.select('auto', CUDA, torch.float32) is chunked
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert backends.select('auto', CUDA, torch.float32) is chunked
