@@ -19,6 +19,7 @@ from mmvim_ops.functional import (
     bidirectional_selective_scan,
     conv1d_silu,
     selective_scan,
+    vim_inner,
 )
 
 __all__ = [
@@ -31,4 +32,5 @@ __all__ = [
     'build_info',
     'conv1d_silu',
     'selective_scan',
+    'vim_inner',
 ]

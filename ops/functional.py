@@ -8,13 +8,22 @@ well, and the result is rounded once.
 
 from __future__ import annotations
 
-import math
 from typing import Literal, overload
 
-import torch
 from torch import Tensor
 
+from mmvim_ops import inner
 from mmvim_ops.backends import select
+from mmvim_ops.checks import (
+    check_conv,
+    check_flag,
+    check_scale,
+    check_scan,
+    check_shape,
+    check_sizes,
+    check_tensors,
+    given,
+)
 from mmvim_ops.precision import full_precision
 
 __all__ = [
@@ -23,58 +32,8 @@ __all__ = [
     'bidirectional_selective_scan',
     'conv1d_silu',
     'selective_scan',
+    'vim_inner',
 ]
-
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-def _check_tensors(lead: str, tensors: dict[str, Tensor]) -> None:
-    """Raise unless all are floating tensors on one device, and all or none of them float64."""
-    first = tensors[lead]
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f'{name} must be a Tensor, got {type(tensor).__name__}')
-        if tensor.dtype not in _DTYPES:
-            valid = 'float16, bfloat16, float32 or float64'
-            raise TypeError(f'{name} has dtype {tensor.dtype}; valid: {valid}')
-    for name, tensor in tensors.items():
-        if tensor.device != first.device:
-            raise ValueError(f'{name} is on {tensor.device} and {lead} on {first.device}; move one')
-        if (tensor.dtype == torch.float64) != (first.dtype == torch.float64):
-            raise TypeError(
-                f'{name} is {tensor.dtype} and {lead} {first.dtype}; float64 does not mix with '
-                'other dtypes: convert all inputs or none'
-            )
-
-
-def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...], letters: str) -> None:
-    if tuple(tensor.shape) != tuple(shape):
-        raise ValueError(
-            f'{name} has shape {tuple(tensor.shape)}; expected {letters} = {tuple(shape)}'
-        )
-
-
-def _check_sizes(name: str, tensor: Tensor, letters: str) -> None:
-    """Raise unless the tensor has one dimension a letter, none empty but the batch B."""
-    sizes = [letter.strip() for letter in letters.strip('()').split(',')]
-    if tensor.dim() != len(sizes):
-        raise ValueError(
-            f'{name} has {tensor.dim()} dimensions, shape {tuple(tensor.shape)}; expected {letters}'
-        )
-    for letter, size in zip(sizes, tensor.shape):
-        if letter != 'B' and size < 1:
-            raise ValueError(
-                f'{name} has shape {tuple(tensor.shape)}; expected {letters} with {letter} >= 1'
-            )
-
-
-def _check_flag(name: str, value: bool) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f'{name} must be True or False, got {value!r}')
-
-
-def _given(**tensors: Tensor | None) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 
 @overload
@@ -156,33 +115,33 @@ def selective_scan(
         ValueError: An argument has the wrong shape, device or value, or the backend is unknown.
         RuntimeError: The backend asked for cannot serve the call.
     """
-    tensors = _given(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
-    _check_tensors('u', tensors)
-    _check_flag('delta_softplus', delta_softplus)
-    _check_flag('reverse', reverse)
-    _check_flag('return_last_state', return_last_state)
-    _check_sizes('u', u, '(B, L, E)')
-    _check_sizes('A', A, '(E, N)')
+    tensors = given(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
+    check_tensors('u', tensors)
+    check_flag('delta_softplus', delta_softplus)
+    check_flag('reverse', reverse)
+    check_flag('return_last_state', return_last_state)
+    check_sizes('u', u, '(B, L, E)')
+    check_sizes('A', A, '(E, N)')
     batch, length, channels = u.shape
     if isinstance(groups, bool) or not isinstance(groups, int):
         raise TypeError(f'groups must be an int, got {groups!r}')
     if groups < 1 or channels % groups:
         raise ValueError(f'groups={groups} does not divide E={channels}; choose a divisor of E')
     states = A.shape[1]
-    _check_shape('delta', delta, (batch, length, channels), '(B, L, E)')
-    _check_shape('A', A, (channels, states), '(E, N)')
+    check_shape('delta', delta, (batch, length, channels), '(B, L, E)')
+    check_shape('A', A, (channels, states), '(E, N)')
     for name, tensor in (('B', B), ('C', C)):
         if groups == 1 and tensor.dim() == 3:
-            _check_shape(name, tensor, (batch, length, states), '(B, L, N)')
+            check_shape(name, tensor, (batch, length, states), '(B, L, N)')
         else:
             shape = (batch, length, groups, states)
-            _check_shape(name, tensor, shape, '(B, L, groups, N)')
+            check_shape(name, tensor, shape, '(B, L, groups, N)')
     if D is not None:
-        _check_shape('D', D, (channels,), '(E,)')
+        check_shape('D', D, (channels,), '(E,)')
     if z is not None:
-        _check_shape('z', z, (batch, length, channels), '(B, L, E)')
+        check_shape('z', z, (batch, length, channels), '(B, L, E)')
     if delta_bias is not None:
-        _check_shape('delta_bias', delta_bias, (channels,), '(E,)')
+        check_shape('delta_bias', delta_bias, (channels,), '(E,)')
 
     shape = (batch, length, groups, states)
     scan = select(backend, u.device, u.dtype, states).selective_scan
@@ -202,13 +161,6 @@ def selective_scan(
             return_last_state,
         )
     return result
-
-
-def _check_conv(x: Tensor, weight_name: str, weight: Tensor, bias_name: str, bias: object) -> None:
-    _check_sizes(weight_name, weight, '(E, W)')
-    _check_shape(weight_name, weight, (x.shape[2], weight.shape[1]), '(E, W)')
-    if isinstance(bias, Tensor):
-        _check_shape(bias_name, bias, (x.shape[2],), '(E,)')
 
 
 def conv1d_silu(
@@ -234,10 +186,10 @@ def conv1d_silu(
     Raises:
         TypeError, ValueError, RuntimeError: As :func:`selective_scan`.
     """
-    _check_tensors('x', _given(x=x, weight=weight, bias=bias))
-    _check_flag('reverse', reverse)
-    _check_sizes('x', x, '(B, L, E)')
-    _check_conv(x, 'weight', weight, 'bias', bias)
+    check_tensors('x', given(x=x, weight=weight, bias=bias))
+    check_flag('reverse', reverse)
+    check_sizes('x', x, '(B, L, E)')
+    check_conv(x, 'weight', weight, 'bias', bias)
     conv = select(backend, x.device, x.dtype).conv1d_silu
     with full_precision(x.device):
         out: Tensor = conv(x, weight, bias, reverse)
@@ -269,11 +221,11 @@ def bi_conv1d_silu(
     Raises:
         TypeError, ValueError, RuntimeError: As :func:`selective_scan`.
     """
-    _check_tensors('x', _given(x=x, w_f=w_f, b_f=b_f, w_b=w_b, b_b=b_b))
-    _check_sizes('x', x, '(B, L, E)')
-    _check_conv(x, 'w_f', w_f, 'b_f', b_f)
-    _check_conv(x, 'w_b', w_b, 'b_b', b_b)
-    _check_shape('w_b', w_b, tuple(w_f.shape), '(E, W)')
+    check_tensors('x', given(x=x, w_f=w_f, b_f=b_f, w_b=w_b, b_b=b_b))
+    check_sizes('x', x, '(B, L, E)')
+    check_conv(x, 'w_f', w_f, 'b_f', b_f)
+    check_conv(x, 'w_b', w_b, 'b_b', b_b)
+    check_shape('w_b', w_b, tuple(w_f.shape), '(E, W)')
     conv = select(backend, x.device, x.dtype).bi_conv1d_silu
     with full_precision(x.device):
         out: tuple[Tensor, Tensor] = conv(x, w_f, b_f, w_b, b_b)
@@ -299,10 +251,10 @@ def add_rms_norm(
     Raises:
         TypeError, ValueError, RuntimeError: As :func:`selective_scan`.
     """
-    _check_tensors('x', dict(x=x, added=added, weight=weight))
-    _check_sizes('x', x, '(B, L, C)')
-    _check_shape('added', added, tuple(x.shape), '(B, L, C)')
-    _check_shape('weight', weight, (x.shape[2],), '(C,)')
+    check_tensors('x', dict(x=x, added=added, weight=weight))
+    check_sizes('x', x, '(B, L, C)')
+    check_shape('added', added, tuple(x.shape), '(B, L, C)')
+    check_shape('weight', weight, (x.shape[2],), '(C,)')
     if isinstance(eps, bool) or not isinstance(eps, (int, float)) or eps < 0:
         raise ValueError(f'eps must be a number >= 0, got {eps!r}')
     normalise = select(backend, x.device, x.dtype).add_rms_norm
@@ -360,25 +312,19 @@ def bidirectional_selective_scan(
     """
     forward = dict(x_f=x_f, dbl_f=dbl_f, dt_w_f=dt_w_f, dt_b_f=dt_b_f, A_f=A_f, D_f=D_f)
     backward = dict(x_b=x_b, dbl_b=dbl_b, dt_w_b=dt_w_b, dt_b_b=dt_b_b, A_b=A_b, D_b=D_b)
-    _check_tensors('x_f', {**forward, **backward, 'z': z})
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)):
-        raise TypeError(f'scale must be a float, got {type(scale).__name__}')
-    if not -math.inf < scale < math.inf:  # isfinite does not trace with a symbolic float
-        raise ValueError(f'scale={scale} is not finite; 0.5 averages the directions, 1 sums them')
-    _check_sizes('x_f', x_f, '(B, L, E)')
-    _check_sizes('A_f', A_f, '(E, N)')
-    _check_sizes('dt_w_f', dt_w_f, '(E, R)')
+    check_tensors('x_f', {**forward, **backward, 'z': z})
+    check_scale(scale)
+    check_sizes('x_f', x_f, '(B, L, E)')
+    check_sizes('A_f', A_f, '(E, N)')
+    check_sizes('dt_w_f', dt_w_f, '(E, R)')
     batch, length, channels = x_f.shape
     states, rank = A_f.shape[1], dt_w_f.shape[1]
-    _check_shape('x_b', x_b, (batch, length, channels), '(B, L, E)')
-    _check_shape('z', z, (batch, length, channels), '(B, L, E)')
+    check_shape('x_b', x_b, (batch, length, channels), '(B, L, E)')
+    check_shape('z', z, (batch, length, channels), '(B, L, E)')
     for suffix, tensors in (('_f', forward), ('_b', backward)):
         dbl_shape = (batch, length, rank + 2 * states)
-        _check_shape(f'dbl{suffix}', tensors[f'dbl{suffix}'], dbl_shape, '(B, L, R + 2 N)')
-        _check_shape(f'dt_w{suffix}', tensors[f'dt_w{suffix}'], (channels, rank), '(E, R)')
-        _check_shape(f'dt_b{suffix}', tensors[f'dt_b{suffix}'], (channels,), '(E,)')
-        _check_shape(f'A{suffix}', tensors[f'A{suffix}'], (channels, states), '(E, N)')
-        _check_shape(f'D{suffix}', tensors[f'D{suffix}'], (channels,), '(E,)')
+        check_shape(f'dbl{suffix}', tensors[f'dbl{suffix}'], dbl_shape, '(B, L, R + 2 N)')
+        check_scan(suffix, tensors, channels, states, rank)
 
     scan = select(backend, x_f.device, x_f.dtype, states, rank).bidirectional_selective_scan
     with full_precision(x_f.device):
@@ -387,3 +333,85 @@ def bidirectional_selective_scan(
             *(A_f, A_b, D_f, D_b, z, scale),
         )
     return out
+
+
+def vim_inner(
+    x: Tensor,
+    z: Tensor,
+    w_f: Tensor,
+    b_f: Tensor | None,
+    w_b: Tensor,
+    b_b: Tensor | None,
+    x_w_f: Tensor,
+    x_w_b: Tensor,
+    dt_w_f: Tensor,
+    dt_w_b: Tensor,
+    dt_b_f: Tensor,
+    dt_b_b: Tensor,
+    A_f: Tensor,
+    A_b: Tensor,
+    D_f: Tensor,
+    D_b: Tensor,
+    scale: float = 0.5,
+    backend: str = 'auto',
+) -> Tensor:
+    """A Vim block between in_proj and out_proj (Vim, arXiv 2401.09417, algorithm 1).
+
+    ``x_f, x_b = bi_conv1d_silu(x)``, ``dbl_d = x_d x_w_d^T``, then
+    :func:`bidirectional_selective_scan` of all that. The product runs in the dtype of ``x``, under
+    autocast in autocast's. Training computes the convolutions again for the backward pass instead
+    of saving them, except with the backends 'reference' and 'mamba_ssm' and in a compiler.
+
+    Args:
+        x: (B, L, E), the first half of the output of in_proj; a view is read where it lies.
+        z: (B, L, E), the gate, the other half.
+        w_f: (E, W), weight of the causal convolution.
+        b_f: (E,) or None, its bias.
+        w_b: (E, W), weight of the anti-causal convolution.
+        b_b: (E,) or None, its bias.
+        x_w_f: (R + 2 N, E), weight of ``x_proj``, whose output is dt, then B, then C.
+        x_w_b: (R + 2 N, E).
+        dt_w_f: (E, R), weight of ``dt_proj``.
+        dt_w_b: (E, R).
+        dt_b_f: (E,), bias of ``dt_proj``.
+        dt_b_b: (E,).
+        A_f: (E, N), the decay rates themselves, negative in a stable model (not ``A_log``).
+        A_b: (E, N).
+        D_f: (E,), the skip connection.
+        D_b: (E,).
+        scale: Factor of the sum: 0.5 averages the directions, 1 sums them. Defaults to 0.5.
+        backend: See :func:`mmvim_ops.available_backends`. Defaults to 'auto'.
+
+    Returns:
+        (B, L, E) in the dtype of ``x``.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: As :func:`selective_scan`.
+    """
+    forward = dict(x_w_f=x_w_f, dt_w_f=dt_w_f, dt_b_f=dt_b_f, A_f=A_f, D_f=D_f)
+    backward = dict(x_w_b=x_w_b, dt_w_b=dt_w_b, dt_b_b=dt_b_b, A_b=A_b, D_b=D_b)
+    convolutions = given(w_f=w_f, b_f=b_f, w_b=w_b, b_b=b_b)
+    check_tensors('x', {'x': x, 'z': z, **convolutions, **forward, **backward})
+    check_scale(scale)
+    check_sizes('x', x, '(B, L, E)')
+    check_shape('z', z, tuple(x.shape), '(B, L, E)')
+    check_conv(x, 'w_f', w_f, 'b_f', b_f)
+    check_conv(x, 'w_b', w_b, 'b_b', b_b)
+    check_shape('w_b', w_b, tuple(w_f.shape), '(E, W)')
+    check_sizes('A_f', A_f, '(E, N)')
+    check_sizes('dt_w_f', dt_w_f, '(E, R)')
+    channels, states, rank = x.shape[2], A_f.shape[1], dt_w_f.shape[1]
+    for suffix, tensors in (('_f', forward), ('_b', backward)):
+        weight_shape = (rank + 2 * states, channels)
+        check_shape(f'x_w{suffix}', tensors[f'x_w{suffix}'], weight_shape, '(R + 2 N, E)')
+        check_scan(suffix, tensors, channels, states, rank)
+
+    return inner.vim_inner(
+        select(backend, x.device, x.dtype, states, rank),
+        x,
+        z,
+        (w_f, b_f, w_b, b_b),
+        (x_w_f, x_w_b),
+        (dt_w_f, dt_w_b, dt_b_f, dt_b_b, A_f, A_b, D_f, D_b),
+        scale,
+    )

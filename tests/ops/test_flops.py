@@ -94,6 +94,34 @@ def test_convolutions_cost_what_torch_says_of_its_own() -> None:
     assert counted(lambda: mmvim_ops.bi_conv1d_silu(x, weight, bias, weight, None)) == 2 * theirs
 
 
+@pytest.mark.parametrize('device', ['cpu', 'meta'])
+def test_an_inner_block_costs_what_its_ops_do(device: str) -> None:
+    """And backwards, where it computes the convolutions once more, as much more."""
+
+    def make(*shape: int) -> Tensor:
+        return (-torch.rand(shape, device=device)).requires_grad_()
+
+    x_f, _, dbl_f, _, *scan, z = bidirectional_inputs(device, grad=True)
+    w, x_w = make(E, W), make(R + 2 * N, E)
+    convolutions = counted(lambda: mmvim_ops.bi_conv1d_silu(x_f, w, None, w, None))
+    projection = counted(lambda: F.linear(x_f, x_w))
+    scans = counted(
+        lambda: mmvim_ops.bidirectional_selective_scan(x_f, x_f, dbl_f, dbl_f, *scan, z)
+    )
+    assert projection == 2 * B * L * E * (R + 2 * N)
+
+    def run() -> Tensor:
+        return mmvim_ops.vim_inner(x_f, z, w, None, w, None, x_w, x_w, *scan)
+
+    results: list[Tensor] = []
+    forward = convolutions + 2 * projection + scans
+    assert counted(lambda: results.append(run())) == forward
+    with torch.no_grad():
+        assert counted(run) == forward
+    backward = (3 + 1) * convolutions + 2 * (2 * projection) + 3 * scans
+    assert counted(lambda: results[0].backward(torch.ones_like(results[0]))) == backward
+
+
 def test_norm() -> None:
     x, weight = torch.rand(B, L, E), torch.rand(E)
     assert counted(lambda: mmvim_ops.add_rms_norm(x, x, weight)) == 4 * B * L * E

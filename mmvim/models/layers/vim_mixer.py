@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmvim_ops.functional import (
-    bi_conv1d_silu,
     bidirectional_selective_scan,
     conv1d_silu,
     selective_scan,
+    vim_inner,
 )
 from mmvim_ops.precision import full_precision
 
@@ -145,6 +145,8 @@ class VimMixer(nn.Module):
         x, z = self.in_proj(tokens).chunk(2, dim=-1)  # (B, L, E) each, views
         if self.direction == 'none':
             mixed = self._scan_one(x, z, self.reverse != flip)
+        elif self.direction == 'ssm':
+            mixed = self._scan_both_sharing(x, z)
         else:
             mixed = self._scan_both(x, z)
         out = self.out_proj(mixed)
@@ -174,39 +176,49 @@ class VimMixer(nn.Module):
         )
 
     def _scan_both(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-        """Both directions: x, z (B, L, E) -> (B, L, E)."""
-        own = self.direction == 'ssm_conv'
-        weight, bias = self.conv1d.weight.squeeze(1), self.conv1d.bias
-        if own:
-            x_f, x_b = bi_conv1d_silu(
-                x,
-                weight,
-                bias,
-                self.conv1d_b.weight.squeeze(1),
-                self.conv1d_b.bias,
-                backend=self.scan_backend,
-            )
-            dbl_f, dbl_b = self.x_proj(x_f), self.x_proj_b(x_b)  # (B, L, R + 2N)
-        else:
-            x_f = x_b = conv1d_silu(x, weight, bias, backend=self.scan_backend)
-            dbl_f = dbl_b = self.x_proj(x_f)
-        dt_proj_b = self.dt_proj_b if own else self.dt_proj
-        return bidirectional_selective_scan(
-            x_f,
-            x_b,
-            dbl_f,
-            dbl_b,
+        """Both directions, each with its own parameters: x, z (B, L, E) -> (B, L, E)."""
+        return vim_inner(
+            x,
+            z,
+            self.conv1d.weight.squeeze(1),
+            self.conv1d.bias,
+            self.conv1d_b.weight.squeeze(1),
+            self.conv1d_b.bias,
+            self.x_proj.weight,
+            self.x_proj_b.weight,
             self.dt_proj.weight,
-            dt_proj_b.weight,
+            self.dt_proj_b.weight,
             self.dt_proj.bias,
-            dt_proj_b.bias,
+            self.dt_proj_b.bias,
             self._decay(self.A_log),
             self._decay(self.A_b_log),
             self.D,
-            self.D_b if own else self.D,
-            z,
+            self.D_b,
             scale=self.scale,
             backend=self.scan_backend,
+        )
+
+    def _scan_both_sharing(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        """Both directions, which share all but A: x, z (B, L, E) -> (B, L, E)."""
+        weight, backend = self.conv1d.weight.squeeze(1), self.scan_backend
+        x = conv1d_silu(x, weight, self.conv1d.bias, backend=backend)
+        dbl = self.x_proj(x)  # (B, L, R + 2N)
+        return bidirectional_selective_scan(
+            x,
+            x,
+            dbl,
+            dbl,
+            self.dt_proj.weight,
+            self.dt_proj.weight,
+            self.dt_proj.bias,
+            self.dt_proj.bias,
+            self._decay(self.A_log),
+            self._decay(self.A_b_log),
+            self.D,
+            self.D,
+            z,
+            scale=self.scale,
+            backend=backend,
         )
 
     @staticmethod

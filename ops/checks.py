@@ -1,0 +1,99 @@
+"""What the arguments of the ops have to be, and what is said of those that are not."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    'check_conv',
+    'check_flag',
+    'check_scale',
+    'check_scan',
+    'check_shape',
+    'check_sizes',
+    'check_tensors',
+    'given',
+]
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_tensors(lead: str, tensors: dict[str, Tensor]) -> None:
+    """Raise unless all are floating tensors on one device, and all or none of them float64."""
+    first = tensors[lead]
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f'{name} must be a Tensor, got {type(tensor).__name__}')
+        if tensor.dtype not in _DTYPES:
+            valid = 'float16, bfloat16, float32 or float64'
+            raise TypeError(f'{name} has dtype {tensor.dtype}; valid: {valid}')
+    for name, tensor in tensors.items():
+        if tensor.device != first.device:
+            raise ValueError(f'{name} is on {tensor.device} and {lead} on {first.device}; move one')
+        if (tensor.dtype == torch.float64) != (first.dtype == torch.float64):
+            raise TypeError(
+                f'{name} is {tensor.dtype} and {lead} {first.dtype}; float64 does not mix with '
+                'other dtypes: convert all inputs or none'
+            )
+
+
+def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...], letters: str) -> None:
+    """Raise unless the tensor has this shape, named by its letters."""
+    if tuple(tensor.shape) != tuple(shape):
+        raise ValueError(
+            f'{name} has shape {tuple(tensor.shape)}; expected {letters} = {tuple(shape)}'
+        )
+
+
+def check_sizes(name: str, tensor: Tensor, letters: str) -> None:
+    """Raise unless the tensor has one dimension a letter, none empty but the batch B."""
+    sizes = [letter.strip() for letter in letters.strip('()').split(',')]
+    if tensor.dim() != len(sizes):
+        raise ValueError(
+            f'{name} has {tensor.dim()} dimensions, shape {tuple(tensor.shape)}; expected {letters}'
+        )
+    for letter, size in zip(sizes, tensor.shape):
+        if letter != 'B' and size < 1:
+            raise ValueError(
+                f'{name} has shape {tuple(tensor.shape)}; expected {letters} with {letter} >= 1'
+            )
+
+
+def check_flag(name: str, value: bool) -> None:
+    """Raise unless the value is a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f'{name} must be True or False, got {value!r}')
+
+
+def given(**tensors: Tensor | None) -> dict[str, Tensor]:
+    """The tensors that are not None."""
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+
+def check_conv(x: Tensor, weight_name: str, weight: Tensor, bias_name: str, bias: object) -> None:
+    """Raise unless weight and bias of a convolution fit its input (B, L, E)."""
+    check_sizes(weight_name, weight, '(E, W)')
+    check_shape(weight_name, weight, (x.shape[2], weight.shape[1]), '(E, W)')
+    if isinstance(bias, Tensor):
+        check_shape(bias_name, bias, (x.shape[2],), '(E,)')
+
+
+def check_scale(scale: float) -> None:
+    """Raise unless the factor of a sum is a finite number."""
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)):
+        raise TypeError(f'scale must be a float, got {type(scale).__name__}')
+    if not -math.inf < scale < math.inf:  # isfinite does not trace with a symbolic float
+        raise ValueError(f'scale={scale} is not finite; 0.5 averages the directions, 1 sums them')
+
+
+def check_scan(
+    suffix: str, tensors: dict[str, Tensor], channels: int, states: int, rank: int
+) -> None:
+    """Raise unless the parameters of one direction's scan have their shapes."""
+    check_shape(f'dt_w{suffix}', tensors[f'dt_w{suffix}'], (channels, rank), '(E, R)')
+    check_shape(f'dt_b{suffix}', tensors[f'dt_b{suffix}'], (channels,), '(E,)')
+    check_shape(f'A{suffix}', tensors[f'A{suffix}'], (channels, states), '(E, N)')
+    check_shape(f'D{suffix}', tensors[f'D{suffix}'], (channels,), '(E,)')
