@@ -22,7 +22,16 @@ import torch
 from benchmarking import backbone_report, backbones, machine
 from benchmarking.memory import free_bytes, peak_bytes
 from benchmarking.report import Progress, Row
-from benchmarking.timing import Effort, Failed, Timing, interleave, is_out_of_memory, release
+from benchmarking.timing import (
+    Effort,
+    Failed,
+    Timing,
+    capture,
+    checked_device,
+    interleave,
+    is_out_of_memory,
+    release,
+)
 from torch import Tensor, nn
 
 from mmvim_ops import BACKENDS
@@ -32,7 +41,6 @@ MODES = ('inference', 'training')
 DTYPES = ('float32', 'bfloat16', 'float16')
 RESOLUTIONS = (224, 384, 512, 768, 1024, 1248, 1536, 2048)
 _FREE_SHARE = 0.8  # of the free memory that plain attention's scores may take
-_GRAPH_WARM_UPS = 3
 
 
 @dataclass(frozen=True)
@@ -133,13 +141,10 @@ def parse_arguments(argv: Sequence[str]) -> Namespace:
         parser.error("--with-neck needs mmseg's Feature2Pyramid, and mmseg is not installed")
     try:
         args.effort = Effort(args.rounds, args.seconds)
-        args.device = torch.device(args.device)
-        torch.empty(0, device=args.device)
+        args.device = checked_device(args.device)
         args.out.mkdir(parents=True, exist_ok=True)
-    except (ValueError, RuntimeError, AssertionError, OSError) as error:
-        parser.error(str(error).splitlines()[0])
-    if args.device.type not in ('cpu', 'cuda'):
-        parser.error(f'--device {args.device}: only cpu and cuda are measured')
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     if args.device.type == 'cpu' and any('graphs' in name for name in args.execution):
         parser.error('--execution graphs needs --device cuda: a CPU has no CUDA graphs')
     return args
@@ -198,16 +203,7 @@ class Step:
 
     def capture(self) -> None:
         """From now on replay the step as one CUDA graph."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(_GRAPH_WARM_UPS):
-                self._plain()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._plain()
-        self.run = graph.replay
+        self.run = capture(self._plain)
 
 
 def too_large(name: str, setting: Setting, device: torch.device) -> str | None:

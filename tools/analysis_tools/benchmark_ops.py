@@ -32,15 +32,28 @@ from benchmarking.scan_cases import (
     PARTS,
     PUBLISHED,
     SIZES,
+    SPLIT_CONTENDERS,
+    SPLITS,
     STATES,
     Case,
     Work,
     contender_problem,
     make_work,
 )
-from benchmarking.timing import Effort, Failed, Timing, interleave, is_out_of_memory, release
+from benchmarking.timing import (
+    Call,
+    Effort,
+    Failed,
+    Timing,
+    capture,
+    checked_device,
+    interleave,
+    is_out_of_memory,
+    release,
+)
 
 PASSES = ('forward', 'forward + backward')
+EXECUTIONS = ('eager', 'graphs')
 _DEFAULT_CONTENDERS = ['auto', 'chunked', 'reference', PUBLISHED]
 _CHILD_FLAG = '--resident-peak-of'
 _CHILD_WARM_UP_TOKENS = 32
@@ -69,6 +82,22 @@ def parse_arguments(argv: Sequence[str]) -> Namespace:
     parser.add_argument('--device', default='cpu', help='cpu (default), cuda, cuda:1')
     parser.add_argument('--threads', nargs='+', type=int, default=[torch.get_num_threads()])
     parser.add_argument(
+        '--execution',
+        nargs='+',
+        choices=EXECUTIONS,
+        default=['eager'],
+        help='as it is (default), or each pass replayed as a CUDA graph: small cases without the '
+        'time of their launches',
+    )
+    parser.add_argument(
+        '--splits',
+        nargs='+',
+        type=int,
+        choices=SPLITS,
+        default=[],
+        help='our CUDA kernels once more with so many threads a channel each',
+    )
+    parser.add_argument(
         '--reference-up-to',
         type=int,
         default=4096,
@@ -94,21 +123,23 @@ def parse_arguments(argv: Sequence[str]) -> Namespace:
             parser.error(f'--{name} takes numbers from 1 on, got {min(getattr(args, name))}')
     try:
         args.effort = Effort(args.rounds, args.seconds)
-        args.device = torch.device(args.device)
-        torch.empty(0, device=args.device)
+        args.device = checked_device(args.device)
         args.out.mkdir(parents=True, exist_ok=True)
-    except (ValueError, RuntimeError, AssertionError, OSError) as error:
-        parser.error(str(error).splitlines()[0])
-    if args.device.type not in ('cpu', 'cuda'):
-        parser.error(f'--device {args.device}: only cpu and cuda are measured')
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    if args.device.type == 'cpu' and 'graphs' in args.execution:
+        parser.error('--execution graphs needs --device cuda: a CPU has no CUDA graphs')
+    if args.device.type == 'cpu' and args.splits:
+        parser.error('--splits needs --device cuda: it chooses among the CUDA kernels')
     given = args.contenders
-    args.contenders = given or list(_DEFAULT_CONTENDERS)
+    splits = [name for name, split in SPLIT_CONTENDERS.items() if split in args.splits]
+    args.contenders = [*(given or _DEFAULT_CONTENDERS), *splits]
     args.left_out = {}
     for name in list(args.contenders):
         problems = {part: contender_problem(name, part, args.device) for part in args.parts}
         if all(problems.values()):
             reason = next(reversed(problems.values()))
-            if given:
+            if name in (*(given or ()), *splits):
                 parser.error(f'{name} cannot run here: {reason}')
             args.contenders.remove(name)
             args.left_out[name] = reason
@@ -124,7 +155,7 @@ def all_cases(args: Namespace) -> Iterator[tuple[int, Case]]:
 
 
 def measure(case: Case, ceilings: Row, args: Namespace) -> list[Row]:
-    """One row per pass and contender of a case."""
+    """One row per execution, pass and contender of a case."""
     threads = ceilings['threads']
     names = [
         name
@@ -135,39 +166,70 @@ def measure(case: Case, ceilings: Row, args: Namespace) -> list[Row]:
     if not names:
         return []
     works = {name: make_work(name, case, args.device) for name in names}
+    refused = without_kernel(works)
     differences = compare(_outputs(works), baseline(names))
     loops = exp_loops(args.device)
+    # The loops of exponentials are timed in the same rounds as what is compared with them.
+    beside = {loop.name: loop.call for loop in loops}
     rows = []
-    for kind in PASSES:
-        calls = {
-            name: work.forward if kind == 'forward' else work.forward_backward
-            for name, work in works.items()
-        }
-        # The loops of exponentials are timed in the same rounds as what is compared with them.
-        beside = {loop.name: loop.call for loop in loops}
+    for execution, kind in product(args.execution, PASSES):
+        calls, failed = ready_calls(works, execution, kind, args.device)
+        failed.update(refused)
         timings = interleave({**calls, **beside}, args.device, args.effort)
-        exp_timings = {loop: timings[loop.name] for loop in loops}
         rates = {
             loop.name: loop.count / timing.median / 1e9
-            for loop, timing in exp_timings.items()
-            if isinstance(timing, Timing)
+            for loop in loops
+            if isinstance(timing := timings[loop.name], Timing)
         }
-        for name, work in works.items():
-            timing = timings[name]
-            row: Row = dict(asdict(case), threads=threads, contender=name, kind=kind)
+        for name in names:
+            timing = failed.get(name) or timings[name]
+            row: Row = dict(asdict(case), threads=threads, execution=execution)
+            row.update(contender=name, kind=kind)
             row.update(inner_channels=case.channels, states=STATES, dt_rank=case.rank)
             row['status'] = 'ok' if isinstance(timing, Timing) else timing.reason
             if isinstance(timing, Timing):
-                # A backward pass needs every decay once more: none of them is saved.
-                exponentials = case.exponentials * (1 if kind == 'forward' else 2)
-                moved = work.least_bytes(case.output_bytes)[kind]
-                row.update(figures(timing, timings.get(args.contenders[0]), exponentials, moved))
+                ours = timings.get(args.contenders[0])
+                moved = works[name].least_bytes(case.output_bytes)[kind]
+                row.update(figures(timing, ours, case, kind, moved))
                 row.update(gigaexp_per_second_of_loops=rates, difference=differences.get(name))
             rows.append(row)
+        del calls  # with the memory of their graphs
     add_shares([row for row in rows if row['status'] == 'ok'], ceilings)
     if not args.no_memory:
         add_memory(rows, works, case, threads, args.device)
     return rows
+
+
+def without_kernel(works: dict[str, Work]) -> dict[str, Timing | Failed]:
+    """Takes what cannot run with its number of threads a channel out of ``works``; says why."""
+    refused: dict[str, Timing | Failed] = {}
+    for name in [name for name, work in works.items() if work.split]:
+        try:
+            works[name].forward_backward()
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                continue  # told of the pass that it happens in
+            refused[name] = Failed(str(error).splitlines()[0])
+            del works[name]
+    return refused
+
+
+def ready_calls(
+    works: dict[str, Work], execution: str, kind: str, device: torch.device
+) -> tuple[dict[str, Call], dict[str, Timing | Failed]]:
+    """What to time of each contender; and which of them cannot be captured for lack of memory."""
+    calls: dict[str, Call] = {}
+    failed: dict[str, Timing | Failed] = {}
+    for name, work in works.items():
+        call = work.forward if kind == 'forward' else work.forward_backward
+        try:
+            calls[name] = capture(call) if execution == 'graphs' else call
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            failed[name] = Failed('OOM')
+            release(device)
+    return calls, failed
 
 
 def _outputs(works: dict[str, Work]) -> dict[str, torch.Tensor]:
@@ -183,40 +245,47 @@ def _outputs(works: dict[str, Work]) -> dict[str, torch.Tensor]:
 
 
 def figures(
-    timing: Timing, ours: Timing | Failed | None, exponentials: int, moved: int
+    timing: Timing, ours: Timing | Failed | None, case: Case, kind: str, moved: int
 ) -> dict[str, float | None]:
     """What follows from the samples of a contender, all of it from their median.
 
     Args:
         timing: The contender's samples.
         ours: Those of what it is compared with; it may be missing.
-        exponentials: Exponentials that the pass needs.
+        case: What was run.
+        kind: The pass.
         moved: Bytes that the pass cannot avoid to move.
     """
+    # A backward pass needs every decay once more: none of them is saved.
+    passes = 1 if kind == 'forward' else 2
     return dict(
         median_seconds=timing.median,
         spread=timing.spread,
         rounds=len(timing.samples),
         loops=timing.loops,
         over_ours=timing.median / ours.median if isinstance(ours, Timing) else None,
-        gigaexp_per_second=exponentials / timing.median / 1e9,
+        gigaexp_per_second=passes * case.exponentials / timing.median / 1e9,
+        gigaspecial_per_second=passes * case.special_functions / timing.median / 1e9,
         gigabytes_per_second=moved / timing.median / 1e9,
     )
 
 
 def add_shares(rows: list[Row], ceilings: Row) -> None:
     """Set every row's rates in relation to the ceilings, and each pass to its forward pass."""
-    forward = {row['contender']: row['median_seconds'] for row in rows if row['kind'] == 'forward'}
+    forward = {
+        (row['execution'], row['contender']): row['median_seconds']
+        for row in rows
+        if row['kind'] == 'forward'
+    }
     for row in rows:
-        loop = next(iter(row['gigaexp_per_second_of_loops'].values()))
-        fastest = ceilings.get('mufu_gigaexp_per_second', loop)
-        row['exp_share'] = row['gigaexp_per_second'] / fastest
+        if 'mufu_giga_per_second' in ceilings:
+            row['exp_share'] = row['gigaspecial_per_second'] / ceilings['mufu_giga_per_second']
+        else:
+            loop = next(iter(row['gigaexp_per_second_of_loops'].values()))
+            row['exp_share'] = row['gigaexp_per_second'] / loop
         row['copy_share'] = row['gigabytes_per_second'] / ceilings['copy_gigabytes_per_second']
-        row['over_forward'] = (
-            row['median_seconds'] / forward[row['contender']]
-            if row['contender'] in forward
-            else None
-        )
+        first = forward.get((row['execution'], row['contender']))
+        row['over_forward'] = row['median_seconds'] / first if first else None
 
 
 def baseline(names: Sequence[str]) -> str:
@@ -242,9 +311,13 @@ def compare(outputs: dict[str, torch.Tensor], against: str) -> dict[str, float]:
 def add_memory(
     rows: list[Row], works: dict[str, Work], case: Case, threads: int, device: torch.device
 ) -> None:
-    """Fill peak, saved and resident bytes in."""
+    """Fill peak, saved and resident bytes in; a replayed graph allocates nothing."""
     for name, work in works.items():
-        mine = [row for row in rows if row['contender'] == name and row['status'] == 'ok']
+        mine = [
+            row
+            for row in rows
+            if (row['contender'], row['status'], row['execution']) == (name, 'ok', 'eager')
+        ]
         if not mine:
             continue
         saved = saved_bytes(work.forward_with_graph, work.parameters)
@@ -337,7 +410,7 @@ def _ceilings(threads: int, args: Namespace) -> Row:
     if clock is not None:
         count = torch.cuda.get_device_properties(args.device).multi_processor_count
         rate = mufu_rate(count, clock)
-        ceilings.update(sm_megahertz=clock, mufu_gigaexp_per_second=rate / 1e9)
+        ceilings.update(sm_megahertz=clock, mufu_giga_per_second=rate / 1e9)
     return ceilings
 
 

@@ -66,6 +66,12 @@ def test_out_of_memory_becomes_a_row_and_other_errors_stay_errors() -> None:
     assert is_out_of_memory(torch.OutOfMemoryError('x')) and is_out_of_memory(MemoryError())
     assert not is_out_of_memory(RuntimeError('shapes cannot be multiplied'))
     assert not is_out_of_memory(ValueError('out of memory'))
+    with pytest.raises(RuntimeError) as wrapped:
+        try:
+            raise torch.OutOfMemoryError('x')
+        finally:
+            raise RuntimeError('the capture has failed')
+    assert is_out_of_memory(wrapped.value)
 
 
 @pytest.mark.parametrize('wrong', [dict(rounds=0), dict(rounds=200), dict(seconds=-1.0)])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import subprocess
+import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,6 +21,17 @@ MUFU_PER_CLOCK = 16
 _L1_FLOATS, _REPEATS = 4096, 500  # 16 KiB
 _SMALL_FLOATS = 32768  # a thread's share of one torch.exp; stays in a second-level cache
 _CPU_COPY, _CUDA_COPY = 1 << 28, 1 << 30
+_SECONDS_OF_LOAD, _CALLS_IN_FLIGHT = 1.0, 20
+_CUDA_FLOATS, _EX2_REPEATS = 1 << 22, 256
+# x = 2^-x again and again, in registers, from wherever it begins to 0.641.
+_EX2_KERNEL = f"""
+template <typename T> T ex2_loop(T x) {{
+  #pragma unroll 16
+  for (int i = 0; i < {_EX2_REPEATS}; ++i)
+    asm volatile("{{ .reg .f32 y; neg.f32 y, %0; ex2.approx.ftz.f32 %0, y; }}" : "+f"(x));
+  return x;
+}}
+"""
 
 
 @dataclass(frozen=True)
@@ -57,15 +71,12 @@ def exp_loops(device: torch.device) -> list[ExpLoop]:
     """The loops to run beside the scans; the first one is the ceiling.
 
     On a CPU that is the native library's own vectorised exponential over a buffer in the first
-    cache, one thread, where the library is loaded; then ``torch.exp``. On a GPU ``torch.exp2`` over
-    a buffer in its second-level cache, whose bandwidth binds it: the ceiling there is
-    :func:`mufu_rate`.
+    cache, one thread, where the library is loaded; then ``torch.exp``. On a GPU a kernel that
+    takes powers of numbers in registers; it shows whether :func:`mufu_rate`, the ceiling there,
+    follows from the right clock.
     """
     if device.type == 'cuda':
-        floats = 1 << 20
-        source = torch.rand(floats, device=device)
-        target = torch.empty_like(source)
-        return [ExpLoop('torch.exp2', lambda: torch.exp2(source, out=target), floats)]
+        return [_cuda_exp_loop(torch.rand(_CUDA_FLOATS, device=device))]
     floats = _SMALL_FLOATS * torch.get_num_threads()
     values, out = -torch.rand(floats), torch.empty(floats)
     loops = [ExpLoop('torch.exp', lambda: torch.exp(values, out=out), floats)]
@@ -79,19 +90,41 @@ def exp_loops(device: torch.device) -> list[ExpLoop]:
     return loops
 
 
+def _cuda_exp_loop(source: torch.Tensor) -> ExpLoop:
+    kernel = torch.cuda.jiterator._create_jit_fn(_EX2_KERNEL)
+    try:
+        kernel(source)  # compiled now
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        print(f'torch.exp2 in place of a loop in registers: {reason}', file=sys.stderr)
+        # Bound by the second-level cache.
+        return ExpLoop('torch.exp2', lambda: torch.exp2(source), source.numel())
+    return ExpLoop('ex2 loop', lambda: kernel(source), source.numel() * _EX2_REPEATS)
+
+
 def mufu_rate(multiprocessors: int, megahertz: float) -> float:
     """Exponentials per second of a GPU's special-function units at a clock."""
     return multiprocessors * MUFU_PER_CLOCK * megahertz * 1e6
 
 
 def clock_under_load(device: torch.device) -> float | None:
-    """Clock of the multiprocessors in MHz while they compute; None where the driver is silent."""
-    busy = torch.rand(1 << 28, device=device)
-    for _ in range(1000):  # queued: they keep the GPU busy for about a second
-        torch.exp2(busy, out=busy)
-    clocks = sm_clocks(device)
-    torch.cuda.synchronize(device)
-    return None if clocks is None else clocks[0]
+    """Clock of the multiprocessors in MHz while they compute; None where the driver is silent.
+
+    The driver is asked by a program that takes a while to answer: the loop of exponentials goes on
+    until it has, and begins a second before it is asked.
+    """
+    (loop, *_) = exp_loops(device)
+    begin = time.perf_counter()
+    with ThreadPoolExecutor(1) as pool:
+        clocks: Future[tuple[float, float] | None] | None = None
+        while clocks is None or not clocks.done():
+            for _ in range(_CALLS_IN_FLIGHT):
+                loop.call()
+            torch.cuda.synchronize(device)
+            if clocks is None and time.perf_counter() - begin >= _SECONDS_OF_LOAD:
+                clocks = pool.submit(sm_clocks, device)
+        answer = clocks.result()
+    return None if answer is None else answer[0]
 
 
 def sm_clocks(device: torch.device) -> tuple[float, float] | None:

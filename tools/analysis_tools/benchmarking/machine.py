@@ -70,6 +70,10 @@ def describe_versions() -> dict[str, str]:
         built = native.info()
         texts = (f'{key} {built[key]}' for key in ('version', 'compiler', 'torch') if key in built)
         versions['native library'] = ', '.join(texts)
+        if built.get('cuda'):
+            versions['its CUDA kernels'] = (
+                f'{" ".join(built["cuda"]["archs"])}, {built["cuda"]["nvcc"]}'
+            )
     else:
         versions['native library'] = 'none'
     revision = git_revision()

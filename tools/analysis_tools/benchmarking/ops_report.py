@@ -20,7 +20,7 @@ from benchmarking.report import (
     write_text,
 )
 
-_GROUP = ('part', 'size', 'batch', 'dtype', 'threads')
+_GROUP = ('part', 'size', 'batch', 'dtype', 'threads', 'execution')
 _PLOTTED_GROUPS = 6
 _LOOPS = 'gigaexp_per_second_of_loops'
 _STYLES = {'forward': '-', 'forward + backward': '--'}
@@ -28,12 +28,21 @@ _READING = """\
 `÷ {ours}` is a contender's time over that of `{ours}`, from the medians of interleaved samples:
 above 1 `{ours}` is faster. `÷ forward` is the time over that of the same contender's forward pass,
 `spread` the distance between the quartiles over the median. `G exp/s` counts B·L·E·N per direction,
-twice for forward + backward (no implementation saves the decays); `of exp` is its share of what the
-machine can do ({loop}). `GB/s` counts the bytes that cannot be avoided (inputs read once, results
+twice for forward + backward (no implementation saves the decays); {share}
+`GB/s` counts the bytes that cannot be avoided (inputs read once, results
 written once); `of copy` is its share of a large copy. `peak` is what torch held above the inputs,
 `resident` the growth of a fresh process (native scratch included), `saved` what autograd keeps for
 the backward pass, parameters apart. `rms` is the relative distance of the output to that of
 `{baseline}`, or of the last contender where that was left out."""
+_SHARE_OF_LOOP = """`of exp` is its share of what the machine can do ({loop})."""
+_SHARE_OF_UNITS = """\
+`of MUFU` is the share of
+what the special-function units can do, 16 results a clock and multiprocessor, that the formulas
+ask for: for each token, channel and direction a power for every state and two results for softplus,
+two more for the gate of both directions, and in the part `inner` two for each convolution; twice
+for forward + backward. `graphs` are passes replayed as CUDA graphs, without the time that Python
+takes to launch kernels; `cuda S4` are our kernels with 4 threads a channel, `auto` those that
+their rule chooses."""
 
 
 def write(folder: Path, result: dict[str, Any]) -> None:
@@ -46,8 +55,9 @@ def to_markdown(result: dict[str, Any]) -> str:
     """The report as Markdown. A CPU's absolute times stay out: they are the machine's mood."""
     rows, on_gpu = result['rows'], result['device'] == 'cuda'
     loops: dict[str, float] = next((row[_LOOPS] for row in rows if _LOOPS in row), {})
-    loop = 'special-function units' if on_gpu else next(iter(loops), 'none')
-    reading = _READING.format(ours=result['ours'], baseline=result['baseline'], loop=loop)
+    has_units = any('mufu_giga_per_second' in ceiling for ceiling in result['ceilings'])
+    share = _SHARE_OF_UNITS if has_units else _SHARE_OF_LOOP.format(loop=next(iter(loops), 'none'))
+    reading = _READING.format(ours=result['ours'], baseline=result['baseline'], share=share)
     parts = [
         '# Scan ops',
         f'```bash\n{result["command"]}\n```',
@@ -59,13 +69,13 @@ def to_markdown(result: dict[str, Any]) -> str:
         parts.append(facts('Not measured', {f'`{k}`:': v for k, v in result['left_out'].items()}))
     parts.append(reading)
     for group, members in grouped(rows):
-        part, size, batch, dtype, threads = group
-        where = '' if on_gpu else f', {threads_text(threads)}'
+        part, size, batch, dtype, threads, execution = group
+        where = f', {execution}' if on_gpu else f', {threads_text(threads)}'
         channels = members[0]['inner_channels']
         parts.append(f'## {part}, {size} (E {channels}), B {batch}, {dtype}{where}')
         header = ['L', 'pass', 'contender', f'÷ {result["ours"]}', '÷ forward', 'spread']
         header += ['µs'] if on_gpu else []
-        header += ['G exp/s', 'of exp', 'GB/s', 'of copy', 'peak MiB']
+        header += ['G exp/s', 'of MUFU' if has_units else 'of exp', 'GB/s', 'of copy', 'peak MiB']
         header += [] if on_gpu else ['resident MiB']
         header += ['saved MiB', 'rms']
         parts.append(table([_cells(row, on_gpu) for row in members], header))
@@ -103,9 +113,9 @@ def _ceilings(result: dict[str, Any]) -> dict[str, str]:
         threads = ceiling['threads']
         where = '' if on_gpu else f', {threads_text(threads)}'
         texts[f'copy{where}'] = f'{significant(ceiling["copy_gigabytes_per_second"])} GB/s'
-        if 'mufu_gigaexp_per_second' in ceiling:
+        if 'mufu_giga_per_second' in ceiling:
             texts['special-function units'] = (
-                f'{significant(ceiling["mufu_gigaexp_per_second"])} G exp/s at '
+                f'{significant(ceiling["mufu_giga_per_second"])} G results/s at '
                 f'{ceiling["sm_megahertz"]:.0f} MHz'
             )
         mine = [
@@ -140,9 +150,9 @@ def plot(folder: Path, result: dict[str, Any]) -> None:
     colours = pyplot.rcParams['axes.prop_cycle'].by_key()['color']
     names = list(dict.fromkeys(row['contender'] for row in result['rows']))
     for (group, members), (left, right) in zip(groups, axes):
-        part, size, batch, dtype, threads = group
-        title = f'{part}, {size}, B {batch}, {dtype}'
-        left.set_title(title if result['device'] == 'cuda' else f'{title}, {threads_text(threads)}')
+        part, size, batch, dtype, threads, execution = group
+        how = execution if result['device'] == 'cuda' else threads_text(threads)
+        left.set_title(f'{part}, {size}, B {batch}, {dtype}, {how}')
         for name in names:
             for kind, style in _STYLES.items():
                 points = [r for r in members if r['contender'] == name and r['kind'] == kind]

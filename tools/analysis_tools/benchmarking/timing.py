@@ -14,6 +14,7 @@ import torch
 
 Call = Callable[[], object]
 
+_GRAPH_WARM_UPS = 3
 # How torch says that memory is short, on a GPU (a type of its own) and on a CPU (by its text).
 _OUT_OF_MEMORY_TEXTS = ("can't allocate memory", 'not enough memory', 'out of memory')
 
@@ -79,12 +80,51 @@ class Effort:
             )
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that the device or the host has no memory left."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(part in text for part in _OUT_OF_MEMORY_TEXTS)
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an exception, or one that it came upon, says that there is no memory left."""
+    while error is not None:
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+            return True
+        text = str(error).lower()
+        if isinstance(error, RuntimeError) and any(part in text for part in _OUT_OF_MEMORY_TEXTS):
+            return True
+        error = error.__context__  # a capture that ran out of memory ends in an error of its own
+    return False
+
+
+def capture(call: Call) -> Call:
+    """A call as one CUDA graph, which is replayed instead; its results are not returned.
+
+    It is warmed up on a stream of its own, as torch's rules for graphs ask.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(_GRAPH_WARM_UPS):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def checked_device(name: str) -> torch.device:
+    """The device of that name; if it is a GPU with a number, events are recorded there.
+
+    Raises:
+        ValueError: The device is neither 'cpu' nor 'cuda', or not usable here; says why.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(str(error).splitlines()[0]) from None
+    if device.type not in ('cpu', 'cuda'):
+        raise ValueError(f'--device {name}: only cpu and cuda are measured')
+    if device.index is not None and device.type == 'cuda':
+        torch.cuda.set_device(device)
+    return device
 
 
 def sample(call: Call, loops: int, device: torch.device) -> float:
