@@ -25,6 +25,14 @@ inline Sizes sizes_of(const Tensor& tensor) {
   return Sizes(tensor.sizes().begin(), tensor.sizes().end());
 }
 
+// As torch's, past its dispatcher where there is nothing to do: that takes a microsecond.
+inline Tensor to_type(const Tensor& tensor, ScalarType type) {
+  return tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type);
+}
+inline Tensor to_contiguous(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
 // For a result that is not wanted. Each has its own: results of an operator must not alias.
 inline Tensor nothing(const Tensor& like) { return torch::stable::new_empty(like, Sizes{0}); }
 inline std::vector<Tensor> nothings(int count, const Tensor& like) {

@@ -56,7 +56,7 @@ std::tuple<Tensor, Tensor> add_rms_norm_backward(const Tensor grad_normed,
       total, Sizes{parts, 1, padded(weight.size(0))}, ScalarType::Float);
   const View grad_view(grad_normed), total_view(total), grad_x_view(grad_x);
   const std::optional<View> grad_total_view = view(grad_total);
-  const Tensor factors = torch::stable::contiguous(scales);
+  const Tensor factors = to_contiguous(scales);
   const Kernels& use = kernels();
   for_each_part(total, weight, 0.0, [&](int64_t part, int64_t b, int64_t first, NormRows& rows) {
     rows.grad_normed = grad_view.rows(b, 0, first);

@@ -194,8 +194,8 @@ BackwardResult run_backward(const Problem& problem, const Tensor& grad_out, cons
   const std::optional<View> grad_delta = delta ? view(result.grad_delta) : std::nullopt;
   const std::optional<View> grad_z = z ? view(result.grad_z) : std::nullopt;
   OptionalTensor last = grad_last_state;
-  if (last) last = torch::stable::contiguous(*last);
-  const Tensor saved = torch::stable::contiguous(checkpoints);
+  if (last) last = to_contiguous(*last);
+  const Tensor saved = to_contiguous(checkpoints);
   float* states = static_cast<float*>(saved.data_ptr());
 
   const auto block_of = [&](int64_t index) {
@@ -256,7 +256,7 @@ Tensor take_rows(const Tensor& parts, int64_t first, int64_t count, const Tensor
       }
     }
   });
-  return torch::stable::to(sum, like.scalar_type());
+  return to_type(sum, like.scalar_type());
 }
 
 Problem selective_problem(const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B,

@@ -23,7 +23,7 @@ class View {
                     "the CPU kernels take float32 and bfloat16; convert the inputs, or use "
                     "backend='chunked'");
     if (tensor_.stride(last) != 1 && tensor_.size(last) > 1) {
-      tensor_ = torch::stable::contiguous(tensor_);
+      tensor_ = to_contiguous(tensor_);
     }
     type_ = type == ScalarType::Float ? Type::kFloat : Type::kBFloat16;
     data_ = static_cast<char*>(tensor_.data_ptr());
@@ -77,7 +77,7 @@ inline Floats pack(const OptionalTensor& given, int64_t channels, float factor =
   Floats packed(columns * padded(channels));
   std::fill_n(packed.data(), columns * padded(channels), 0.0f);
   if (!given) return packed;
-  const Tensor tensor = torch::stable::contiguous(torch::stable::to(*given, ScalarType::Float));
+  const Tensor tensor = to_contiguous(to_type(*given, ScalarType::Float));
   const float* data = static_cast<const float*>(tensor.data_ptr());
   for (int64_t e = 0; e < channels; ++e)
     for (int64_t n = 0; n < columns; ++n)
@@ -123,7 +123,7 @@ inline Tensor unpack(const Tensor& parts, int64_t first, const Tensor& parameter
     }
     for (int64_t e = 0; e < channels; ++e) out[e * columns + n] = column[e];
   }
-  return torch::stable::to(sum, parameter.scalar_type());
+  return to_type(sum, parameter.scalar_type());
 }
 
 }  // namespace mmvim

@@ -89,7 +89,7 @@ class Convs {
     }
     with_type(type_, [&](auto value) { conv_backward<decltype(value)>(p, on.device()); });
     if (parts) sum_parameters(*parts, parameters, wanted, columns);
-    if (needs[0]) grads[0] = torch::stable::to(grads[0], lead_.scalar_type());
+    if (needs[0]) grads[0] = to_type(grads[0], lead_.scalar_type());
     return grads;
   }
 

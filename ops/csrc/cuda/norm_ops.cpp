@@ -30,7 +30,7 @@ class TypedTensor {
 
 // A weight as a sequence of one token.
 Tensor as_token(const Tensor& weight) {
-  return torch::stable::view(torch::stable::contiguous(weight), Sizes{1, 1, weight.size(0)});
+  return torch::stable::view(to_contiguous(weight), Sizes{1, 1, weight.size(0)});
 }
 
 NormProblem problem_of(const Tensor& x) {
@@ -67,7 +67,7 @@ std::tuple<Tensor, Tensor> add_rms_norm_backward(const Tensor grad_normed,
                                                  const Tensor weight) {
   const OnDeviceOf on(total);
   const Tensor grad_x = new_contiguous(total, total.scalar_type());
-  const Tensor factors = torch::stable::contiguous(scales);
+  const Tensor factors = to_contiguous(scales);
   const TypedTensor grad_rows(grad_normed), total_rows(total), weight_rows(as_token(weight));
   std::optional<TypedTensor> other_rows;
   if (grad_total) other_rows.emplace(*grad_total);

@@ -27,7 +27,7 @@ inline void sum_parameters(const Tensor& parts, const std::vector<const Tensor*>
   }
   launch<ParameterSums>(p, on.device());
   for (int i = 0; i < p.count; ++i)
-    if (grads[i]) *grads[i] = torch::stable::to(*grads[i], parameters[i]->scalar_type());
+    if (grads[i]) *grads[i] = to_type(*grads[i], parameters[i]->scalar_type());
 }
 
 }  // namespace mmvim::cuda

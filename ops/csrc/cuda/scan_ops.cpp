@@ -93,7 +93,7 @@ ForwardResult run_forward(const Scans& scans, const Tensor& lead, bool want_last
     using T = decltype(value);
     scan_forward<T>(p, forward_split<T>(p, on.device()), on.device());
   });
-  result.out = torch::stable::to(out, lead.scalar_type());
+  result.out = to_type(out, lead.scalar_type());
   return result;
 }
 
@@ -117,7 +117,7 @@ class SharedGrads {
   Tensor like(const Tensor& input) const {
     const Tensor sum = tensor_->size(0) == 1 ? torch::stable::select(*tensor_, 0, 0)
                                              : torch::stable::sum(*tensor_, Sizes{0});
-    return torch::stable::to(torch::stable::view(sum, sizes_of(input)), input.scalar_type());
+    return to_type(torch::stable::view(sum, sizes_of(input)), input.scalar_type());
   }
 
  private:
@@ -139,7 +139,7 @@ BackwardResult run_backward(const Scans& scans, const Tensor& lead, const Tensor
   BackwardProblem p;
   static_cast<Problem&>(p) = scans.problem;
   const RowsOf grad(grad_out, scans.type);
-  const Tensor saved = torch::stable::contiguous(checkpoints);
+  const Tensor saved = to_contiguous(checkpoints);
   const Parameter last(grad_last_state);
   const Tensor partial = scans.new_partial(lead);
   p.grad_out = grad.rows(0, p.channels);
@@ -233,11 +233,11 @@ auto selective_scan_backward(const Tensor grad_out, const OptionalTensor grad_la
   const BackwardResult result = run_backward(scans, u, grad_out, grad_last_state, checkpoints,
                                              needs[1], needs[6] && z, deterministic);
   std::vector<Tensor> grads = nothings(8, u);
-  if (needs[0]) grads[0] = torch::stable::to(result.u[0], u.scalar_type());
-  if (needs[1]) grads[1] = torch::stable::to(*result.delta, delta.scalar_type());
+  if (needs[0]) grads[0] = to_type(result.u[0], u.scalar_type());
+  if (needs[1]) grads[1] = to_type(*result.delta, delta.scalar_type());
   if (needs[3]) grads[3] = result.shared[0].like(B);
   if (needs[4]) grads[4] = result.shared[1].like(C);
-  if (needs[6] && z) grads[6] = torch::stable::to(*result.z, z->scalar_type());
+  if (needs[6] && z) grads[6] = to_type(*result.z, z->scalar_type());
   sum_parameters(result.parameters[0], {&A, D ? &*D : nullptr, delta_bias ? &*delta_bias : nullptr},
                  {needs[2] ? &grads[2] : nullptr, needs[5] && D ? &grads[5] : nullptr,
                   needs[7] && delta_bias ? &grads[7] : nullptr},
@@ -303,14 +303,14 @@ auto bidirectional_selective_scan_backward(
   const int places[] = {8, 4, 10, 6};  // of the forward scan's; the reverse scan's follow
   std::vector<Tensor> grads = nothings(13, x_f);
   for (int d = 0; d < 2; ++d) {
-    if (needs[d]) grads[d] = torch::stable::to(result.u[d], xs[d]->scalar_type());
+    if (needs[d]) grads[d] = to_type(result.u[d], xs[d]->scalar_type());
     if (needs[2 + d]) grads[2 + d] = result.shared[d].like(*dbls[d]);
     std::vector<Tensor*> wanted;
     for (int place : places) wanted.push_back(needs[place + d] ? &grads[place + d] : nullptr);
     sum_parameters(result.parameters[d], parameters[d], wanted,
                    {scans.problem.states, scans.problem.rank, 1, 1});
   }
-  if (needs[12]) grads[12] = torch::stable::to(*result.z, z.scalar_type());
+  if (needs[12]) grads[12] = to_type(*result.z, z.scalar_type());
   return as_tuple<13>(grads);
 }
 

@@ -99,10 +99,10 @@ inline int64_t largest_divisor_of_16(int64_t number) {
 // like that, else a copy.
 class RowsOf {
  public:
-  RowsOf(const Tensor& given, ScalarType type) : tensor_(torch::stable::to(given, type)) {
+  RowsOf(const Tensor& given, ScalarType type) : tensor_(to_type(given, type)) {
     const int last = static_cast<int>(tensor_.dim()) - 1;
     if (tensor_.stride(last) != 1 && tensor_.size(last) > 1)
-      tensor_ = torch::stable::contiguous(tensor_);
+      tensor_ = to_contiguous(tensor_);
   }
 
   const Tensor& tensor() const { return tensor_; }
@@ -133,7 +133,7 @@ class Parameter {
  public:
   Parameter() = default;
   explicit Parameter(const OptionalTensor& given) {
-    if (given) tensor_ = torch::stable::contiguous(torch::stable::to(*given, ScalarType::Float));
+    if (given) tensor_ = to_contiguous(to_type(*given, ScalarType::Float));
   }
   const float* data() const {
     return tensor_ ? static_cast<const float*>(tensor_->data_ptr()) : nullptr;
