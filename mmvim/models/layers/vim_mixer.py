@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmvim_ops.functional import (
+    bi_conv1d_silu,
     bidirectional_selective_scan,
     conv1d_silu,
     selective_scan,
@@ -145,8 +146,8 @@ class VimMixer(nn.Module):
         x, z = self.in_proj(tokens).chunk(2, dim=-1)  # (B, L, E) each, views
         if self.direction == 'none':
             mixed = self._scan_one(x, z, self.reverse != flip)
-        elif self.direction == 'ssm':
-            mixed = self._scan_both_sharing(x, z)
+        elif self.direction == 'ssm_conv' and self._projections_are_plain():
+            mixed = self._inner(x, z)
         else:
             mixed = self._scan_both(x, z)
         out = self.out_proj(mixed)
@@ -175,8 +176,17 @@ class VimMixer(nn.Module):
             backend=self.scan_backend,
         )
 
-    def _scan_both(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-        """Both directions, each with its own parameters: x, z (B, L, E) -> (B, L, E)."""
+    def _projections_are_plain(self) -> bool:
+        """Whether x_proj is its weight and nothing else: no adapter, quantiser or hook."""
+        return all(
+            type(module) is nn.Linear
+            and not (module._forward_hooks or module._forward_pre_hooks)
+            and not (module._backward_hooks or module._backward_pre_hooks)
+            for module in (self.x_proj, self.x_proj_b)
+        )
+
+    def _inner(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        """'ssm_conv' as one op, which saves less for training: x, z (B, L, E) -> (B, L, E)."""
         return vim_inner(
             x,
             z,
@@ -198,27 +208,40 @@ class VimMixer(nn.Module):
             backend=self.scan_backend,
         )
 
-    def _scan_both_sharing(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-        """Both directions, which share all but A: x, z (B, L, E) -> (B, L, E)."""
-        weight, backend = self.conv1d.weight.squeeze(1), self.scan_backend
-        x = conv1d_silu(x, weight, self.conv1d.bias, backend=backend)
-        dbl = self.x_proj(x)  # (B, L, R + 2N)
+    def _scan_both(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        """Both directions, op by op: x, z (B, L, E) -> (B, L, E)."""
+        own = self.direction == 'ssm_conv'
+        weight, bias = self.conv1d.weight.squeeze(1), self.conv1d.bias
+        if own:
+            x_f, x_b = bi_conv1d_silu(
+                x,
+                weight,
+                bias,
+                self.conv1d_b.weight.squeeze(1),
+                self.conv1d_b.bias,
+                backend=self.scan_backend,
+            )
+            dbl_f, dbl_b = self.x_proj(x_f), self.x_proj_b(x_b)  # (B, L, R + 2N)
+        else:
+            x_f = x_b = conv1d_silu(x, weight, bias, backend=self.scan_backend)
+            dbl_f = dbl_b = self.x_proj(x_f)
+        dt_proj_b = self.dt_proj_b if own else self.dt_proj
         return bidirectional_selective_scan(
-            x,
-            x,
-            dbl,
-            dbl,
+            x_f,
+            x_b,
+            dbl_f,
+            dbl_b,
             self.dt_proj.weight,
-            self.dt_proj.weight,
+            dt_proj_b.weight,
             self.dt_proj.bias,
-            self.dt_proj.bias,
+            dt_proj_b.bias,
             self._decay(self.A_log),
             self._decay(self.A_b_log),
             self.D,
-            self.D,
+            self.D_b if own else self.D,
             z,
             scale=self.scale,
-            backend=backend,
+            backend=self.scan_backend,
         )
 
     @staticmethod
