@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import platform
+import warnings
 from types import ModuleType
 from typing import NamedTuple
 
 import torch
 
-from mmvim_ops import chunked, fused, mamba_adapter, native, reference
+from mmvim_ops import chunked, fused, mamba_adapter, native, reference, self_check
 
 __all__ = ['BACKENDS', 'BackendStatus', 'available_backends', 'build_info', 'select']
 
@@ -25,6 +26,8 @@ _IMPLEMENTATIONS: dict[str, ModuleType] = {
 
 # What the CUDA scans have room for: kMostStates and kMostRank of csrc/cuda/scan.h.
 _CUDA_STATES, _CUDA_RANK = 32, 128
+# What the CUDA kernels compute otherwise than pure torch, by device; None where nothing.
+_differences: dict[torch.device, str | None] = {}
 
 
 class BackendStatus(NamedTuple):
@@ -52,6 +55,24 @@ def _mamba_ssm_problem() -> str | None:
 
 def _cuda_takes(states: int, rank: int) -> bool:
     return states <= _CUDA_STATES and rank <= _CUDA_RANK
+
+
+def _cuda_serves(device: torch.device) -> bool:
+    """Whether ``auto`` takes the CUDA kernels on a device; warns once where it should be able."""
+    if not native.cuda_usable(device):
+        return False
+    # Neither a compiler nor a graph can be asked to compare numbers on the way.
+    if torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing():
+        return True
+    if device not in _differences:
+        _differences[device] = self_check.difference(device)
+        if _differences[device] is not None:
+            warnings.warn(
+                f'the CUDA kernels of mmvim_ops are wrong on {device}: {_differences[device]}; '
+                "auto takes 'chunked'. Please report it",
+                stacklevel=4,
+            )
+    return _differences[device] is None
 
 
 def available_backends() -> dict[str, BackendStatus]:
@@ -125,7 +146,7 @@ def select(
         if dtype == torch.float64:
             return chunked
         if device.type == 'cuda':
-            return fused if _cuda_takes(states, rank) and native.cuda_usable(device) else chunked
+            return fused if _cuda_takes(states, rank) and _cuda_serves(device) else chunked
         return fused if device.type == 'cpu' and native.usable() else chunked
     problem = None
     if backend in ('cuda', 'cpu', 'mamba_ssm'):

@@ -161,6 +161,8 @@ def with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine whose GPU can run the kernels; nothing is called on it."""
     monkeypatch.setattr(native, 'cuda_problem', lambda device=None: None)
     monkeypatch.setattr(native, '_cuda_problems', {})
+    monkeypatch.setattr(backends, '_differences', {CUDA: None})
+    monkeypatch.setattr(torch.cuda, 'is_current_stream_capturing', lambda: False)
 
 
 @pytest.mark.usefixtures('with_cuda')
@@ -195,3 +197,30 @@ def test_without_cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         assert backends.select('auto', CUDA, torch.float32) is chunked
+
+
+@pytest.mark.usefixtures('with_cuda')
+def test_kernels_that_are_wrong_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Auto asks once a device, and says what it found; by name they still run."""
+    asked: list[torch.device] = []
+
+    def difference(device: torch.device) -> str:
+        asked.append(device)
+        return 'result 3 in torch.float32 differs by 1.0e+00 from pure torch'
+
+    monkeypatch.setattr(backends, '_differences', {})
+    monkeypatch.setattr(backends.self_check, 'difference', difference)
+    with pytest.warns(UserWarning, match=r'are wrong on cuda:0: result 3 .*; auto takes'):
+        assert backends.select('auto', CUDA, torch.float32) is chunked
+    assert backends.select('auto', CUDA, torch.float32) is chunked and asked == [CUDA]
+    assert backends.select('cuda', CUDA, torch.float32) is fused
+    # Inside of a graph or a compiler nothing can be compared, nor is anything decided for later.
+    for module, name in (
+        (torch.cuda, 'is_current_stream_capturing'),
+        (torch.compiler, 'is_compiling'),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(backends, '_differences', {})
+            patch.setattr(module, name, lambda: True)
+            assert backends.select('auto', CUDA, torch.float32) is fused
+            assert asked == [CUDA] and not backends._differences

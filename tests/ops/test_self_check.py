@@ -1,0 +1,69 @@
+"""The comparison with pure torch that comes before auto takes CUDA kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmvim_ops import fused, self_check
+
+CPU = torch.device('cpu')
+
+
+@pytest.mark.parametrize('grad', [True, False])
+def test_the_emulated_cuda_kernels_pass(grad: bool, emulated: Any) -> None:
+    """With every split, whether gradients are wanted around it or not."""
+    for forward, backward in ((0, 0), (1, 4), (2, 8), (16, 16)):
+        emulated.force_splits(forward, backward)
+        with torch.set_grad_enabled(grad), torch.inference_mode(not grad):
+            assert self_check.difference(CPU) is None
+
+
+def test_it_changes_no_random_numbers(emulated: Any) -> None:
+    state = torch.get_rng_state()
+    self_check.difference(CPU)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize('name', ['bi_conv1d_silu', 'add_rms_norm'])
+@pytest.mark.parametrize('factor', [1.001, float('nan')])
+def test_wrong_results_are_found(
+    name: str, factor: float, emulated: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = getattr(fused, name)
+
+    def wrong(*args: Any) -> tuple[Tensor, ...]:
+        first, *others = right(*args)
+        return (first * factor, *others)
+
+    monkeypatch.setattr(fused, name, wrong)
+    found = self_check.difference(CPU)
+    assert found is not None and 'torch.float32 differs by' in found
+
+
+@pytest.mark.parametrize('index', range(13))
+def test_wrong_gradients_are_found(
+    index: int, emulated: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any of those of the scan, by a hundredth."""
+    operators = torch.ops.mmvim_emulated
+    right = operators.bidirectional_selective_scan_backward.default
+
+    def wrong(*args: Any) -> list[Tensor]:
+        grads = list(right(*args))
+        grads[index] = grads[index] * 1.01
+        return grads
+
+    class Operators:
+        def __getattr__(self, name: str) -> Any:
+            if name == 'bidirectional_selective_scan_backward':
+                return type('Packet', (), {'default': staticmethod(wrong)})
+            return getattr(operators, name)
+
+    patched = emulated.kernels._replace(operators=Operators())
+    monkeypatch.setitem(fused._KERNELS, 'cpu', patched)
+    found = self_check.difference(CPU)
+    assert found is not None and 'differs by' in found
