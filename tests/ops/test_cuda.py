@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
@@ -49,9 +48,8 @@ def cases(scan_inputs: Inputs, bidirectional_inputs: Inputs) -> Callable[..., li
 @pytest.fixture
 def force_splits() -> Iterator[Callable[[int, int], None]]:
     """Choose the threads a channel and direction, forwards and backwards."""
-    library = ctypes.CDLL(str(native.path()))
-    yield library.mmvim_cuda_force_splits
-    library.mmvim_cuda_force_splits(0, 0)
+    yield native.force_splits
+    native.force_splits()
 
 
 def assert_same_bits(first: dict[str, Tensor], second: dict[str, Tensor], where: object) -> None:

@@ -51,19 +51,6 @@ def splits_for(N: int) -> list[tuple[int, int]]:
     return SPLITS if N == 16 else [(0, 0)]
 
 
-def joined(results: dict[str, Tensor], E: int) -> dict[str, Tensor]:
-    """Of one channel, the gradients of all parameters as one.
-
-    Alone, each would be a single number: a sum that may cancel down to the rounding of its terms.
-    """
-    if E > 1:
-        return results
-    small = [name for name in results if name.startswith('grad') and results[name].dim() < 3]
-    whole = torch.cat([results[name].flatten() for name in small])
-    rest = {name: tensor for name, tensor in results.items() if name not in small}
-    return rest | {'grad of parameters': whole}
-
-
 def compare(
     function: Callable[..., Any],
     inputs: dict[str, Tensor],
@@ -82,7 +69,7 @@ def compare(
         for name, tensor in inputs.items():
             assert actual[f'grad of {name}'].dtype == tensor.dtype
         E = lead.shape[2]
-        assert_close(joined(actual, E), joined(expected, E), where=f'split {split}')
+        assert_close(actual, expected, channels=E, where=f'split {split}')
 
 
 def quick_sizes() -> Iterator[Any]:

@@ -51,19 +51,6 @@ def double(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.double() for name, tensor in tensors.items()}
 
 
-def joined(results: dict[str, Tensor], E: int) -> dict[str, Tensor]:
-    """Of one channel, the gradients of all parameters as one.
-
-    Alone, each would be a single number: a sum that may cancel down to the rounding of its terms.
-    """
-    if E > 1:
-        return results
-    small = [name for name in results if name.startswith('grad') and results[name].dim() < 3]
-    whole = torch.cat([results[name].flatten() for name in small])
-    rest = {name: tensor for name, tensor in results.items() if name not in small}
-    return rest | {'grad of parameters': whole}
-
-
 @sizes
 def test_bidirectional(
     dtype: torch.dtype,
@@ -84,7 +71,7 @@ def test_bidirectional(
     for kernels in each_kernels:
         actual = value_and_grads(scan, kernels.place(inputs), backend=kernels.backend)
         assert actual['out'].dtype == dtype
-        assert_close(joined(actual, E), joined(expected, E), where=kernels.name)
+        assert_close(actual, expected, channels=E, where=kernels.name)
 
 
 @sizes
@@ -111,7 +98,7 @@ def test_selective_scan(
             mmvim_ops.selective_scan, given, backend=kernels.backend, **options
         )
         assert actual['out'].dtype == dtype
-        assert_close(joined(actual, E), joined(expected, E), where=kernels.name)
+        assert_close(actual, expected, channels=E, where=kernels.name)
 
 
 @pytest.mark.parametrize('reverse', [False, True])

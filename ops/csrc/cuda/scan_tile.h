@@ -6,7 +6,8 @@
 
 namespace mmvim::cuda {
 
-// Four adjacent numbers, as they lie in memory.
+// Four adjacent numbers, packed as they lie in memory: in half precision two share a register while
+// they wait. (Numbers has them apart.)
 template <class T>
 struct alignas(4 * sizeof(T)) Four {
   uint32_t words[sizeof(T)];

@@ -240,7 +240,7 @@ def test_the_driver_is_asked_for_one_gpu(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_without_a_compiler_torch_exp2_is_timed(capsys: pytest.CaptureFixture[str]) -> None:
     if torch.cuda.is_available():
-        pytest.skip('there is one')
+        pytest.skip('there is a compiler for the GPU here')
     loop = ceilings._cuda_exp_loop(torch.rand(8))
     assert (loop.name, loop.count) == ('torch.exp2', 8)
     loop.call()
