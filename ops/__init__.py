@@ -13,6 +13,7 @@ if torch.__version__ < '2.4':  # a TorchVersion, compared as one
 
 from mmvim_ops import flops, library  # noqa: F401  (register the mmvim:: operators and formulas)
 from mmvim_ops.backends import BACKENDS, BackendStatus, available_backends, build_info
+from mmvim_ops.compile_cache import tag_cached_graphs
 from mmvim_ops.functional import (
     add_rms_norm,
     bi_conv1d_silu,
@@ -21,6 +22,8 @@ from mmvim_ops.functional import (
     selective_scan,
     vim_inner,
 )
+
+tag_cached_graphs()
 
 __all__ = [
     'BACKENDS',
