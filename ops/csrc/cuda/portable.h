@@ -23,7 +23,7 @@
 namespace mmvim::cuda {
 
 template <class Integer>
-MMVIM_HD Integer ceil_div(Integer a, Integer b) {
+MMVIM_HD constexpr Integer ceil_div(Integer a, Integer b) {
   return (a + b - 1) / b;
 }
 
@@ -165,8 +165,8 @@ MMVIM_HD float silu_slope(float x) {
 // least maximum error.
 template <class T>
 MMVIM_HD float softplus(float x, float* slope) {
-  // e is zero from there on, and a product that overflows would make NaN of it.
-  const float magnitude = fabsf(x) > 128.0f ? 128.0f : fabsf(x);
+  // e is zero from 128 on; a product that overflows would make NaN of what it lost, below.
+  const float magnitude = sizeof(T) == 4 && fabsf(x) > 128.0f ? 128.0f : fabsf(x);
   const float positive = x > 0.0f ? x : 0.0f;
   const float high = -kLog2e * magnitude;
   float e = exp2_fast(high);

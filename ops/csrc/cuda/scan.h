@@ -6,6 +6,9 @@
 // its last, those of the reverse scan from its last to its first. Each channel has kSplit threads
 // a direction, each with kOwn of the states.
 //
+// Tokens are counted in the order of their scan: the rows of a reverse scan are turned around before
+// a kernel begins (`orient`), and nothing in it knows of directions.
+//
 // A phase is a function of a thread's number, its registers and shared memory. Between two phases
 // all threads of a block meet; within one, nobody reads what another thread writes. So a phase may
 // run as a kernel between two barriers, or in a loop over threads, in any order.
@@ -45,7 +48,14 @@ struct Rows {
   int bytes = 0;
   int copies_log2 = 0;
 
-  // Chooses both for rows of so many bytes, a power of two.
+  int64_t tile = 0;  // from a tile to the next
+
+  // Begins at the last of so many tokens.
+  void turn(int64_t tokens) {
+    data += (tokens - 1) * token;
+    token = -token;
+  }
+  // Chooses how tiles are copied for rows of so many bytes, a power of two.
   void fit(int row_bytes) {
     bytes = alignment < row_bytes ? alignment : row_bytes;
     copies_log2 = 0;
@@ -59,11 +69,17 @@ struct Direction {
   Rows u;
   Rows delta;        // (B, L, E), not given where rank > 0
   Rows dt, B, C;     // dt: `rank` columns, multiplied by dt_weight; B, C: `states` columns
+  bool whole_fours = false;  // their columns can be read four at a time, without a rest
+  Rows z;                    // the same for both scans; no data: no gate
+  // (B, L, groups * channels), float, the same for both scans: what the direction that comes first
+  // to a tile leaves for the other.
+  Rows partial;
   const float* A = nullptr;          // (E, states)
   const float* dt_weight = nullptr;  // (E, rank)
   const float* D = nullptr;          // (E), or null
   const float* bias = nullptr;       // (E), or null
   bool reverse = false;
+  uint32_t before = 0;  // tokens of the first tile that there are not
 };
 
 struct Problem {
@@ -75,15 +91,13 @@ struct Problem {
   int states = 0;
   bool softplus = false;
   float scale = 1.0f;
+  bool gated = false;  // z is given
   int64_t batch = 0, length = 0;
   int tiles = 0;
   int tiles_a_chunk = 0;
-  Rows z;                         // no data: no gate
   // The state before every chunk, in the order of the scan: (chunks, B, groups * directions,
   // states, channels); a chunk is counted in whole tiles.
   float* checkpoints = nullptr;
-  // (B, L, groups * channels): what the direction that comes first to a tile leaves for the other.
-  float* partial = nullptr;
 
   MMVIM_HD int64_t all_channels() const { return static_cast<int64_t>(groups) * channels; }
 };
@@ -111,46 +125,54 @@ struct Block {
   }
 };
 
-// A tile in the order of the scan: slot i of shared memory belongs to the i-th of 32 tokens, be
-// there so many or not. Slots of tokens beyond the last hold zeros, which leave a state as it is.
+// A tile of a scan. Slots of tokens that there are not hold zeros, which leave a state as it is.
 struct Tile {
-  uint32_t first;  // token
-  int count;       // of tokens
-  bool reverse;
+  uint32_t first;           // token
+  uint32_t before, length;  // the tokens that there are: so many, from the `before`-th on
 
-  MMVIM_HD Tile(const Problem& p, const Direction& scan, int step) {
-    reverse = scan.reverse;
-    first = static_cast<uint32_t>(reverse ? p.tiles - 1 - step : step) * kTile;
-    const uint32_t left = static_cast<uint32_t>(p.length) - first;
-    count = left < kTile ? static_cast<int>(left) : kTile;
-  }
-  // How far the tile is from the first one, of rows that are so far apart.
-  MMVIM_HD int64_t offset(int64_t token) const { return static_cast<int64_t>(first) * token; }
-  // The row of a slot, and the slot of a row.
-  MMVIM_HD int row(int slot) const { return reverse ? kTile - 1 - slot : slot; }
-  // How the row changes from a slot to the next.
-  MMVIM_HD int sign() const { return reverse ? -1 : 1; }
+  MMVIM_HD Tile(const Problem& p, const Direction& scan, int step)
+      : first(static_cast<uint32_t>(step) * kTile), before(scan.before),
+        length(static_cast<uint32_t>(p.length)) {}
+  MMVIM_HD bool given(int slot) const { return first - before + slot < length; }
 };
 
-// Who comes to a tile first leaves a partial result there; who comes second finishes it. `step`
-// counts the tiles a direction has done before. With an odd number of tiles both come to the one in
-// the middle at once, and the reverse scan is the second there.
-MMVIM_HD bool meet(const Problem& p, int step) {
-  return p.directions == 2 && 2 * step == p.tiles - 1;
-}
-MMVIM_HD bool comes_second(const Problem& p, int step, int direction) {
-  return p.directions == 1 || 2 * step > p.tiles - 1 || (meet(p, step) && direction == 1);
-}
+// Who comes to a tile first leaves a partial result there; who comes second finishes it. With an odd
+// number of tiles both come to the one in the middle at once, and the reverse scan is the second
+// there.
+class Turn {
+ public:
+  // `step`: how many tiles a direction has done before.
+  MMVIM_HD Turn(const Problem& p, int step)
+      : steps_past_(p.directions == 1 ? 1 : 2 * step - (p.tiles - 1)) {}
+  MMVIM_HD bool meet() const { return steps_past_ == 0; }
+  MMVIM_HD bool second(int direction) const { return steps_past_ + direction > 0; }
 
-// Chooses how the tiles of a problem are copied.
-template <class Shape>
-void fit_copies(Problem& p) {
-  const int row_bytes = Shape::kChannels * static_cast<int>(sizeof(typename Shape::T));
+ private:
+  int steps_past_;  // twice the way to the middle
+};
+
+// Puts a problem in the order of its scans and chooses how their rows are read. `more(d, turn)` calls
+// `turn` with the other rows of direction d.
+template <class Shape, class More>
+void orient(Problem& p, const More& more) {
+  constexpr int kBytes = sizeof(typename Shape::T);
+  const int64_t tokens = static_cast<int64_t>(p.tiles) * kTile;
   for (int d = 0; d < p.directions; ++d) {
-    p.scans[d].u.fit(row_bytes);
-    if (p.rank == 0) p.scans[d].delta.fit(row_bytes);
+    Direction& scan = p.scans[d];
+    const auto turn = [&](auto& rows) {
+      if (scan.reverse && rows.data) rows.turn(tokens);
+      rows.tile = kTile * rows.token;
+    };
+    for (Rows* rows : {&scan.u, &scan.delta, &scan.dt, &scan.B, &scan.C, &scan.z, &scan.partial})
+      turn(*rows);
+    more(d, turn);
+    for (Rows* rows : {&scan.u, &scan.delta, &scan.z})
+      if (rows->data) rows->fit(Shape::kChannels * kBytes);
+    const auto in_fours = [](const Rows& rows) { return rows.alignment >= 4 * kBytes; };
+    scan.whole_fours = p.states == Shape::kStates && in_fours(scan.B) && in_fours(scan.C) &&
+                       (p.rank == 0 || (p.rank % 4 == 0 && in_fours(scan.dt)));
+    if (scan.reverse) scan.before = static_cast<uint32_t>(tokens - p.length);
   }
-  if (p.z.data) p.z.fit(row_bytes);
 }
 
 // A thread's place in a block.
@@ -161,6 +183,8 @@ struct Thread {
   MMVIM_HD explicit Thread(int tid)
       : direction(tid / Shape::kThreads), lane(tid % Shape::kThreads),
         k(lane % Shape::kChannels), s(lane / Shape::kChannels) {}
+  // The first of the slots whose step the thread prepares, and whose y it sums up.
+  MMVIM_HD int slot() const { return s * Shape::kSlots; }
 };
 
 // The place of a chunk's first state of a thread in `checkpoints`; the next is `channels` further.

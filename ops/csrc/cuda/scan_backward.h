@@ -36,8 +36,12 @@ struct ScanBackward : BackwardTraits<Shape> {
   static constexpr int kBlocks = Shape::kOwn * sizeof(T) > 4 ? 2 : 3;
 
   static void fit(Params& p) {
-    fit_copies<Shape>(p);
-    p.grad_out.fit(kChannels * static_cast<int>(sizeof(T)));
+    orient<Shape>(p, [&](int d, const auto& turn) {
+      ScanGrads& grads = p.grads[d];
+      for (Rows* rows : {&grads.out, &grads.z, &grads.u, &grads.delta}) turn(*rows);
+      for (RowSums* sums : {&grads.dt, &grads.B, &grads.C}) turn(*sums);
+      grads.out.fit(kChannels * static_cast<int>(sizeof(T)));
+    });
   }
   static MMVIM_HD int64_t blocks(const Params& p) { return Block<Shape>::number(p); }
   static MMVIM_HD int threads(const Params& p) { return p.directions * Shape::kThreads; }
@@ -87,7 +91,7 @@ struct ScanBackward : BackwardTraits<Shape> {
             pass.share(Thread<Shape>(tid), own, visit, sweep * kSweep);
           });
         }
-        if (meet(p, p.tiles - 1 - step)) {
+        if (Turn(p, p.tiles - 1 - step).meet()) {
           each([&](int tid, Registers& own) { pass.finish(Thread<Shape>(tid), own, visit, 0); });
           each([&](int tid, Registers& own) { pass.finish(Thread<Shape>(tid), own, visit, 1); });
         } else {
@@ -125,13 +129,15 @@ struct ScanBackward : BackwardTraits<Shape> {
         own.later[i] = 1.0f;
         own.grad_A[i] = 0.0f;
       }
+      own.bias = at.k < block.count && scan.bias ? scan.bias[channel] : 0.0f;
       own.grad_D = own.grad_bias = 0.0f;
       const Space<Shape> space = this->space(at);
-      own.ahead.begin(p, scan, block, at.lane);
-      own.u_start = own_tile_start(p, scan.u, block, at.lane);
-      if (p.z.data) own.z_start = own_tile_start(p, p.z, block, at.lane);
-      own.grad_out_start = own_tile_start(p, p.grad_out, block, at.lane);
       const ScanGrads& grads = p.grads[at.direction];
+      own.ahead.begin(p, scan, block, step, at.lane);
+      own.u = own_tile_start(p, scan.u, block, step, at.lane);
+      if (p.rank == 0) own.delta = own_tile_start(p, scan.delta, block, step, at.lane);
+      if (p.gated) own.z = own_tile_start(p, scan.z, block, step, at.lane);
+      own.grad_out = own_tile_start(p, grads.out, block, step, at.lane);
       own.grad_u = start(grads.u, at);
       const auto sums = [&](const RowSums& sums) {
         const int64_t part = p.atomic ? 0 : block.first / kChannels;
@@ -148,7 +154,7 @@ struct ScanBackward : BackwardTraits<Shape> {
       wait_for_copies();
     }
 
-    // Starts to bring a tile here.
+    // Starts to bring a tile here, from where the thread stands.
     MMVIM_HD void copy(const Thread<Shape>& at, Registers& own, int step, int number) const {
       const Direction& scan = p.scans[at.direction];
       const Tile tile(p, scan, step);
@@ -157,14 +163,21 @@ struct ScanBackward : BackwardTraits<Shape> {
       const auto copy_tile = [&](const Rows& rows, const char* start, RawTile which) {
         copy_own_tile(rows, start, block, tile, at.lane, space.raw(number, which, kRawTiles));
       };
-      copy_tile(scan.u, own.u_start, kU);
-      if (p.rank == 0)
-        copy_tile(scan.delta, own_tile_start(p, scan.delta, block, at.lane), kDelta);
-      if (p.z.data) copy_tile(p.z, own.z_start, kZ);
-      copy_tile(p.grad_out, own.grad_out_start, kGradOut);
+      copy_tile(scan.u, own.u, kU);
+      if (p.rank == 0) copy_tile(scan.delta, own.delta, kDelta);
+      if (p.gated) copy_tile(scan.z, own.z, kZ);
+      copy_tile(p.grads[at.direction].out, own.grad_out, kGradOut);
     }
     MMVIM_HD void copy_next(const Thread<Shape>& at, Registers& own, const Visit& visit) const {
-      if (visit.next >= 0) copy(at, own, visit.next, visit.copy + 1);
+      if (visit.next < 0) return;
+      const Direction& scan = p.scans[at.direction];
+      const int tiles = visit.next - visit.step;
+      own.ahead.move(scan, tiles);
+      own.u += tiles * scan.u.tile;
+      if (p.rank == 0) own.delta += tiles * scan.delta.tile;
+      if (p.gated) own.z += tiles * scan.z.tile;
+      own.grad_out += tiles * p.grads[at.direction].out.tile;
+      copy(at, own, visit.next, visit.copy + 1);
     }
 
     MMVIM_HD void convert(const Thread<Shape>& at, const Registers& own, const Visit& visit) const {
@@ -174,12 +187,11 @@ struct ScanBackward : BackwardTraits<Shape> {
 
     MMVIM_HD void prepare(const Thread<Shape>& at, Registers& own, const Visit& visit) const {
       copy_next(at, own, visit);
-      const Direction& scan = p.scans[at.direction];
       const Space<Shape> space = this->space(at);
-      prepare_steps<Shape>(p, scan, block, Tile(p, scan, visit.step), space, at,
+      prepare_steps<Shape>(p, Tile(p, p.scans[at.direction], visit.step), space, at, own.bias,
                            space.raw(visit.copy, kU, kRawTiles),
                            space.raw(visit.copy, kDelta, kRawTiles),
-                           [](int, float) {});
+                           [](int, float, float) {});
     }
 
     // The states before each sweep of a tile.
@@ -201,8 +213,8 @@ struct ScanBackward : BackwardTraits<Shape> {
         MMVIM_UNROLL
         for (int t = 0; t < kSweep; ++t) {
           const int slot = sweep * kSweep + t;
-          const Floats<2> dt = load<2>(space.steps() + (slot * kChannels + at.k) * 2);
-          const auto B = load<kOwn>(row(space, at, slot));
+          const Floats<2> dt = load<2>(space.step(slot, at.k));
+          const auto B = load<kOwn>(space.row(slot, at.s));
           MMVIM_UNROLL
           for (int i = 0; i < kOwn; ++i) {
             const float decay = exp2_fast(dt.at[0] * own.A[i]);
@@ -217,22 +229,20 @@ struct ScanBackward : BackwardTraits<Shape> {
                                    const Visit& visit) const {
       copy_next(at, own, visit);
       const Direction& scan = p.scans[at.direction];
-      const Tile tile(p, scan, visit.step);
       const Space<Shape> space = this->space(at);
-      const T* grad_out = space.raw(visit.copy, kGradOut, kRawTiles);
-      const T* z = space.raw(visit.copy, kZ, kRawTiles);
-      const int place = tile.row(at.s) * kChannels + at.k;
-      const int next = tile.sign() * Shape::kSplit * kChannels;
-      float* grad_y = space.floats(layout.grad_y) + at.lane;  // of slot s, channel k
-      float* slopes = space.floats(layout.slope) + at.lane;
-      prepare_steps<Shape>(p, scan, block, tile, space, at,
+      const int place = at.slot() * kChannels + at.k;
+      const T* grad_out = space.raw(visit.copy, kGradOut, kRawTiles) + place;
+      const T* z = space.raw(visit.copy, kZ, kRawTiles) + place;
+      float* grad_y = space.floats(layout.grad_y) + place;
+      float* slopes = space.floats(layout.slope) + place;
+      prepare_steps<Shape>(p, Tile(p, scan, visit.step), space, at, own.bias,
                            space.raw(visit.copy, kU, kRawTiles),
                            space.raw(visit.copy, kDelta, kRawTiles),
-                           [&](int j, float slope) {
-                             float grad = p.scale * to_float(grad_out[place + j * next]);
-                             if (p.z.data) grad *= silu(to_float(z[place + j * next]));
-                             grad_y[j * Shape::kThreads] = grad;
-                             slopes[j * Shape::kThreads] = slope;
+                           [&](int j, float, float slope) {
+                             float grad = p.scale * to_float(grad_out[j * kChannels]);
+                             if (p.gated) grad *= silu(to_float(z[j * kChannels]));
+                             grad_y[j * kChannels] = grad;
+                             slopes[j * kChannels] = slope;
                            });
     }
 
@@ -246,8 +256,8 @@ struct ScanBackward : BackwardTraits<Shape> {
       MMVIM_UNROLL
       for (int t = 0; t < kSweep; ++t) {
         const int slot = sweep * kSweep + t;
-        const Floats<2> dt = load<2>(space.steps() + (slot * kChannels + at.k) * 2);
-        const auto B = load<kOwn>(row(space, at, slot));
+        const Floats<2> dt = load<2>(space.step(slot, at.k));
+        const auto B = load<kOwn>(space.row(slot, at.s));
         MMVIM_UNROLL
         for (int i = 0; i < kOwn; ++i) {
           own.decay[t][i] = exp2_fast(dt.at[0] * own.A[i]);
@@ -265,19 +275,19 @@ struct ScanBackward : BackwardTraits<Shape> {
       MMVIM_UNROLL
       for (int i = kShare - 1; i >= 0; --i) {
         const int t = First + i, slot = sweep * kSweep + t;
-        const Floats<2> dt = load<2>(space.steps() + (slot * kChannels + at.k) * 2);
+        const Floats<2> dt = load<2>(space.step(slot, at.k));
         const float grad_y = space.floats(layout.grad_y)[slot * kChannels + at.k];
-        const auto B = load<kOwn>(row(space, at, slot));
-        const auto C = load<kOwn>(row(space, at, slot) + Shape::kStates);
+        const auto BC = load<2 * kOwn>(space.row(slot, at.s));
+        const float *B = BC.at, *C = BC.at + kOwn;
         Floats<kOwn> grad_B, grad_C;
         float y = 0.0f, grad_dt = 0.0f, grad_dtu = 0.0f;
         MMVIM_UNROLL
         for (int n = 0; n < kOwn; ++n) {
-          y = multiply_add(own.h[t][n], C.at[n], y);
+          y = multiply_add(own.h[t][n], C[n], y);
           grad_C.at[n] = grad_y * own.h[t][n];
-          own.grad[n] = multiply_add(own.later[n], own.grad[n], grad_y * C.at[n]);
+          own.grad[n] = multiply_add(own.later[n], own.grad[n], grad_y * C[n]);
           grad_B.at[n] = own.grad[n] * dt.at[1];
-          grad_dtu = multiply_add(own.grad[n], B.at[n], grad_dtu);
+          grad_dtu = multiply_add(own.grad[n], B[n], grad_dtu);
           own.later[n] = own.decay[t][n];
           const float previous = t > 0 ? own.h[t - 1][n] : own.before[n];
           const float through_decay = own.grad[n] * own.decay[t][n] * previous;
@@ -299,10 +309,6 @@ struct ScanBackward : BackwardTraits<Shape> {
    private:
     MMVIM_HD float* saved(const Space<Shape>& space, const Thread<Shape>& at, int place) const {
       return space.floats(layout.states) + place * kOwn * Shape::kThreads + at.lane;
-    }
-    // A thread's states of B; those of C are kStates further.
-    MMVIM_HD const float* row(const Space<Shape>& space, const Thread<Shape>& at, int slot) const {
-      return space.rows() + slot * 2 * Shape::kStates + at.s * kOwn;
     }
   };
 };

@@ -7,7 +7,7 @@
 namespace mmvim::cuda {
 
 struct ForwardProblem : Problem {
-  Rows out;
+  Rows out[2];                  // the same for both scans
   float* last_state = nullptr;  // (B, groups * channels, states) of the only scan, or null
 };
 
@@ -22,25 +22,28 @@ struct ScanForward {
   struct Registers {
     float A[Shape::kOwn];  // times log2(e)
     float h[Shape::kOwn];
+    float D, bias;           // of channel k
     RowsAhead<Shape> ahead;  // of the next tile
-    // Where the thread finds its part of the first tile: to copy it, and of slot s.
-    const char *u_start, *delta_start, *z_start;
-    char* out;
-    float* partial;
-    // What the other direction left in the thread's slots of the tile, where they are few.
-    float other[Shape::kSlots];
+    // Where the thread begins in a tile: to copy it, and at its first slot.
+    const char *u, *delta, *z;
+    char *partial, *out;
+    float* checkpoint;  // of the next chunk
+    // Where slots are few: what the thread's slots get from their input, and from the other scan.
+    float skip[Shape::kSlots], other[Shape::kSlots];
   };
-  static constexpr bool kReadsAhead = Shape::kSlots <= 8;
+  static constexpr bool kFewSlots = Shape::kSlots <= 8;
 
   struct Layout : TileLayout {
-    int sums;  // (32, kThreads): what a thread's states contribute to y
+    int sums;  // (8, kThreads, 4 slots): what a thread's states contribute to y
 
     MMVIM_HD explicit Layout(const Params& p)
         : TileLayout(tile_layout<Shape>(p, kRawTiles)), sums(take(4 * kTile * Shape::kThreads)) {}
   };
   enum RawTile { kU, kDelta, kZ, kRawTiles };
 
-  static void fit(Params& p) { fit_copies<Shape>(p); }
+  static void fit(Params& p) {
+    orient<Shape>(p, [&](int d, const auto& turn) { turn(p.out[d]); });
+  }
   static MMVIM_HD int64_t blocks(const Params& p) { return Block<Shape>::number(p); }
   static MMVIM_HD int threads(const Params& p) { return p.directions * Shape::kThreads; }
   static MMVIM_HD int shared_bytes(const Params& p) { return p.directions * Layout(p).bytes; }
@@ -51,28 +54,31 @@ struct ScanForward {
     const Layout layout(p);
     const Pass pass = {p, Block<Shape>(p, index), layout, shared};
     each([&](int tid, Registers& own) { pass.begin(Thread<Shape>(tid), own); });
-    for (int step = 0; step < p.tiles; ++step) {
+    int left = 0;  // tiles of the chunk
+    for (int step = 0;; ++step) {
       const int done = step - 1;
-      if (step > 0 && meet(p, done)) {
-        each([&](int tid, Registers& own) { pass.finish(Thread<Shape>(tid), own, done, 0); });
-        each([&](int tid, Registers& own) { pass.finish(Thread<Shape>(tid), own, done, 1); });
+      const Turn turn(p, done);
+      if (step > 0 && turn.meet()) {
+        each([&](int tid, Registers& own) {
+          const Thread<Shape> at(tid);
+          if (at.direction == 0) pass.finish(at, own, done);
+        });
       }
       each([&](int tid, Registers& own) {
         const Thread<Shape> at(tid);
-        if (step > 0 && !meet(p, done)) pass.finish(at, own, done, at.direction);
-        pass.convert(at, own, step);
+        if (step > 0 && (!turn.meet() || at.direction == 1)) pass.finish(at, own, done);
+        if (step < p.tiles) {
+          pass.convert(at, own, step);
+        } else {
+          pass.end(at, own);
+        }
       });
+      if (step == p.tiles) break;
       each([&](int tid, Registers& own) { pass.prepare(Thread<Shape>(tid), own, step); });
-      each([&](int tid, Registers& own) { pass.recur(Thread<Shape>(tid), own, step); });
+      const bool opens = left == 0;
+      left = (opens ? p.tiles_a_chunk : left) - 1;
+      each([&](int tid, Registers& own) { pass.recur(Thread<Shape>(tid), own, opens); });
     }
-    const int done = p.tiles - 1;
-    if (meet(p, done))
-      each([&](int tid, Registers& own) { pass.finish(Thread<Shape>(tid), own, done, 0); });
-    each([&](int tid, Registers& own) {
-      const Thread<Shape> at(tid);
-      if (!meet(p, done) || at.direction == 1) pass.finish(at, own, done, at.direction);
-      pass.end(at, own);
-    });
   }
 
   struct Pass {
@@ -87,38 +93,50 @@ struct ScanForward {
 
     MMVIM_HD void begin(const Thread<Shape>& at, Registers& own) const {
       const Direction& scan = p.scans[at.direction];
+      const bool exists = at.k < block.count;
+      const int64_t channel = block.channel(p) + at.k;
       MMVIM_UNROLL
       for (int i = 0; i < Shape::kOwn; ++i) {
         const int n = at.s * Shape::kOwn + i;
-        const bool given = at.k < block.count && n < p.states;
-        own.A[i] = given ? kLog2e * scan.A[(block.channel(p) + at.k) * p.states + n] : 0.0f;
+        const bool given = exists && n < p.states;
+        own.A[i] = given ? kLog2e * scan.A[channel * p.states + n] : 0.0f;
         own.h[i] = 0.0f;
       }
-      own.ahead.begin(p, scan, block, at.lane);
-      own.u_start = own_tile_start(p, scan.u, block, at.lane);
-      if (p.rank == 0) own.delta_start = own_tile_start(p, scan.delta, block, at.lane);
-      if (p.z.data) own.z_start = own_tile_start(p, p.z, block, at.lane);
-      const int row = scan.reverse ? kTile - 1 - at.s : at.s;
-      const int64_t channel = block.channel(p) + at.k;
-      own.out = p.out.at(block.b, row) + channel * sizeof(T);
-      own.partial = p.partial + (block.b * p.length + row) * p.all_channels() + channel;
+      own.D = exists && scan.D ? scan.D[channel] : 0.0f;
+      own.bias = exists && scan.bias ? scan.bias[channel] : 0.0f;
+      own.ahead.begin(p, scan, block, 0, at.lane);
+      own.u = own_tile_start(p, scan.u, block, 0, at.lane);
+      if (p.rank == 0) own.delta = own_tile_start(p, scan.delta, block, 0, at.lane);
+      if (p.gated) own.z = own_tile_start(p, scan.z, block, 0, at.lane);
+      own.partial = scan.partial.at(block.b, at.slot()) + channel * sizeof(float);
+      own.out = p.out[at.direction].at(block.b, at.slot()) + channel * sizeof(T);
+      own.checkpoint = p.checkpoints + checkpoint_place<Shape>(p, block, 0, at);
       if (p.rank > 0) load_weight<Shape>(p, scan, block, space(at), at.lane);
       copy(at, own, 0);
       wait_for_copies();
     }
 
-    // Starts to bring a tile here.
+    // Starts to bring a tile here, from where the thread stands.
     MMVIM_HD void copy(const Thread<Shape>& at, Registers& own, int step) const {
       const Direction& scan = p.scans[at.direction];
       const Tile tile(p, scan, step);
       const Space<Shape> space = this->space(at);
       own.ahead.read(p, scan, tile, at.lane);
-      const auto copy_tile = [&](const Rows& rows, const char* start, RawTile which) {
-        copy_own_tile(rows, start, block, tile, at.lane, space.raw(step, which, kRawTiles));
+      const auto copy_tile = [&](const Rows& rows, const char* from, RawTile which) {
+        copy_own_tile(rows, from, block, tile, at.lane, space.raw(step, which, kRawTiles));
       };
-      copy_tile(scan.u, own.u_start, kU);
-      if (p.rank == 0) copy_tile(scan.delta, own.delta_start, kDelta);
-      if (p.z.data && comes_second(p, step, at.direction)) copy_tile(p.z, own.z_start, kZ);
+      copy_tile(scan.u, own.u, kU);
+      if (p.rank == 0) copy_tile(scan.delta, own.delta, kDelta);
+      if (p.gated && Turn(p, step).second(at.direction)) copy_tile(scan.z, own.z, kZ);
+    }
+    MMVIM_HD void copy_next(const Thread<Shape>& at, Registers& own, int step) const {
+      if (step + 1 == p.tiles) return;
+      const Direction& scan = p.scans[at.direction];
+      own.ahead.move(scan, 1);
+      own.u += scan.u.tile;
+      if (p.rank == 0) own.delta += scan.delta.tile;
+      if (p.gated) own.z += scan.z.tile;
+      copy(at, own, step + 1);
     }
 
     MMVIM_HD void convert(const Thread<Shape>& at, const Registers& own, int step) const {
@@ -127,108 +145,119 @@ struct ScanForward {
     }
 
     MMVIM_HD void prepare(const Thread<Shape>& at, Registers& own, int step) const {
-      if (step + 1 < p.tiles) copy(at, own, step + 1);
+      copy_next(at, own, step);
       const Direction& scan = p.scans[at.direction];
       const Tile tile(p, scan, step);
       const Space<Shape> space = this->space(at);
-      prepare_steps<Shape>(p, scan, block, tile, space, at, space.raw(step, kU, kRawTiles),
-                           space.raw(step, kDelta, kRawTiles), [](int, float) {});
-      if constexpr (kReadsAhead) {
-        const bool second = p.directions == 2 && comes_second(p, step, at.direction);
-        if (second && !meet(p, step) && at.k < block.count) {
-          const int row = tile.row(at.s);
-          const float* partial = own.partial + tile.offset(p.all_channels());
-          const int64_t next = tile.sign() * Shape::kSplit * p.all_channels();
-          MMVIM_UNROLL
-          for (int j = 0; j < Shape::kSlots; ++j, partial += next) {
-            own.other[j] = 0.0f;
-            if (row + j * tile.sign() * Shape::kSplit < tile.count) own.other[j] = *partial;
-          }
-        }
-      }
+      const Turn turn(p, step);
+      if (kFewSlots && p.directions == 2 && !turn.meet() && turn.second(at.direction))
+        read_other(at, own, tile);
+      prepare_steps<Shape>(p, tile, space, at, own.bias, space.raw(step, kU, kRawTiles),
+                           space.raw(step, kDelta, kRawTiles), [&](int j, float u, float) {
+                             if (kFewSlots) own.skip[j] = own.D * u;
+                           });
     }
 
     // The recurrence, h = exp(dt A) h + dt u B, and what the thread's states add to y = C h.
-    MMVIM_HD void recur(const Thread<Shape>& at, Registers& own, int step) const {
-      const Space<Shape> space = this->space(at);
-      if (step % p.tiles_a_chunk == 0 && at.k < block.count) {
-        const int64_t place = checkpoint_place<Shape>(p, block, step / p.tiles_a_chunk, at);
+    MMVIM_HD void recur(const Thread<Shape>& at, Registers& own, bool opens_chunk) const {
+      if (opens_chunk) {
         MMVIM_UNROLL
         for (int i = 0; i < Shape::kOwn; ++i) {
-          if (at.s * Shape::kOwn + i < p.states)
-            p.checkpoints[place + static_cast<int64_t>(i) * p.channels] = own.h[i];
+          if (at.k < block.count && at.s * Shape::kOwn + i < p.states)
+            own.checkpoint[static_cast<int64_t>(i) * p.channels] = own.h[i];
         }
+        own.checkpoint += p.batch * p.groups * p.directions * p.states * p.channels;
       }
-      const float* rows = space.rows() + at.s * Shape::kOwn;
-      const float* steps = space.steps() + at.k * 2;
-      float* sums = space.floats(layout.sums) + at.lane;
-      MMVIM_UNROLL_BY(8)
-      for (int slot = 0; slot < kTile; ++slot) {
-        const Floats<2> dt = load<2>(steps + slot * Shape::kChannels * 2);
-        const auto B = load<Shape::kOwn>(rows + slot * 2 * Shape::kStates);
-        const auto C = load<Shape::kOwn>(rows + slot * 2 * Shape::kStates + Shape::kStates);
-        float y = 0.0f;
+      const Space<Shape> space = this->space(at);
+      const float *row = space.row(0, at.s), *steps = space.step(0, at.k);
+      float* sums = space.floats(layout.sums) + at.lane * 4;
+      MMVIM_UNROLL_BY(4)
+      for (int four = 0; four < kTile / 4; ++four) {
+        Floats<4> y = {};
         MMVIM_UNROLL
-        for (int i = 0; i < Shape::kOwn; ++i) {
-          own.h[i] = multiply_add(exp2_fast(dt.at[0] * own.A[i]), own.h[i], dt.at[1] * B.at[i]);
-          y = multiply_add(own.h[i], C.at[i], y);
+        for (int t = 0; t < 4; t += 2) {
+          const Floats<4> step = load<4>(steps);
+          steps += Shape::kChannels * 4;
+          MMVIM_UNROLL
+          for (int j = 0; j < 2; ++j) {
+            const float dt = step.at[2 * j], dtu = step.at[2 * j + 1];
+            const auto BC = load<2 * Shape::kOwn>(row);
+            row += kRow<Shape>;
+            MMVIM_UNROLL
+            for (int i = 0; i < Shape::kOwn; ++i) {
+              own.h[i] = multiply_add(exp2_fast(dt * own.A[i]), own.h[i], dtu * BC.at[i]);
+              y.at[t + j] = multiply_add(own.h[i], BC.at[Shape::kOwn + i], y.at[t + j]);
+            }
+          }
         }
-        sums[slot * Shape::kThreads] = y;
+        store(sums, y);
+        sums += Shape::kThreads * 4;
       }
       wait_for_copies();
     }
 
-    // Sums over the states, skip connection, the other direction, gate. Done by one direction of
-    // threads, or by both for a tile of their own each.
-    MMVIM_HD void finish(const Thread<Shape>& at, Registers& own, int step, int direction) const {
-      if (at.direction != direction || at.k >= block.count) return;
-      const Direction& scan = p.scans[direction];
+    // Sums over the states, skip connection, the other direction, gate.
+    MMVIM_HD void finish(const Thread<Shape>& at, Registers& own, int step) const {
+      if (at.k >= block.count) return;
+      const Direction& scan = p.scans[at.direction];
+      const Rows& rows_out = p.out[at.direction];
+      const Turn turn(p, step);
       const Tile tile(p, scan, step);
       const Space<Shape> space = this->space(at);
-      const int64_t channel = block.channel(p) + at.k;
-      const float D = scan.D ? scan.D[channel] : 0.0f;
-      const T* u = space.raw(step, kU, kRawTiles);
-      const T* z = space.raw(step, kZ, kRawTiles);
-      const float* sums = space.floats(layout.sums) + at.s * Shape::kThreads + at.k;
-      // Of slot s, and how far it is to the thread's next slot.
-      const int row = tile.row(at.s), next_row = tile.sign() * Shape::kSplit;
-      const int place = row * Shape::kChannels + at.k, next = next_row * Shape::kChannels;
+      const int place = at.slot() * Shape::kChannels + at.k;
+      const T* u = space.raw(step, kU, kRawTiles) + place;
+      const T* z = space.raw(step, kZ, kRawTiles) + place;
+      constexpr int kVector = Shape::kSlots < 4 ? Shape::kSlots : 4;
+      const float* sums = space.floats(layout.sums) +
+                          (at.slot() / 4 * Shape::kThreads + at.k) * 4 + at.slot() % 4;
       float y[Shape::kSlots];
       MMVIM_UNROLL
-      for (int j = 0; j < Shape::kSlots; ++j) {
-        y[j] = D * to_float(u[place + j * next]);
+      for (int j = 0; j < Shape::kSlots; j += kVector, sums += Shape::kThreads * 4) {
         MMVIM_UNROLL
-        for (int i = 0; i < Shape::kSplit; ++i) {  // each begins elsewhere: another bank
-          const int s = (at.s + i) % Shape::kSplit;
-          y[j] += sums[j * Shape::kSplit * Shape::kThreads + s * Shape::kChannels];
+        for (int v = 0; v < kVector; ++v)
+          y[j + v] =
+              kFewSlots ? own.skip[j + v] : own.D * to_float(u[(j + v) * Shape::kChannels]);
+        MMVIM_UNROLL
+        for (int s = 0; s < Shape::kSplit; ++s) {
+          const auto sum = load<kVector>(sums + s * Shape::kChannels * 4);
+          MMVIM_UNROLL
+          for (int v = 0; v < kVector; ++v) y[j + v] += sum.at[v];
         }
       }
-      float* partial = own.partial + tile.offset(p.all_channels());
-      const int64_t next_partial = next_row * p.all_channels();
-      const auto given = [&](int j) { return row + j * next_row < tile.count; };
-      if (!comes_second(p, step, direction)) {
+      if (!turn.second(at.direction)) {
+        char* partial = own.partial;
         MMVIM_UNROLL
-        for (int j = 0; j < Shape::kSlots; ++j, partial += next_partial)
-          if (given(j)) *partial = y[j];
-        return;
+        for (int j = 0; j < Shape::kSlots; ++j, partial += scan.partial.token)
+          if (tile.given(at.slot() + j)) *reinterpret_cast<float*>(partial) = y[j];
+      } else {
+        if (p.directions == 2) {
+          if (!kFewSlots || turn.meet()) read_other(at, own, tile);
+          MMVIM_UNROLL
+          for (int j = 0; j < Shape::kSlots; ++j) y[j] += own.other[j];
+        }
+        if (p.gated) {
+          MMVIM_UNROLL
+          for (int j = 0; j < Shape::kSlots; ++j) y[j] *= silu(to_float(z[j * Shape::kChannels]));
+        }
+        char* out = own.out;
+        MMVIM_UNROLL
+        for (int j = 0; j < Shape::kSlots; ++j, out += rows_out.token) {
+          const T value = from_float<T>(p.scale * y[j]);
+          if (tile.given(at.slot() + j)) *reinterpret_cast<T*>(out) = value;
+        }
       }
-      if (kReadsAhead && p.directions == 2 && !meet(p, step)) {
-        MMVIM_UNROLL
-        for (int j = 0; j < Shape::kSlots; ++j) y[j] += own.other[j];
-      } else if (p.directions == 2) {
-        MMVIM_UNROLL
-        for (int j = 0; j < Shape::kSlots; ++j, partial += next_partial)
-          if (given(j)) y[j] += *partial;
-      }
-      if (p.z.data) {
-        MMVIM_UNROLL
-        for (int j = 0; j < Shape::kSlots; ++j) y[j] *= silu(to_float(z[place + j * next]));
-      }
-      char* out = own.out + tile.offset(p.out.token);
-      const int64_t next_out = next_row * p.out.token;
+      own.partial += scan.partial.tile;
+      own.out += rows_out.tile;
+    }
+
+    MMVIM_HD void read_other(const Thread<Shape>& at, Registers& own, const Tile& tile) const {
+      const int64_t token = p.scans[at.direction].partial.token;
+      const char* partial = own.partial;
       MMVIM_UNROLL
-      for (int j = 0; j < Shape::kSlots; ++j, out += next_out)
-        if (given(j)) *reinterpret_cast<T*>(out) = from_float<T>(p.scale * y[j]);
+      for (int j = 0; j < Shape::kSlots; ++j, partial += token) {
+        const bool given = at.k < block.count && tile.given(at.slot() + j);
+        own.other[j] = given ? *reinterpret_cast<const float*>(partial) : 0.0f;
+      }
     }
 
     MMVIM_HD void end(const Thread<Shape>& at, const Registers& own) const {

@@ -15,9 +15,18 @@ namespace mmvim::cuda {
 struct RowSums {
   float* data = nullptr;
   int64_t sequence = 0, token = 0, group = 0, part = 0;
+  int64_t tile = 0;  // from a tile to the next
+
+  // Begins at the last of so many tokens.
+  void turn(int64_t tokens) {
+    data += (tokens - 1) * token;
+    token = -token;
+  }
 };
 
 struct ScanGrads {
+  Rows out;  // given, the same for both scans
+  Rows z;    // the same for both scans; no data: not wanted
   Rows u;
   Rows delta;  // not given where rank > 0, or not wanted
   RowSums dt, B, C;
@@ -27,8 +36,6 @@ struct ScanGrads {
 
 struct BackwardProblem : Problem {
   ScanGrads grads[2];
-  Rows grad_out;
-  Rows grad_z;                             // no data: not wanted
   const float* grad_last_state = nullptr;  // (B, groups * channels, states) of the only scan
   bool atomic = false;                     // all blocks of a group add to part 0
 };
@@ -53,10 +60,10 @@ struct BackwardTraits {
     // rounded the same way at every token.
     float grad[kOwn], later[kOwn];
     float grad_A[kOwn];
+    float bias;               // of channel k
     float grad_D, grad_bias;  // of channel k, from the tokens this thread sums up
     RowsAhead<Shape> ahead;   // of the next tile
-    // Where the thread begins to copy the first tile of each tensor.
-    const char *u_start, *z_start, *grad_out_start;
+    const char *u, *delta, *z, *grad_out;  // where the thread begins to copy a tile
     // Where the grads of token 0 go: of channel k, and of the rows that channels share.
     char* grad_u;
     float *grad_dt, *grad_B, *grad_C;
@@ -126,7 +133,7 @@ struct BackwardSums : BackwardTraits<Shape> {
     const Direction& scan = p.scans[at.direction];
     const Tile tile(p, scan, visit.step);
     const Space<Shape> space = this->space(at);
-    share_over_channels(at, own, tile, space, first);
+    share_over_channels(at, own, visit, tile, space, first);
     // A thread's channel is k in all its turns: kThreads is a multiple of kChannels.
     for (int i = at.lane; i < kShare * kChannels; i += Shape::kThreads) {
       const int slot = first + i / kChannels;
@@ -138,12 +145,10 @@ struct BackwardSums : BackwardTraits<Shape> {
         grad_dtu += sums[Shape::kThreads + s * kChannels];
         y += sums[2 * Shape::kThreads + s * kChannels];
       }
-      const int row = tile.row(slot);
-      if (row >= tile.count || at.k >= block.count) continue;
-      const float u = to_float(
-          space.raw(visit.copy, kU, kRawTiles)[row * kChannels + at.k]);
+      if (!tile.given(slot) || at.k >= block.count) continue;
+      const float u = to_float(space.raw(visit.copy, kU, kRawTiles)[slot * kChannels + at.k]);
       const float D = scan.D ? scan.D[block.channel(p) + at.k] : 0.0f;
-      const float dt = space.steps()[(slot * kChannels + at.k) * 2];
+      const float dt = *space.step(slot, at.k);
       float* grad_y = space.floats(layout.grad_y) + slot * kChannels + at.k;
       float* slope = space.floats(layout.slope) + slot * kChannels + at.k;
       const float grad_delta = multiply_add(grad_dtu, u, grad_dt) * *slope;
@@ -153,8 +158,8 @@ struct BackwardSums : BackwardTraits<Shape> {
       *grad_y = multiply_add(D, u, y);
       *slope = grad_delta;
       const ScanGrads& grads = p.grads[at.direction];
-      put(own.grad_u, grads.u.token, tile, row, grad_u);
-      if (grads.delta.data) put(start(grads.delta, at), grads.delta.token, tile, row, grad_delta);
+      put(own.grad_u, grads.u, visit.step, slot, grad_u);
+      if (grads.delta.data) put(start(grads.delta, at), grads.delta, visit.step, slot, grad_delta);
     }
   }
 
@@ -164,8 +169,8 @@ struct BackwardSums : BackwardTraits<Shape> {
     if (at.direction != direction) return;
     const Tile tile(p, p.scans[direction], visit.step);
     const Space<Shape> space = this->space(at);
-    if (p.grad_z.data && at.k < block.count) finish_gate(at, visit, tile, space);
-    if (p.rank > 0) finish_projection(at, own, tile, space);
+    if (p.grads[direction].z.data && at.k < block.count) finish_gate(at, visit, tile, space);
+    if (p.rank > 0) finish_projection(at, own, visit, tile, space);
     if (visit.next >= 0) wait_for_copies();
   }
 
@@ -202,8 +207,8 @@ struct BackwardSums : BackwardTraits<Shape> {
   MMVIM_HD char* start(const Rows& rows, const Thread<Shape>& at) const {
     return rows.at(block.b, 0) + (block.channel(p) + at.k) * sizeof(T);
   }
-  static MMVIM_HD void put(char* start, int64_t token, const Tile& tile, int row, float value) {
-    *reinterpret_cast<T*>(start + tile.offset(token) + row * token) = from_float<T>(value);
+  static MMVIM_HD void put(char* start, const Rows& rows, int step, int slot, float value) {
+    *reinterpret_cast<T*>(start + step * rows.tile + slot * rows.token) = from_float<T>(value);
   }
   MMVIM_HD void add(float* to, float value) const {
     if (p.atomic) {
@@ -214,8 +219,8 @@ struct BackwardSums : BackwardTraits<Shape> {
   }
 
   MMVIM_HD void share_over_channels(const Thread<Shape>& at, const Registers& own,
-                                    const Tile& tile, const Space<Shape>& space,
-                                    int first) const {
+                                    const Visit& visit, const Tile& tile,
+                                    const Space<Shape>& space, int first) const {
     constexpr int kTogether = kOwn < 2 ? 1 : 2;  // states that are summed up at once
     constexpr int kStates = Shape::kStates / kTogether;
     const ScanGrads& grads = p.grads[at.direction];
@@ -231,11 +236,10 @@ struct BackwardSums : BackwardTraits<Shape> {
         MMVIM_UNROLL
         for (int m = 0; m < kTogether; ++m) sum.at[m] += share.at[m];
       }
-      const int row = tile.row(slot);
-      if (row >= tile.count) continue;
-      const int64_t token = rest % 2 == 0 ? grads.B.token : grads.C.token;
+      if (!tile.given(slot)) continue;
+      const RowSums& sums = rest % 2 == 0 ? grads.B : grads.C;
       float* to = rest % 2 == 0 ? own.grad_B : own.grad_C;
-      to += tile.offset(token) + row * token + n;
+      to += visit.step * sums.tile + slot * sums.token + n;
       MMVIM_UNROLL
       for (int m = 0; m < kTogether; ++m)
         if (!Shape::kPadded || n + m < p.states) add(to + m, sum.at[m]);
@@ -244,38 +248,39 @@ struct BackwardSums : BackwardTraits<Shape> {
 
   MMVIM_HD void finish_gate(const Thread<Shape>& at, const Visit& visit, const Tile& tile,
                             const Space<Shape>& space) const {
-    const bool second = comes_second(p, p.tiles - 1 - visit.step, at.direction);
+    const bool second = Turn(p, p.tiles - 1 - visit.step).second(at.direction);
     const float* ys = space.floats(layout.grad_y) + at.k;
     const T* z = space.raw(visit.copy, kZ, kRawTiles) + at.k;
     const T* grad_out = space.raw(visit.copy, kGradOut, kRawTiles) + at.k;
-    char* grad_z = start(p.grad_z, at);
-    float* partials = p.partial + (block.b * p.length + tile.first) * p.all_channels() +
-                      block.channel(p) + at.k;
+    const Rows& grads = p.grads[at.direction].z;
+    char* grad_z = start(grads, at);
+    const Rows& partials = p.scans[at.direction].partial;
+    char* first_partial = partials.at(block.b, 0) + visit.step * partials.tile +
+                          (block.channel(p) + at.k) * static_cast<int64_t>(sizeof(float));
     MMVIM_UNROLL_BY(4)
     for (int slot = at.s; slot < kTile; slot += Shape::kSplit) {
-      const int row = tile.row(slot);
-      if (row >= tile.count) continue;
-      float* partial = partials + row * p.all_channels();
+      if (!tile.given(slot)) continue;
+      float* partial = reinterpret_cast<float*>(first_partial + slot * partials.token);
       float y = ys[slot * kChannels];
       if (!second) {
         *partial = y;
         continue;
       }
       if (p.directions == 2) y += *partial;
-      const float grad = p.scale * to_float(grad_out[row * kChannels]) * y;
-      put(grad_z, p.grad_z.token, tile, row,
-          grad * silu_slope(to_float(z[row * kChannels])));
+      const float grad = p.scale * to_float(grad_out[slot * kChannels]) * y;
+      put(grad_z, grads, visit.step, slot, grad * silu_slope(to_float(z[slot * kChannels])));
     }
   }
 
   MMVIM_HD void finish_projection(const Thread<Shape>& at, const Registers& own,
-                                  const Tile& tile, const Space<Shape>& space) const {
+                                  const Visit& visit, const Tile& tile,
+                                  const Space<Shape>& space) const {
     const float* grad_delta = space.floats(layout.slope);
-    const int64_t token = p.grads[at.direction].dt.token;
+    const RowSums& sums = p.grads[at.direction].dt;
     MMVIM_UNROLL_BY(1)
     for (int i = at.lane; i < kTile * layout.rank_fours; i += Shape::kThreads) {
-      const int slot = i % kTile, r = i / kTile, row = tile.row(slot);
-      if (row >= tile.count) continue;
+      const int slot = i % kTile, r = i / kTile;
+      if (!tile.given(slot)) continue;
       float sum[4] = {};
       MMVIM_UNROLL
       for (int j = 0; j < kChannels; ++j) {  // each begins elsewhere: another bank
@@ -285,7 +290,7 @@ struct BackwardSums : BackwardTraits<Shape> {
         MMVIM_UNROLL
         for (int m = 0; m < 4; ++m) sum[m] = multiply_add(grad, w.at[m], sum[m]);
       }
-      float* to = own.grad_dt + tile.offset(token) + row * token + r * 4;
+      float* to = own.grad_dt + visit.step * sums.tile + slot * sums.token + r * 4;
       MMVIM_UNROLL
       for (int m = 0; m < 4; ++m)
         if (r * 4 + m < p.rank) add(to + m, sum[m]);

@@ -52,8 +52,9 @@ struct Scans {
       scan.dt_weight = from.dt_weight.data();
       scan.D = from.D.data();
       scan.bias = from.bias.data();
+      if (z) scan.z = z->rows(0, p.channels);
     }
-    if (z) p.z = z->rows(0, p.channels);
+    p.gated = z.has_value();
   }
 
   Tensor new_checkpoints(const Tensor& like) const {
@@ -86,9 +87,11 @@ ForwardResult run_forward(const Scans& scans, const Tensor& lead, bool want_last
         lead, Sizes{p.batch, p.all_channels(), p.states}, ScalarType::Float);
     p.last_state = floats(result.last_state);
   }
-  p.out = RowsOf(out, scans.type).rows();
   p.checkpoints = floats(result.checkpoints);
-  p.partial = p.directions == 2 ? floats(partial) : nullptr;
+  for (int d = 0; d < p.directions; ++d) {
+    p.out[d] = RowsOf(out, scans.type).rows();
+    if (p.directions == 2) p.scans[d].partial = RowsOf(partial, ScalarType::Float).rows();
+  }
   with_type(scans.type, [&](auto value) {
     using T = decltype(value);
     scan_forward<T>(p, forward_split<T>(p, on.device()), on.device());
@@ -142,20 +145,18 @@ BackwardResult run_backward(const Scans& scans, const Tensor& lead, const Tensor
   const Tensor saved = to_contiguous(checkpoints);
   const Parameter last(grad_last_state);
   const Tensor partial = scans.new_partial(lead);
-  p.grad_out = grad.rows(0, p.channels);
   p.grad_last_state = last.data();
   p.checkpoints = floats(saved);
-  p.partial = p.directions == 2 ? floats(partial) : nullptr;
-  if (want_z) {
-    result.z = new_contiguous(lead, scans.type);
-    p.grad_z = RowsOf(*result.z, scans.type).rows();
-  }
+  if (want_z) result.z = new_contiguous(lead, scans.type);
   if (want_delta) {
     result.delta = new_contiguous(lead, scans.type);
     p.grads[0].delta = RowsOf(*result.delta, scans.type).rows();
   }
   const int64_t rows = p.states + p.rank + 2;
   for (int d = 0; d < p.directions; ++d) {
+    p.grads[d].out = grad.rows(0, p.channels);
+    if (want_z) p.grads[d].z = RowsOf(*result.z, scans.type).rows();
+    if (p.directions == 2) p.scans[d].partial = RowsOf(partial, ScalarType::Float).rows();
     result.u.push_back(new_contiguous(lead, scans.type));
     p.grads[d].u = RowsOf(result.u[d], scans.type).rows();
     result.parameters.push_back(torch::stable::new_empty(

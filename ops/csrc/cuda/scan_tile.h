@@ -30,8 +30,8 @@ struct TileLayout {
   int rank_fours = 0;  // of dt, padded
   int raw_tiles = 0;   // T: (2, tiles of a step, 32, kChannels)
   int dt = 0;          // (rank_fours, 32, 4)
-  int rows = 0;        // (32, 2 kStates): B, C
-  int steps = 0;       // (32, kChannels) of (dt, dt u)
+  int rows = 0;        // (32, kRow): B and C, (kSplit, 2, kOwn)
+  int steps = 0;       // (16, kChannels, 2) of (dt, dt u)
   int weight = 0;      // (rank_fours, kChannels, 4)
   int bytes = 0;
 
@@ -46,6 +46,11 @@ template <class Shape>
 constexpr int kRawTileBytes =
     kTile * Shape::kChannels * static_cast<int>(sizeof(typename Shape::T));
 
+// Floats from a slot's B and C to the next slot's: what is stored for two of them at once comes to
+// lie in different banks.
+template <class Shape>
+constexpr int kRow = 2 * Shape::kStates + (Shape::kOwn < 4 ? 4 : Shape::kOwn);
+
 // `raw_tiles`: how many of (32, kChannels) a step reads.
 template <class Shape>
 MMVIM_HD TileLayout tile_layout(const Problem& p, int raw_tiles) {
@@ -53,7 +58,7 @@ MMVIM_HD TileLayout tile_layout(const Problem& p, int raw_tiles) {
   layout.rank_fours = ceil_div(p.rank, 4);
   layout.raw_tiles = layout.take(2 * raw_tiles * kRawTileBytes<Shape>);
   layout.dt = layout.take(16 * kTile * layout.rank_fours);
-  layout.rows = layout.take(4 * kTile * 2 * Shape::kStates);
+  layout.rows = layout.take(4 * kTile * kRow<Shape>);
   layout.steps = layout.take(8 * kTile * Shape::kChannels);
   layout.weight = layout.take(16 * layout.rank_fours * Shape::kChannels);
   return layout;
@@ -61,26 +66,27 @@ MMVIM_HD TileLayout tile_layout(const Problem& p, int raw_tiles) {
 
 // --- a tile's phases ---
 
-// Where a thread begins to copy the first tile of the block's own channels of a tensor.
+// Where a thread begins to copy a tile of the block's own channels of a tensor.
 template <class Shape>
 MMVIM_HD const char* own_tile_start(const Problem& p, const Rows& rows, const Block<Shape>& block,
-                                    int lane) {
-  const int row = lane >> rows.copies_log2;
+                                    int step, int lane) {
+  const int slot = lane >> rows.copies_log2;
   const int column = (lane & ((1 << rows.copies_log2) - 1)) * rows.bytes;
-  return rows.at(block.b, row) + block.channel(p) * sizeof(typename Shape::T) + column;
+  return rows.at(block.b, slot) + step * rows.tile +
+         block.channel(p) * sizeof(typename Shape::T) + column;
 }
 
 template <class Shape, int Bytes>
-MMVIM_HD void copy_rows(const Rows& rows, const char* from, int count, int valid_bytes, int lane,
-                        char* to) {
+MMVIM_HD void copy_rows(const Rows& rows, const char* from, const Tile& tile, int valid_bytes,
+                        int lane, char* to) {
   constexpr int row_bytes = Shape::kChannels * static_cast<int>(sizeof(typename Shape::T));
   const int apart = Shape::kThreads >> rows.copies_log2;
   const int column = (lane & ((1 << rows.copies_log2) - 1)) * Bytes;
-  int row = lane >> rows.copies_log2;
-  char* target = to + row * row_bytes + column;
+  int slot = lane >> rows.copies_log2;
+  char* target = to + slot * row_bytes + column;
   MMVIM_UNROLL_BY(1)
-  for (; row < kTile; row += apart) {
-    const bool given = row < count && column < valid_bytes;
+  for (; slot < kTile; slot += apart) {
+    const bool given = tile.given(slot) && column < valid_bytes;
     if constexpr (Bytes >= 4) {
       copy_async<Bytes>(target, from, given);
     } else {  // what is not even aligned to four bytes
@@ -92,18 +98,30 @@ MMVIM_HD void copy_rows(const Rows& rows, const char* from, int count, int valid
   }
 }
 
-// Starts to copy a tile of the block's own channels; what there is not becomes zero.
+// Starts to copy a tile of the block's own channels; what there is not becomes zero. `from`: where
+// the thread begins.
 template <class Shape>
-MMVIM_HD void copy_own_tile(const Rows& rows, const char* start, const Block<Shape>& block,
+MMVIM_HD void copy_own_tile(const Rows& rows, const char* from, const Block<Shape>& block,
                             const Tile& tile, int lane, typename Shape::T* raw) {
-  const char* from = start + tile.offset(rows.token);
+  constexpr int row_bytes = Shape::kChannels * static_cast<int>(sizeof(typename Shape::T));
+  constexpr int most = row_bytes < 16 ? row_bytes : 16;  // bytes at once
   const int valid = block.count * static_cast<int>(sizeof(typename Shape::T));
   char* to = reinterpret_cast<char*>(raw);
+  if (rows.bytes == most) {  // as almost always: straight code
+    constexpr int in_a_row = row_bytes / most, apart = Shape::kThreads / in_a_row;
+    const int slot = lane / in_a_row, column = lane % in_a_row * most;
+    MMVIM_UNROLL
+    for (int i = 0; i < ceil_div(kTile, apart); ++i, from += apart * rows.token) {
+      if (apart > kTile && slot >= kTile) break;
+      copy_async<most>(to + (slot + i * apart) * row_bytes + column, from,
+                       tile.given(slot + i * apart) && column < valid);
+    }
+    return;
+  }
   switch (rows.bytes) {
-    case 16: copy_rows<Shape, 16>(rows, from, tile.count, valid, lane, to); break;
-    case 8: copy_rows<Shape, 8>(rows, from, tile.count, valid, lane, to); break;
-    case 4: copy_rows<Shape, 4>(rows, from, tile.count, valid, lane, to); break;
-    default: copy_rows<Shape, 2>(rows, from, tile.count, valid, lane, to);
+    case 8: copy_rows<Shape, 8>(rows, from, tile, valid, lane, to); break;
+    case 4: copy_rows<Shape, 4>(rows, from, tile, valid, lane, to); break;
+    default: copy_rows<Shape, 2>(rows, from, tile, valid, lane, to);
   }
 }
 
@@ -116,9 +134,15 @@ struct Space {
 
   MMVIM_HD float* floats(int at) const { return reinterpret_cast<float*>(base + at); }
   MMVIM_HD float* dt() const { return floats(layout.dt); }
-  MMVIM_HD float* rows() const { return floats(layout.rows); }
-  MMVIM_HD float* steps() const { return floats(layout.steps); }
   MMVIM_HD float* weight() const { return floats(layout.weight); }
+  // The states of B that a thread has in a slot; those of C follow.
+  MMVIM_HD float* row(int slot, int s) const {
+    return floats(layout.rows) + slot * kRow<Shape> + s * 2 * Shape::kOwn;
+  }
+  // (dt, dt u) of a slot; those of an odd slot follow those of the one before.
+  MMVIM_HD float* step(int slot, int k) const {
+    return floats(layout.steps) + (slot / 2 * Shape::kChannels + k) * 4 + slot % 2 * 2;
+  }
   // The raw tile `which` of a step's copy.
   MMVIM_HD T* raw(int copy, int which, int tiles) const {
     return reinterpret_cast<T*>(base + layout.raw_tiles +
@@ -150,71 +174,94 @@ struct RowsAhead {
   static constexpr int kRowsApart = Shape::kThreads / kFours;
   static constexpr int kRankFours = 2;                                // of dt, a thread
   static constexpr int kApart = Shape::kThreads / kTile;              // of them in a row
+  static constexpr int kFourBytes = 4 * static_cast<int>(sizeof(T));
 
-  // Where the thread begins in the first tile.
-  const char *dt_start, *B_start, *C_start;
+  const char *dt_at, *B_at, *C_at;  // where the thread begins in the tile it has read
   Four<T> dt[kRankFours], B[kOwnFours], C[kOwnFours];
 
-  MMVIM_HD void begin(const Problem& p, const Direction& scan, const Block<Shape>& block,
+  MMVIM_HD void begin(const Problem& p, const Direction& scan, const Block<Shape>& block, int step,
                       int lane) {
-    const auto start = [&](const Rows& rows, int row, int four) {
-      return rows.at(block.b, row) + block.group * rows.group +
-             four * 4 * static_cast<int>(sizeof(T));
+    const auto start = [&](const Rows& rows, int slot, int four) {
+      return rows.at(block.b, slot) + step * rows.tile + block.group * rows.group +
+             four * kFourBytes;
     };
-    dt_start = p.rank > 0 ? start(scan.dt, lane % kTile, lane / kTile) : nullptr;
-    B_start = start(scan.B, lane / kFours, lane % kFours);
-    C_start = start(scan.C, lane / kFours, lane % kFours);
+    dt_at = p.rank > 0 ? start(scan.dt, lane % kTile, lane / kTile) : nullptr;
+    B_at = start(scan.B, lane / kFours, lane % kFours);
+    C_at = start(scan.C, lane / kFours, lane % kFours);
+  }
+
+  // To a tile that is so many further.
+  MMVIM_HD void move(const Direction& scan, int tiles) {
+    dt_at += tiles * scan.dt.tile;
+    B_at += tiles * scan.B.tile;
+    C_at += tiles * scan.C.tile;
   }
 
   MMVIM_HD void read(const Problem& p, const Direction& scan, const Tile& tile, int lane) {
-    if (p.rank > 0) {
-      MMVIM_UNROLL
-      for (int j = 0; j < kRankFours; ++j) dt[j] = read_dt(p, scan, tile, lane, j);
-    }
-    const int row = lane / kFours;
-    const char *B_from = B_start + tile.offset(scan.B.token);
-    const char *C_from = C_start + tile.offset(scan.C.token);
-    MMVIM_UNROLL
-    for (int j = 0; j < kOwnFours; ++j) {
-      const bool given = row + j * kRowsApart < tile.count;
-      const int columns = given ? states(p) - lane % kFours * 4 : 0;
-      B[j] = read_four(scan.B, B_from, columns);
-      C[j] = read_four(scan.C, C_from, columns);
-      B_from += kRowsApart * scan.B.token;
-      C_from += kRowsApart * scan.C.token;
+    if (scan.whole_fours) {
+      read_fours<true>(p, scan, tile, lane);
+    } else {
+      read_fours<false>(p, scan, tile, lane);
     }
   }
 
   MMVIM_HD void store(const Problem& p, const Direction& scan, const Tile& tile, int lane,
                       const Space<Shape>& space) const {
     const int fours = space.layout.rank_fours;
-    float* to = space.dt() + (lane / kTile * kTile + tile.row(lane % kTile)) * 4;
+    float* to = space.dt() + lane * 4;
     MMVIM_UNROLL
     for (int j = 0; j < kRankFours; ++j)
-      if (lane / kTile + j * kApart < fours) store_four(dt[j], to + j * Shape::kThreads * 4);
+      if (lane / kTile + j * kApart < fours) cuda::store(to + j * Shape::kThreads * 4, floats(dt[j]));
     MMVIM_UNROLL_BY(1)
     for (int j = kRankFours; lane / kTile + j * kApart < fours; ++j)
-      store_four(read_dt(p, scan, tile, lane, j), to + j * Shape::kThreads * 4);
-    constexpr int row_floats = 2 * Shape::kStates;
-    to = space.rows() + tile.row(lane / kFours) * row_floats + lane % kFours * 4;
-    const int next = tile.sign() * kRowsApart * row_floats;
+      cuda::store(to + j * Shape::kThreads * 4, floats(read_dt<false>(p, scan, tile, lane, j)));
+    // Of state n, the first of four, and how far it is to those of C.
+    const int n = lane % kFours * 4;
+    to = space.row(lane / kFours, 0) + n / Shape::kOwn * 2 * Shape::kOwn + n % Shape::kOwn;
+    constexpr int next = kRowsApart * kRow<Shape>;
     MMVIM_UNROLL
-    for (int j = 0; j < kOwnFours; ++j) {
-      store_four(B[j], to + j * next);
-      store_four(C[j], to + j * next + Shape::kStates);
+    for (int j = 0; j < kOwnFours; ++j, to += next) {
+      const Floats<4> b = floats(B[j]), c = floats(C[j]);
+      if constexpr (Shape::kOwn >= 4) {
+        cuda::store(to, b);
+        cuda::store(to + Shape::kOwn, c);
+      } else if constexpr (Shape::kOwn == 2) {
+        cuda::store<4>(to, {{b.at[0], b.at[1], c.at[0], c.at[1]}});
+        cuda::store<4>(to + 4, {{b.at[2], b.at[3], c.at[2], c.at[3]}});
+      } else {
+        cuda::store<4>(to, {{b.at[0], c.at[0], b.at[1], c.at[1]}});
+        cuda::store<4>(to + 4, {{b.at[2], c.at[2], b.at[3], c.at[3]}});
+      }
     }
   }
 
  private:
-  static MMVIM_HD int states(const Problem& p) {
-    return Shape::kPadded ? p.states : Shape::kStates;
+  template <bool Whole>
+  MMVIM_HD void read_fours(const Problem& p, const Direction& scan, const Tile& tile, int lane) {
+    if (p.rank > 0) {
+      MMVIM_UNROLL
+      for (int j = 0; j < kRankFours; ++j) dt[j] = read_dt<Whole>(p, scan, tile, lane, j);
+    }
+    const int slot = lane / kFours;
+    const char *B_from = B_at, *C_from = C_at;
+    MMVIM_UNROLL
+    for (int j = 0; j < kOwnFours; ++j) {
+      const int columns = tile.given(slot + j * kRowsApart) ? p.states - lane % kFours * 4 : 0;
+      B[j] = read_four<Whole>(scan.B, B_from, columns);
+      C[j] = read_four<Whole>(scan.C, C_from, columns);
+      B_from += kRowsApart * scan.B.token;
+      C_from += kRowsApart * scan.C.token;
+    }
   }
-  // As far as there are `columns`; they need not be aligned.
+  // As far as there are `columns`; they need not be aligned, unless they come in `Whole` fours.
+  template <bool Whole>
   static MMVIM_HD Four<T> read_four(const Rows& rows, const char* from, int columns) {
     Four<T> four = {};
-    if (columns >= 4 && rows.alignment >= static_cast<int>(sizeof(four))) {
-      require_aligned(from, sizeof(four));
-      four = *reinterpret_cast<const Four<T>*>(from);
+    if (Whole || (columns >= 4 && rows.alignment >= kFourBytes)) {
+      if (columns > 0) {
+        require_aligned(from, kFourBytes);
+        four = *reinterpret_cast<const Four<T>*>(from);
+      }
     } else {
       MMVIM_UNROLL
       for (int j = 0; j < 4; ++j)
@@ -222,65 +269,65 @@ struct RowsAhead {
     }
     return four;
   }
-  static MMVIM_HD void store_four(const Four<T>& four, float* to) {
+  static MMVIM_HD Floats<4> floats(const Four<T>& four) {
     Floats<4> floats;
     MMVIM_UNROLL
     for (int j = 0; j < 4; ++j) floats.at[j] = four.get(j);
-    cuda::store(to, floats);
+    return floats;
   }
+  template <bool Whole>
   MMVIM_HD Four<T> read_dt(const Problem& p, const Direction& scan, const Tile& tile, int lane,
                            int j) const {
     const int column = (lane / kTile + j * kApart) * 4;
-    const char* from = dt_start + tile.offset(scan.dt.token) +
-                       j * kApart * 4 * static_cast<int>(sizeof(T));
-    return read_four(scan.dt, from, lane % kTile < tile.count ? p.rank - column : 0);
+    return read_four<Whole>(scan.dt, dt_at + j * kApart * kFourBytes,
+                            tile.given(lane % kTile) ? p.rank - column : 0);
   }
 };
 
-// The steps of a thread's slots s, s + kSplit, ...: dt_proj, bias and softplus, in parallel over
-// tokens, so that the recurrence has nothing to do but to recur. `each(j, slope)` gets the
-// derivative of softplus for the j-th of them.
+// The steps of a thread's slots: dt_proj, bias and softplus, in parallel over tokens, so that the
+// recurrence has nothing to do but to recur. `each(j, u, slope)` gets the input and the derivative of
+// softplus of the j-th of them.
 template <class Shape, class Each>
-MMVIM_HD void prepare_steps(const Problem& p, const Direction& scan, const Block<Shape>& block,
-                            const Tile& tile, const Space<Shape>& space, const Thread<Shape>& at,
-                            const typename Shape::T* raw_u, const typename Shape::T* raw_delta,
-                            const Each& each) {
-  const float bias =
-      scan.bias && at.k < block.count ? scan.bias[block.channel(p) + at.k] : 0.0f;
-  // Of slot s, and how far it is to the thread's next slot.
-  const int row = tile.row(at.s), place = row * Shape::kChannels + at.k;
-  const int next = tile.sign() * Shape::kSplit * Shape::kChannels;
+MMVIM_HD void prepare_steps(const Problem& p, const Tile& tile, const Space<Shape>& space,
+                            const Thread<Shape>& at, float bias, const typename Shape::T* raw_u,
+                            const typename Shape::T* raw_delta, const Each& each) {
+  const int place = at.slot() * Shape::kChannels + at.k;  // in a raw tile
   float delta[Shape::kSlots];
   MMVIM_UNROLL
   for (int j = 0; j < Shape::kSlots; ++j) delta[j] = bias;
   if (p.rank == 0) {
     MMVIM_UNROLL
-    for (int j = 0; j < Shape::kSlots; ++j) delta[j] += to_float(raw_delta[place + j * next]);
+    for (int j = 0; j < Shape::kSlots; ++j)
+      delta[j] += to_float(raw_delta[place + j * Shape::kChannels]);
   }
-  const float* rows = space.dt() + at.s * 4;
+  const float* rows = space.dt() + at.slot() * 4;
   const float* weight = space.weight() + at.k * 4;
   MMVIM_UNROLL_BY(1)
   for (int r = 0; r < space.layout.rank_fours; ++r) {
     const Floats<4> w = load<4>(weight);
     MMVIM_UNROLL
     for (int j = 0; j < Shape::kSlots; ++j) {
-      const Floats<4> dt = load<4>(rows + j * Shape::kSplit * 4);
+      const Floats<4> dt = load<4>(rows + j * 4);
       MMVIM_UNROLL
       for (int i = 0; i < 4; ++i) delta[j] = multiply_add(dt.at[i], w.at[i], delta[j]);
     }
     rows += kTile * 4;
     weight += Shape::kChannels * 4;
   }
-  float* steps = space.steps() + at.lane * 2;  // of slot s, channel k
   MMVIM_UNROLL
-  for (int j = 0; j < Shape::kSlots; ++j) {
-    float slope = 1.0f;
-    const float positive = softplus<typename Shape::T>(delta[j], &slope);
-    const bool given = row + j * tile.sign() * Shape::kSplit < tile.count;
-    const float dt = given ? (p.softplus ? positive : delta[j]) : 0.0f;
-    const float u = to_float(raw_u[place + j * next]);
-    store<2>(steps + j * Shape::kThreads * 2, {{dt, dt * u}});
-    each(j, p.softplus ? slope : 1.0f);
+  for (int j = 0; j < Shape::kSlots; j += 2) {
+    Floats<4> steps;
+    MMVIM_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      float slope = 1.0f;
+      const float positive = softplus<typename Shape::T>(delta[j + i], &slope);
+      const float dt = p.softplus ? positive : delta[j + i];
+      const float u = to_float(raw_u[place + (j + i) * Shape::kChannels]);
+      steps.at[2 * i] = tile.given(at.slot() + j + i) ? dt : 0.0f;
+      steps.at[2 * i + 1] = steps.at[2 * i] * u;
+      each(j + i, u, p.softplus ? slope : 1.0f);
+    }
+    store(space.step(at.slot() + j, at.k), steps);
   }
 }
 
