@@ -6,8 +6,8 @@
 // its last, those of the reverse scan from its last to its first. Each channel has kSplit threads
 // a direction, each with kOwn of the states.
 //
-// Tokens are counted in the order of their scan: the rows of a reverse scan are turned around before
-// a kernel begins (`orient`), and nothing in it knows of directions.
+// Tokens are counted in the order of their scan: the rows of a reverse scan are turned around
+// before a kernel begins (`orient`), and nothing in it knows of directions.
 //
 // A phase is a function of a thread's number, its registers and shared memory. Between two phases
 // all threads of a block meet; within one, nobody reads what another thread writes. So a phase may
@@ -47,10 +47,9 @@ struct Rows {
   // how many times a row.
   int bytes = 0;
   int copies_log2 = 0;
-
   int64_t tile = 0;  // from a tile to the next
 
-  // Begins at the last of so many tokens.
+  // From the last of so many tokens back to the first.
   void turn(int64_t tokens) {
     data += (tokens - 1) * token;
     token = -token;
@@ -67,9 +66,9 @@ struct Rows {
 // One direction of a scan.
 struct Direction {
   Rows u;
-  Rows delta;        // (B, L, E), not given where rank > 0
-  Rows dt, B, C;     // dt: `rank` columns, multiplied by dt_weight; B, C: `states` columns
-  bool whole_fours = false;  // their columns can be read four at a time, without a rest
+  Rows delta;                // (B, L, E), not given where rank > 0
+  Rows dt, B, C;             // dt: `rank` columns, for dt_weight; B, C: `states` columns
+  bool whole_fours = false;  // columns of dt, B and C can be read four at a time, without a rest
   Rows z;                    // the same for both scans; no data: no gate
   // (B, L, groups * channels), float, the same for both scans: what the direction that comes first
   // to a tile leaves for the other.
@@ -136,9 +135,9 @@ struct Tile {
   MMVIM_HD bool given(int slot) const { return first - before + slot < length; }
 };
 
-// Who comes to a tile first leaves a partial result there; who comes second finishes it. With an odd
-// number of tiles both come to the one in the middle at once, and the reverse scan is the second
-// there.
+// Who comes to a tile first leaves a partial result there; who comes second finishes it. With an
+// odd number of tiles both come to the one in the middle at once, and the reverse scan is the
+// second there.
 class Turn {
  public:
   // `step`: how many tiles a direction has done before.
@@ -151,8 +150,8 @@ class Turn {
   int steps_past_;  // twice the way to the middle
 };
 
-// Puts a problem in the order of its scans and chooses how their rows are read. `more(d, turn)` calls
-// `turn` with the other rows of direction d.
+// Puts a problem in the order of its scans and chooses how their rows are read. `more(d, turn)`
+// calls `turn` with the other rows of direction d.
 template <class Shape, class More>
 void orient(Problem& p, const More& more) {
   constexpr int kBytes = sizeof(typename Shape::T);
@@ -185,6 +184,17 @@ struct Thread {
         k(lane % Shape::kChannels), s(lane / Shape::kChannels) {}
   // The first of the slots whose step the thread prepares, and whose y it sums up.
   MMVIM_HD int slot() const { return s * Shape::kSlots; }
+  // Another way to share channels and states: lanes that differ in their lowest bit have the same
+  // channel, those that differ in the next one the same states. A GPU reads what two such lanes of
+  // every four want in one access.
+  MMVIM_HD Thread paired() const {
+    Thread other = *this;
+    if (Shape::kSplit > 1) {
+      other.k = lane / 2 % Shape::kChannels;
+      other.s = lane / 2 / Shape::kChannels * 2 + lane % 2;
+    }
+    return other;
+  }
 };
 
 // The place of a chunk's first state of a thread in `checkpoints`; the next is `channels` further.

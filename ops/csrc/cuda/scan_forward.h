@@ -20,7 +20,7 @@ struct ScanForward {
   static constexpr int kBlocks = Shape::kOwn > 4 ? 2 : 3;
 
   struct Registers {
-    float A[Shape::kOwn];  // times log2(e)
+    float A[Shape::kOwn];  // times log2(e), of the paired thread's states
     float h[Shape::kOwn];
     float D, bias;           // of channel k
     RowsAhead<Shape> ahead;  // of the next tile
@@ -34,12 +34,17 @@ struct ScanForward {
   static constexpr bool kFewSlots = Shape::kSlots <= 8;
 
   struct Layout : TileLayout {
-    int sums;  // (8, kThreads, 4 slots): what a thread's states contribute to y
+    int sums;  // (8, kSplit, kChannels, 4 slots): what a thread's states contribute to y
 
     MMVIM_HD explicit Layout(const Params& p)
         : TileLayout(tile_layout<Shape>(p, kRawTiles)), sums(take(4 * kTile * Shape::kThreads)) {}
   };
   enum RawTile { kU, kDelta, kZ, kRawTiles };
+  // Where channel k is among the sums: every other row changes its halves of eight about, so that
+  // paired threads write to different banks.
+  static MMVIM_HD int sum_place(int s, int k) {
+    return (s * Shape::kChannels + (Shape::kChannels < 8 ? k : k ^ s % 2 * 4)) * 4;
+  }
 
   static void fit(Params& p) {
     orient<Shape>(p, [&](int d, const auto& turn) { turn(p.out[d]); });
@@ -70,14 +75,14 @@ struct ScanForward {
         if (step < p.tiles) {
           pass.convert(at, own, step);
         } else {
-          pass.end(at, own);
+          pass.end(at.paired(), own);
         }
       });
       if (step == p.tiles) break;
       each([&](int tid, Registers& own) { pass.prepare(Thread<Shape>(tid), own, step); });
       const bool opens = left == 0;
       left = (opens ? p.tiles_a_chunk : left) - 1;
-      each([&](int tid, Registers& own) { pass.recur(Thread<Shape>(tid), own, opens); });
+      each([&](int tid, Registers& own) { pass.recur(Thread<Shape>(tid).paired(), own, opens); });
     }
   }
 
@@ -93,15 +98,17 @@ struct ScanForward {
 
     MMVIM_HD void begin(const Thread<Shape>& at, Registers& own) const {
       const Direction& scan = p.scans[at.direction];
-      const bool exists = at.k < block.count;
-      const int64_t channel = block.channel(p) + at.k;
+      const Thread<Shape> pair = at.paired();
       MMVIM_UNROLL
       for (int i = 0; i < Shape::kOwn; ++i) {
-        const int n = at.s * Shape::kOwn + i;
-        const bool given = exists && n < p.states;
-        own.A[i] = given ? kLog2e * scan.A[channel * p.states + n] : 0.0f;
+        const int n = pair.s * Shape::kOwn + i;
+        const bool given = pair.k < block.count && n < p.states;
+        own.A[i] = given ? kLog2e * scan.A[(block.channel(p) + pair.k) * p.states + n] : 0.0f;
         own.h[i] = 0.0f;
       }
+      own.checkpoint = p.checkpoints + checkpoint_place<Shape>(p, block, 0, pair);
+      const bool exists = at.k < block.count;
+      const int64_t channel = block.channel(p) + at.k;
       own.D = exists && scan.D ? scan.D[channel] : 0.0f;
       own.bias = exists && scan.bias ? scan.bias[channel] : 0.0f;
       own.ahead.begin(p, scan, block, 0, at.lane);
@@ -110,7 +117,6 @@ struct ScanForward {
       if (p.gated) own.z = own_tile_start(p, scan.z, block, 0, at.lane);
       own.partial = scan.partial.at(block.b, at.slot()) + channel * sizeof(float);
       own.out = p.out[at.direction].at(block.b, at.slot()) + channel * sizeof(T);
-      own.checkpoint = p.checkpoints + checkpoint_place<Shape>(p, block, 0, at);
       if (p.rank > 0) load_weight<Shape>(p, scan, block, space(at), at.lane);
       copy(at, own, 0);
       wait_for_copies();
@@ -170,7 +176,7 @@ struct ScanForward {
       }
       const Space<Shape> space = this->space(at);
       const float *row = space.row(0, at.s), *steps = space.step(0, at.k);
-      float* sums = space.floats(layout.sums) + at.lane * 4;
+      float* sums = space.floats(layout.sums) + sum_place(at.s, at.k);
       MMVIM_UNROLL_BY(4)
       for (int four = 0; four < kTile / 4; ++four) {
         Floats<4> y = {};
@@ -208,8 +214,8 @@ struct ScanForward {
       const T* u = space.raw(step, kU, kRawTiles) + place;
       const T* z = space.raw(step, kZ, kRawTiles) + place;
       constexpr int kVector = Shape::kSlots < 4 ? Shape::kSlots : 4;
-      const float* sums = space.floats(layout.sums) +
-                          (at.slot() / 4 * Shape::kThreads + at.k) * 4 + at.slot() % 4;
+      const float* sums =
+          space.floats(layout.sums) + at.slot() / 4 * Shape::kThreads * 4 + at.slot() % 4;
       float y[Shape::kSlots];
       MMVIM_UNROLL
       for (int j = 0; j < Shape::kSlots; j += kVector, sums += Shape::kThreads * 4) {
@@ -219,7 +225,7 @@ struct ScanForward {
               kFewSlots ? own.skip[j + v] : own.D * to_float(u[(j + v) * Shape::kChannels]);
         MMVIM_UNROLL
         for (int s = 0; s < Shape::kSplit; ++s) {
-          const auto sum = load<kVector>(sums + s * Shape::kChannels * 4);
+          const auto sum = load<kVector>(sums + sum_place(s, at.k));
           MMVIM_UNROLL
           for (int v = 0; v < kVector; ++v) y[j + v] += sum.at[v];
         }

@@ -17,7 +17,7 @@ struct RowSums {
   int64_t sequence = 0, token = 0, group = 0, part = 0;
   int64_t tile = 0;  // from a tile to the next
 
-  // Begins at the last of so many tokens.
+  // From the last of so many tokens back to the first.
   void turn(int64_t tokens) {
     data += (tokens - 1) * token;
     token = -token;

@@ -211,7 +211,8 @@ struct RowsAhead {
     float* to = space.dt() + lane * 4;
     MMVIM_UNROLL
     for (int j = 0; j < kRankFours; ++j)
-      if (lane / kTile + j * kApart < fours) cuda::store(to + j * Shape::kThreads * 4, floats(dt[j]));
+      if (lane / kTile + j * kApart < fours)
+        cuda::store(to + j * Shape::kThreads * 4, floats(dt[j]));
     MMVIM_UNROLL_BY(1)
     for (int j = kRankFours; lane / kTile + j * kApart < fours; ++j)
       cuda::store(to + j * Shape::kThreads * 4, floats(read_dt<false>(p, scan, tile, lane, j)));
@@ -285,8 +286,8 @@ struct RowsAhead {
 };
 
 // The steps of a thread's slots: dt_proj, bias and softplus, in parallel over tokens, so that the
-// recurrence has nothing to do but to recur. `each(j, u, slope)` gets the input and the derivative of
-// softplus of the j-th of them.
+// recurrence has nothing to do but to recur. `each(j, u, slope)` gets the input and the derivative
+// of softplus of the j-th of them.
 template <class Shape, class Each>
 MMVIM_HD void prepare_steps(const Problem& p, const Tile& tile, const Space<Shape>& space,
                             const Thread<Shape>& at, float bias, const typename Shape::T* raw_u,
