@@ -197,6 +197,13 @@ struct Thread {
   }
 };
 
+// Where a paired thread's share lies among those of its slot. Every other row changes its halves of
+// eight about, so that what eight lanes write or read at once lies in different banks.
+template <class Shape>
+MMVIM_HD int pair_place(int s, int k) {
+  return s * Shape::kChannels + (Shape::kChannels < 8 ? k : k ^ s % 2 * 4);
+}
+
 // The place of a chunk's first state of a thread in `checkpoints`; the next is `channels` further.
 template <class Shape>
 MMVIM_HD int64_t checkpoint_place(const Problem& p, const Block<Shape>& block, int chunk,

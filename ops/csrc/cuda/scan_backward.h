@@ -20,15 +20,20 @@ struct ScanBackward : BackwardTraits<Shape> {
   using typename Traits::Registers;
   using typename Traits::Layout;
   using typename Traits::RawTile;
+  using typename Traits::Cursor;
   using typename Traits::Visit;
   using Traits::kChannels;
   using Traits::kDelta;
   using Traits::kGradOut;
   using Traits::kOwn;
+  using Traits::kPair;
   using Traits::kRawTiles;
   using Traits::kShare;
   using Traits::kSweep;
   using Traits::kSweeps;
+  using Traits::kVector;
+  using Traits::kVectors;
+  using Traits::place;
   using Traits::kU;
   using Traits::kZ;
   static constexpr int kMostThreads = 2 * Shape::kThreads;
@@ -58,48 +63,47 @@ struct ScanBackward : BackwardTraits<Shape> {
     });
     int copy = 0;
     for (int chunk = last_chunk; chunk >= 0; --chunk) {
-      const int first = chunk * p.tiles_a_chunk;
-      const int end = first + p.tiles_a_chunk < p.tiles ? first + p.tiles_a_chunk : p.tiles;
-      for (int step = first; step < end; ++step) {
+      const int begin = chunk * p.tiles_a_chunk;
+      const int end = begin + p.tiles_a_chunk < p.tiles ? begin + p.tiles_a_chunk : p.tiles;
+      for (int step = begin; step < end; ++step) {
         const Visit visit = {step, copy++, step + 1 < end ? step + 1 : end - 1};
         each([&](int tid, Registers& own) { pass.convert(Thread<Shape>(tid), own, visit); });
         each([&](int tid, Registers& own) { pass.prepare(Thread<Shape>(tid), own, visit); });
         each([&](int tid, Registers& own) {
-          pass.rebuild(Thread<Shape>(tid), own, visit, chunk, step - first);
+          pass.rebuild(Thread<Shape>(tid).paired(), own, visit, chunk, step - begin);
         });
       }
-      for (int step = end - 1; step >= first; --step) {
-        const int next_chunk = chunk > 0 ? first - p.tiles_a_chunk : -1;
-        const Visit visit = {step, copy++, step > first ? step - 1 : next_chunk};
+      for (int step = end - 1; step >= begin; --step) {
+        const int next_chunk = chunk > 0 ? begin - p.tiles_a_chunk : -1;
+        const Visit visit = {step, copy++, step > begin ? step - 1 : next_chunk};
         each([&](int tid, Registers& own) { pass.convert(Thread<Shape>(tid), own, visit); });
         each([&](int tid, Registers& own) {
           pass.prepare_to_sweep(Thread<Shape>(tid), own, visit);
         });
-        for (int sweep = kSweeps - 1; sweep >= 0; --sweep) {
-          const int place = (step - first) * kSweeps + sweep;
+        for (int first = kTile - kShare; first >= 0; first -= kShare) {
+          const int sweep = first / kSweep, place = (step - begin) * kSweeps + sweep;
           each([&](int tid, Registers& own) {
-            pass.rebuild_tokens(Thread<Shape>(tid), own, sweep, place);
-            pass.template sweep<kShare>(Thread<Shape>(tid), own, sweep);
+            const Thread<Shape> at = Thread<Shape>(tid).paired();
+            if (first % kSweep == kSweep - kShare) pass.rebuild_tokens(at, own, sweep, place);
+            if (kShare == kSweep || first % kSweep == 0) {
+              pass.template sweep<0>(at, own, sweep);
+            } else {
+              pass.template sweep<kSweep - kShare>(at, own, sweep);
+            }
           });
-          each([&](int tid, Registers& own) {
-            pass.share(Thread<Shape>(tid), own, visit, sweep * kSweep + kShare);
-          });
-          each([&](int tid, Registers& own) {
-            pass.template sweep<0>(Thread<Shape>(tid), own, sweep);
-          });
-          each([&](int tid, Registers& own) {
-            pass.share(Thread<Shape>(tid), own, visit, sweep * kSweep);
-          });
+          each([&](int tid, Registers& own) { pass.share(Thread<Shape>(tid), own, visit, first); });
         }
-        if (Turn(p, p.tiles - 1 - step).meet()) {
-          each([&](int tid, Registers& own) { pass.finish(Thread<Shape>(tid), own, visit, 0); });
-          each([&](int tid, Registers& own) { pass.finish(Thread<Shape>(tid), own, visit, 1); });
-        } else {
-          each([&](int tid, Registers& own) {
+        const bool met = Turn(p, p.tiles - 1 - step).meet();
+        if (met) {
+          each([&](int tid, Registers&) {
             const Thread<Shape> at(tid);
-            pass.finish(at, own, visit, at.direction);
+            if (at.direction == 0) pass.finish(at, visit);
           });
         }
+        each([&](int tid, Registers&) {
+          const Thread<Shape> at(tid);
+          if (!met || at.direction == 1) pass.finish(at, visit);
+        });
       }
     }
     each([&](int tid, Registers& own) { pass.leave(Thread<Shape>(tid), own); });
@@ -110,42 +114,43 @@ struct ScanBackward : BackwardTraits<Shape> {
     using Sums = BackwardSums<Shape>;
     using Sums::Sums;
     using Sums::block;
+    using Sums::begin_sums;
+    using Sums::cursor;
     using Sums::given;
     using Sums::layout;
     using Sums::p;
     using Sums::space;
-    using Sums::start;
 
     MMVIM_HD void begin(const Thread<Shape>& at, Registers& own, int step) const {
       const Direction& scan = p.scans[at.direction];
-      const int64_t channel = block.channel(p) + at.k;
+      const Thread<Shape> pair = at.paired();
+      const int64_t channel = block.channel(p) + pair.k;
       MMVIM_UNROLL
       for (int i = 0; i < kOwn; ++i) {
-        const int n = at.s * kOwn + i;
-        own.A[i] = given(at, i) ? kLog2e * scan.A[channel * p.states + n] : 0.0f;
-        own.grad[i] = given(at, i) && p.grad_last_state && at.direction == 0
+        const int n = pair.s * kOwn + i;
+        own.A[i] = given(pair, i) ? kLog2e * scan.A[channel * p.states + n] : 0.0f;
+        own.grad[i] = given(pair, i) && p.grad_last_state && at.direction == 0
                           ? p.grad_last_state[(block.b * p.all_channels() + channel) * p.states + n]
                           : 0.0f;
         own.later[i] = 1.0f;
         own.grad_A[i] = 0.0f;
       }
-      own.bias = at.k < block.count && scan.bias ? scan.bias[channel] : 0.0f;
-      own.grad_D = own.grad_bias = 0.0f;
-      const Space<Shape> space = this->space(at);
-      const ScanGrads& grads = p.grads[at.direction];
+      begin_sums(at, own);
       own.ahead.begin(p, scan, block, step, at.lane);
-      own.u = own_tile_start(p, scan.u, block, step, at.lane);
-      if (p.rank == 0) own.delta = own_tile_start(p, scan.delta, block, step, at.lane);
-      if (p.gated) own.z = own_tile_start(p, scan.z, block, step, at.lane);
-      own.grad_out = own_tile_start(p, grads.out, block, step, at.lane);
-      own.grad_u = start(grads.u, at);
-      const auto sums = [&](const RowSums& sums) {
-        const int64_t part = p.atomic ? 0 : block.first / kChannels;
-        return sums.data + part * sums.part + block.b * sums.sequence + block.group * sums.group;
+      const auto start_copies = [&](const Rows& rows, Cursor which) {
+        cursor(at, which) = own_tile_start(p, rows, block, step, at.lane);
       };
-      if (p.rank > 0) own.grad_dt = sums(grads.dt);
-      own.grad_B = sums(grads.B);
-      own.grad_C = sums(grads.C);
+      start_copies(scan.u, Cursor::kCopyU);
+      if (p.rank == 0) start_copies(scan.delta, Cursor::kCopyDelta);
+      if (p.gated) start_copies(scan.z, Cursor::kCopyZ);
+      start_copies(p.grads[at.direction].out, Cursor::kCopyGradOut);
+      const Space<Shape> space = this->space(at);
+      if (at.s == 0) {
+        const bool exists = at.k < block.count;
+        float* channels = space.floats(layout.channels) + at.k;
+        channels[0] = exists && scan.bias ? scan.bias[block.channel(p) + at.k] : 0.0f;
+        channels[kChannels] = exists && scan.D ? scan.D[block.channel(p) + at.k] : 0.0f;
+      }
       if (p.rank > 0) load_weight<Shape>(p, scan, block, space, at.lane);
       MMVIM_UNROLL_BY(1)
       for (int i = at.lane; i < 4 * layout.rank_fours * kChannels; i += Shape::kThreads)
@@ -160,23 +165,24 @@ struct ScanBackward : BackwardTraits<Shape> {
       const Tile tile(p, scan, step);
       const Space<Shape> space = this->space(at);
       own.ahead.read(p, scan, tile, at.lane);
-      const auto copy_tile = [&](const Rows& rows, const char* start, RawTile which) {
-        copy_own_tile(rows, start, block, tile, at.lane, space.raw(number, which, kRawTiles));
+      const auto copy_tile = [&](const Rows& rows, Cursor from, RawTile which) {
+        copy_own_tile(rows, cursor(at, from), block, tile, at.lane,
+                      space.raw(number, which, kRawTiles));
       };
-      copy_tile(scan.u, own.u, kU);
-      if (p.rank == 0) copy_tile(scan.delta, own.delta, kDelta);
-      if (p.gated) copy_tile(scan.z, own.z, kZ);
-      copy_tile(p.grads[at.direction].out, own.grad_out, kGradOut);
+      copy_tile(scan.u, Cursor::kCopyU, kU);
+      if (p.rank == 0) copy_tile(scan.delta, Cursor::kCopyDelta, kDelta);
+      if (p.gated) copy_tile(scan.z, Cursor::kCopyZ, kZ);
+      copy_tile(p.grads[at.direction].out, Cursor::kCopyGradOut, kGradOut);
     }
     MMVIM_HD void copy_next(const Thread<Shape>& at, Registers& own, const Visit& visit) const {
       if (visit.next < 0) return;
       const Direction& scan = p.scans[at.direction];
       const int tiles = visit.next - visit.step;
       own.ahead.move(scan, tiles);
-      own.u += tiles * scan.u.tile;
-      if (p.rank == 0) own.delta += tiles * scan.delta.tile;
-      if (p.gated) own.z += tiles * scan.z.tile;
-      own.grad_out += tiles * p.grads[at.direction].out.tile;
+      cursor(at, Cursor::kCopyU) += tiles * scan.u.tile;
+      if (p.rank == 0) cursor(at, Cursor::kCopyDelta) += tiles * scan.delta.tile;
+      if (p.gated) cursor(at, Cursor::kCopyZ) += tiles * scan.z.tile;
+      cursor(at, Cursor::kCopyGradOut) += tiles * p.grads[at.direction].out.tile;
       copy(at, own, visit.next, visit.copy + 1);
     }
 
@@ -187,11 +193,7 @@ struct ScanBackward : BackwardTraits<Shape> {
 
     MMVIM_HD void prepare(const Thread<Shape>& at, Registers& own, const Visit& visit) const {
       copy_next(at, own, visit);
-      const Space<Shape> space = this->space(at);
-      prepare_steps<Shape>(p, Tile(p, p.scans[at.direction], visit.step), space, at, own.bias,
-                           space.raw(visit.copy, kU, kRawTiles),
-                           space.raw(visit.copy, kDelta, kRawTiles),
-                           [](int, float, float) {});
+      prepare_steps(at, visit, [](int, float, float) {});
     }
 
     // The states before each sweep of a tile.
@@ -205,20 +207,24 @@ struct ScanBackward : BackwardTraits<Shape> {
               given(at, i) ? p.checkpoints[place + static_cast<int64_t>(i) * p.channels] : 0.0f;
       }
       const Space<Shape> space = this->space(at);
+      const float *row = space.row(0, at.s), *steps = space.step(0, at.k);
+      float* states = saved(space, at, tile * kSweeps);
       MMVIM_UNROLL_BY(1)
       for (int sweep = 0; sweep < kSweeps; ++sweep) {
-        float* states = saved(space, at, tile * kSweeps + sweep);
         MMVIM_UNROLL
-        for (int i = 0; i < kOwn; ++i) states[i * Shape::kThreads] = own.before[i];
+        for (int i = 0; i < kOwn; ++i, states += Shape::kThreads) *states = own.before[i];
         MMVIM_UNROLL
-        for (int t = 0; t < kSweep; ++t) {
-          const int slot = sweep * kSweep + t;
-          const Floats<2> dt = load<2>(space.step(slot, at.k));
-          const auto B = load<kOwn>(space.row(slot, at.s));
+        for (int t = 0; t < kSweep; t += 2, steps += kChannels * 4) {
+          const Floats<4> step = load<4>(steps);
           MMVIM_UNROLL
-          for (int i = 0; i < kOwn; ++i) {
-            const float decay = exp2_fast(dt.at[0] * own.A[i]);
-            own.before[i] = multiply_add(decay, own.before[i], dt.at[1] * B.at[i]);
+          for (int j = 0; j < 2; ++j, row += kRow<Shape>) {
+            const auto B = load<kOwn>(row);
+            MMVIM_UNROLL
+            for (int i = 0; i < kOwn; ++i) {
+              const float decay = exp2_fast(step.at[2 * j] * own.A[i]);
+              own.before[i] =
+                  multiply_add(decay, own.before[i], step.at[2 * j + 1] * B.at[i]);
+            }
           }
         }
       }
@@ -228,22 +234,28 @@ struct ScanBackward : BackwardTraits<Shape> {
     MMVIM_HD void prepare_to_sweep(const Thread<Shape>& at, Registers& own,
                                    const Visit& visit) const {
       copy_next(at, own, visit);
-      const Direction& scan = p.scans[at.direction];
       const Space<Shape> space = this->space(at);
-      const int place = at.slot() * kChannels + at.k;
-      const T* grad_out = space.raw(visit.copy, kGradOut, kRawTiles) + place;
-      const T* z = space.raw(visit.copy, kZ, kRawTiles) + place;
-      float* grad_y = space.floats(layout.grad_y) + place;
-      float* slopes = space.floats(layout.slope) + place;
-      prepare_steps<Shape>(p, Tile(p, scan, visit.step), space, at, own.bias,
-                           space.raw(visit.copy, kU, kRawTiles),
-                           space.raw(visit.copy, kDelta, kRawTiles),
-                           [&](int j, float, float slope) {
-                             float grad = p.scale * to_float(grad_out[j * kChannels]);
-                             if (p.gated) grad *= silu(to_float(z[j * kChannels]));
-                             grad_y[j * kChannels] = grad;
-                             slopes[j * kChannels] = slope;
-                           });
+      const int first = at.slot() * kChannels + at.k;
+      const T* grad_out = space.raw(visit.copy, kGradOut, kRawTiles) + first;
+      const T* z = space.raw(visit.copy, kZ, kRawTiles) + first;
+      float grads[Shape::kSlots], slopes[Shape::kSlots];
+      prepare_steps(at, visit, [&](int j, float, float slope) {
+        grads[j] = p.scale * to_float(grad_out[j * kChannels]);
+        if (p.gated) grads[j] *= silu(to_float(z[j * kChannels]));
+        slopes[j] = slope;
+      });
+      constexpr int kTogether = Shape::kSlots < 4 ? Shape::kSlots : 4;
+      MMVIM_UNROLL
+      for (int j = 0; j < Shape::kSlots; j += kTogether) {
+        Floats<kTogether> grad, slope;
+        MMVIM_UNROLL
+        for (int i = 0; i < kTogether; ++i) {
+          grad.at[i] = grads[j + i];
+          slope.at[i] = slopes[j + i];
+        }
+        store(space.floats(layout.grad_y) + place(at.slot() + j, at.k), grad);
+        store(space.floats(layout.slope) + place(at.slot() + j, at.k), slope);
+      }
     }
 
     // Decays and states of a sweep's tokens, into registers.
@@ -253,16 +265,19 @@ struct ScanBackward : BackwardTraits<Shape> {
       const float* states = saved(space, at, place);
       MMVIM_UNROLL
       for (int i = 0; i < kOwn; ++i) own.before[i] = states[i * Shape::kThreads];
+      const float* row = space.row(sweep * kSweep, at.s);
+      const float* steps = space.step(sweep * kSweep, at.k);
+      Floats<4> step;
       MMVIM_UNROLL
       for (int t = 0; t < kSweep; ++t) {
-        const int slot = sweep * kSweep + t;
-        const Floats<2> dt = load<2>(space.step(slot, at.k));
-        const auto B = load<kOwn>(space.row(slot, at.s));
+        if (t % 2 == 0) step = load<4>(steps + t * kChannels * 2);
+        const auto B = load<kOwn>(row + t * kRow<Shape>);
+        const float dt = step.at[t % 2 * 2], dtu = step.at[t % 2 * 2 + 1];
         MMVIM_UNROLL
         for (int i = 0; i < kOwn; ++i) {
-          own.decay[t][i] = exp2_fast(dt.at[0] * own.A[i]);
+          own.decay[t][i] = exp2_fast(dt * own.A[i]);
           own.h[t][i] = multiply_add(own.decay[t][i], t > 0 ? own.h[t - 1][i] : own.before[i],
-                                     dt.at[1] * B.at[i]);
+                                     dtu * B.at[i]);
         }
       }
     }
@@ -271,42 +286,67 @@ struct ScanBackward : BackwardTraits<Shape> {
     template <int First>
     MMVIM_HD void sweep(const Thread<Shape>& at, Registers& own, int sweep) const {
       const Space<Shape> space = this->space(at);
+      const float* row = space.row(sweep * kSweep, at.s);
+      const float* steps = space.step(sweep * kSweep, at.k);
+      const float* grad_ys = space.floats(layout.grad_y) + place(sweep * kSweep, at.k);
+      const int own_place = pair_place<Shape>(at.s, at.k);
+      float* shares = space.floats(layout.shares) + own_place * kVector;
+      float* sums = space.floats(layout.sums) + own_place * 2;
       float grad_A[kOwn] = {};  // of these tokens: all of them in one chain would lose digits
+      Floats<4> step, grad_ys_of_four;
+      Floats<2> grad_dt, grad_dtu, y;
       MMVIM_UNROLL
       for (int i = kShare - 1; i >= 0; --i) {
-        const int t = First + i, slot = sweep * kSweep + t;
-        const Floats<2> dt = load<2>(space.step(slot, at.k));
-        const float grad_y = space.floats(layout.grad_y)[slot * kChannels + at.k];
-        const auto BC = load<2 * kOwn>(space.row(slot, at.s));
-        const float *B = BC.at, *C = BC.at + kOwn;
-        Floats<kOwn> grad_B, grad_C;
-        float y = 0.0f, grad_dt = 0.0f, grad_dtu = 0.0f;
+        const int t = First + i, half = t % 2;
+        if (half == 1) {
+          step = load<4>(steps + (t - 1) * kChannels * 2);
+          grad_dt = grad_dtu = y = {};
+        }
+        if (t % 4 == 3) grad_ys_of_four = load<4>(grad_ys + (t - 3) * kChannels);
+        const float dt = step.at[2 * half], dtu = step.at[2 * half + 1];
+        const float grad_y = grad_ys_of_four.at[t % 4];
+        const auto BC = load<2 * kOwn>(row + t * kRow<Shape>);
+        Floats<kVector> grads[kVectors];  // of B and C
         MMVIM_UNROLL
         for (int n = 0; n < kOwn; ++n) {
-          y = multiply_add(own.h[t][n], C[n], y);
-          grad_C.at[n] = grad_y * own.h[t][n];
-          own.grad[n] = multiply_add(own.later[n], own.grad[n], grad_y * C[n]);
-          grad_B.at[n] = own.grad[n] * dt.at[1];
-          grad_dtu = multiply_add(own.grad[n], B[n], grad_dtu);
+          const float B = BC.at[n], C = BC.at[kOwn + n];
+          y.at[half] = multiply_add(own.h[t][n], C, y.at[half]);
+          own.grad[n] = multiply_add(own.later[n], own.grad[n], grad_y * C);
+          grads[n / kVector].at[n % kVector] = own.grad[n] * dtu;
+          grads[(kOwn + n) / kVector].at[(kOwn + n) % kVector] = grad_y * own.h[t][n];
+          grad_dtu.at[half] = multiply_add(own.grad[n], B, grad_dtu.at[half]);
           own.later[n] = own.decay[t][n];
           const float previous = t > 0 ? own.h[t - 1][n] : own.before[n];
           const float through_decay = own.grad[n] * own.decay[t][n] * previous;
-          grad_dt = multiply_add(through_decay, own.A[n], grad_dt);
-          grad_A[n] = multiply_add(through_decay, dt.at[0], grad_A[n]);
+          grad_dt.at[half] = multiply_add(through_decay, own.A[n], grad_dt.at[half]);
+          grad_A[n] = multiply_add(through_decay, dt, grad_A[n]);
         }
-        float* shares = space.floats(layout.shares) + i * 2 * Shape::kThreads * kOwn;
-        store(shares + at.lane * kOwn, grad_B);
-        store(shares + (Shape::kThreads + at.lane) * kOwn, grad_C);
-        float* sums = space.floats(layout.sums) + i * 3 * Shape::kThreads + at.lane;
-        sums[0] = grad_dt * kLn2;
-        sums[Shape::kThreads] = grad_dtu;
-        sums[2 * Shape::kThreads] = y;
+        MMVIM_UNROLL
+        for (int v = 0; v < kVectors; ++v)
+          store(shares + (i * kVectors + v) * Shape::kThreads * kVector, grads[v]);
+        if (half == 0) {
+          grad_dt.at[0] *= kLn2;
+          grad_dt.at[1] *= kLn2;
+          float* to = sums + i / 2 * kPair;
+          store(to, grad_dt);
+          store(to + Shape::kThreads * 2, grad_dtu);
+          store(to + 2 * Shape::kThreads * 2, y);
+        }
       }
       MMVIM_UNROLL
       for (int n = 0; n < kOwn; ++n) own.grad_A[n] += grad_A[n];
     }
 
    private:
+    template <class Each>
+    MMVIM_HD void prepare_steps(const Thread<Shape>& at, const Visit& visit,
+                                const Each& each) const {
+      const Space<Shape> space = this->space(at);
+      const float bias = space.floats(layout.channels)[at.k];
+      cuda::prepare_steps<Shape>(p, Tile(p, p.scans[at.direction], visit.step), space, at, bias,
+                                 space.raw(visit.copy, kU, kRawTiles),
+                                 space.raw(visit.copy, kDelta, kRawTiles), each);
+    }
     MMVIM_HD float* saved(const Space<Shape>& space, const Thread<Shape>& at, int place) const {
       return space.floats(layout.states) + place * kOwn * Shape::kThreads + at.lane;
     }

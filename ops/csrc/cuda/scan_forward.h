@@ -34,17 +34,12 @@ struct ScanForward {
   static constexpr bool kFewSlots = Shape::kSlots <= 8;
 
   struct Layout : TileLayout {
-    int sums;  // (8, kSplit, kChannels, 4 slots): what a thread's states contribute to y
+    int sums;  // (8, kThreads, 4 slots): what a thread's states contribute to y
 
     MMVIM_HD explicit Layout(const Params& p)
         : TileLayout(tile_layout<Shape>(p, kRawTiles)), sums(take(4 * kTile * Shape::kThreads)) {}
   };
   enum RawTile { kU, kDelta, kZ, kRawTiles };
-  // Where channel k is among the sums: every other row changes its halves of eight about, so that
-  // paired threads write to different banks.
-  static MMVIM_HD int sum_place(int s, int k) {
-    return (s * Shape::kChannels + (Shape::kChannels < 8 ? k : k ^ s % 2 * 4)) * 4;
-  }
 
   static void fit(Params& p) {
     orient<Shape>(p, [&](int d, const auto& turn) { turn(p.out[d]); });
@@ -176,7 +171,7 @@ struct ScanForward {
       }
       const Space<Shape> space = this->space(at);
       const float *row = space.row(0, at.s), *steps = space.step(0, at.k);
-      float* sums = space.floats(layout.sums) + sum_place(at.s, at.k);
+      float* sums = space.floats(layout.sums) + pair_place<Shape>(at.s, at.k) * 4;
       MMVIM_UNROLL_BY(4)
       for (int four = 0; four < kTile / 4; ++four) {
         Floats<4> y = {};
@@ -225,7 +220,7 @@ struct ScanForward {
               kFewSlots ? own.skip[j + v] : own.D * to_float(u[(j + v) * Shape::kChannels]);
         MMVIM_UNROLL
         for (int s = 0; s < Shape::kSplit; ++s) {
-          const auto sum = load<kVector>(sums + sum_place(s, at.k));
+          const auto sum = load<kVector>(sums + pair_place<Shape>(s, at.k) * 4);
           MMVIM_UNROLL
           for (int v = 0; v < kVector; ++v) y[j + v] += sum.at[v];
         }

@@ -45,14 +45,16 @@ template <class Shape>
 struct BackwardTraits {
   using T = typename Shape::T;
   using Params = BackwardProblem;
-  static constexpr int kSweep = 8;  // tokens that are rebuilt in registers
-  static constexpr int kShare = 4;  // tokens between two sums over the channels
-  static constexpr int kSweeps = kTile / kSweep;
   static constexpr int kOwn = Shape::kOwn;
   static constexpr int kChannels = Shape::kChannels;
+  static constexpr int kSweep = 8;                  // tokens that are rebuilt in registers
+  static constexpr int kSweeps = kTile / kSweep;
+  static constexpr int kShare = kOwn > 2 ? 4 : 8;   // tokens between two sums over a block
+  static constexpr int kVector = 2 * kOwn < 4 ? 2 * kOwn : 4;  // of the grads of B and C
+  static constexpr int kVectors = 2 * kOwn / kVector;          // of them, a thread and token
 
   struct Registers {
-    float A[kOwn];                               // times log2(e)
+    float A[kOwn];                               // times log2(e), of the paired thread's states
     float before[kOwn];                          // the state before the sweep's tokens
     float h[kSweep][kOwn], decay[kSweep][kOwn];  // of the sweep's tokens
     // The gradient of the state after a token, to be multiplied by the decay of the next token
@@ -60,22 +62,28 @@ struct BackwardTraits {
     // rounded the same way at every token.
     float grad[kOwn], later[kOwn];
     float grad_A[kOwn];
-    float bias;               // of channel k
-    float grad_D, grad_bias;  // of channel k, from the tokens this thread sums up
+    float grad_D, grad_bias;  // of the tokens the thread sums up
     RowsAhead<Shape> ahead;   // of the next tile
-    const char *u, *delta, *z, *grad_out;  // where the thread begins to copy a tile
-    // Where the grads of token 0 go: of channel k, and of the rows that channels share.
-    char* grad_u;
-    float *grad_dt, *grad_B, *grad_C;
   };
+  // Where a thread is in global memory. Registers are few: it keeps these in shared memory.
+  enum class Cursor {
+    kCopyU, kCopyDelta, kCopyZ, kCopyGradOut,  // where it begins to copy a tile
+    // In the tile that is swept over: its first slot, and where the grads of slot 0 go, of the
+    // channel whose tokens it sums up and of the rows that channels share.
+    kGradZ, kPartial,
+    kGradU, kGradDelta, kGradDt, kGradB, kGradC,
+  };
+  static constexpr int kCursors = 11;
 
   struct Layout : TileLayout {
     int states;       // (tiles a chunk * kSweeps, kOwn, kThreads): before each sweep
-    int grad_y;       // (32, kChannels); a token's y takes its place
-    int slope;        // (32, kChannels); a token's gradient of delta takes its place
-    int shares;       // (kShare, 2, kThreads, kOwn): grads of B and C
-    int sums;         // (kShare, 3, kThreads): grads of dt and of dt u, y
+    int grad_y;       // (8, kChannels, 4 slots); a token's y takes its place
+    int slope;        // (8, kChannels, 4 slots); a token's gradient of delta takes its place
+    int shares;       // (kShare, kVectors, kThreads, kVector): grads of B and C
+    int sums;         // (kShare / 2, kPair), of which (3, kThreads, 2 tokens): grads of dt, dt u; y
     int grad_weight;  // (rank_fours, kChannels, 4)
+    int cursors;      // (kCursors, kThreads) of char*
+    int channels;     // (2, kChannels): bias, D
 
     MMVIM_HD explicit Layout(const Params& p) : TileLayout(tile_layout<Shape>(p, kRawTiles)) {
       const int tiles = p.tiles_a_chunk < p.tiles ? p.tiles_a_chunk : p.tiles;
@@ -83,11 +91,17 @@ struct BackwardTraits {
       grad_y = take(4 * kTile * kChannels);
       slope = take(4 * kTile * kChannels);
       shares = take(4 * kShare * 2 * Shape::kThreads * kOwn);
-      sums = take(4 * kShare * 3 * Shape::kThreads);
+      sums = take(4 * kShare / 2 * kPair);
       grad_weight = take(16 * rank_fours * kChannels);
+      cursors = take(static_cast<int>(sizeof(char*)) * kCursors * Shape::kThreads);
+      channels = take(4 * 2 * kChannels);
     }
   };
   enum RawTile { kU, kDelta, kZ, kGradOut, kRawTiles };
+  // Floats from the sums of two tokens to the next two's, which lie in other banks.
+  static constexpr int kPair = 3 * Shape::kThreads * 2 + 16;
+  // The place of a slot in grad_y and slope.
+  static MMVIM_HD int place(int slot, int k) { return (slot / 4 * kChannels + k) * 4 + slot % 4; }
 
   // A tile's turn: while it is worked on, the next one is copied.
   struct Visit {
@@ -104,13 +118,18 @@ struct BackwardSums : BackwardTraits<Shape> {
   using typename Traits::Registers;
   using typename Traits::Layout;
   using typename Traits::Visit;
+  using typename Traits::Cursor;
   using Traits::kChannels;
   using Traits::kGradOut;
   using Traits::kOwn;
+  using Traits::kPair;
   using Traits::kRawTiles;
   using Traits::kShare;
   using Traits::kU;
+  using Traits::kVector;
+  using Traits::kVectors;
   using Traits::kZ;
+  using Traits::place;
 
   const Params& p;
   const Block<Shape> block;
@@ -127,50 +146,108 @@ struct BackwardSums : BackwardTraits<Shape> {
   MMVIM_HD BackwardSums(const Params& p, int64_t index, const Layout& layout, char* shared)
       : p(p), block(p, index), layout(layout), shared(shared) {}
 
+  MMVIM_HD char*& cursor(const Thread<Shape>& at, Cursor which) const {
+    char* base = space(at).base + layout.cursors;
+    return reinterpret_cast<char**>(base)[static_cast<int>(which) * Shape::kThreads + at.lane];
+  }
+
+  MMVIM_HD float* rows(const Thread<Shape>& at, Cursor which) const {
+    return reinterpret_cast<float*>(cursor(at, which));
+  }
+
+  // A token of a share, and a channel: what one thread sums up over the states.
+  struct Item {
+    int token, k;
+
+    MMVIM_HD explicit Item(int lane)
+        : token(lane / 2 / kChannels * 2 + lane % 2), k(lane / 2 % kChannels) {}
+  };
+
+  // Where the thread's grads of the last tile go, which is swept over first.
+  MMVIM_HD void begin_sums(const Thread<Shape>& at, Registers& own) const {
+    const ScanGrads& grads = p.grads[at.direction];
+    const int last = p.tiles - 1;
+    const int64_t channel = block.channel(p) + Item(at.lane).k;
+    own.grad_D = own.grad_bias = 0.0f;
+    const auto start = [&](const Rows& rows, int slot, int64_t offset) {
+      return rows.at(block.b, slot) + last * rows.tile + offset;
+    };
+    constexpr int64_t bytes = sizeof(T);
+    cursor(at, Cursor::kGradU) = start(grads.u, 0, channel * bytes);
+    if (grads.delta.data)
+      cursor(at, Cursor::kGradDelta) = start(grads.delta, 0, channel * bytes);
+    if (grads.z.data) {
+      const int64_t own_channel = block.channel(p) + at.k;
+      cursor(at, Cursor::kGradZ) = start(grads.z, at.slot(), own_channel * bytes);
+      cursor(at, Cursor::kPartial) =
+          start(p.scans[at.direction].partial, at.slot(), own_channel * sizeof(float));
+    }
+    const auto sums = [&](const RowSums& sums) {
+      const int64_t part = p.atomic ? 0 : block.first / kChannels;
+      return reinterpret_cast<char*>(sums.data + part * sums.part + block.b * sums.sequence +
+                                     block.group * sums.group + last * sums.tile);
+    };
+    if (p.rank > 0) cursor(at, Cursor::kGradDt) = sums(grads.dt);
+    cursor(at, Cursor::kGradB) = sums(grads.B);
+    cursor(at, Cursor::kGradC) = sums(grads.C);
+  }
+  MMVIM_HD void move_back(const Thread<Shape>& at) const {
+    const ScanGrads& grads = p.grads[at.direction];
+    constexpr int64_t bytes = sizeof(float);
+    cursor(at, Cursor::kGradU) -= grads.u.tile;
+    if (grads.delta.data) cursor(at, Cursor::kGradDelta) -= grads.delta.tile;
+    if (grads.z.data) {
+      cursor(at, Cursor::kGradZ) -= grads.z.tile;
+      cursor(at, Cursor::kPartial) -= p.scans[at.direction].partial.tile;
+    }
+    if (p.rank > 0) cursor(at, Cursor::kGradDt) -= grads.dt.tile * bytes;
+    cursor(at, Cursor::kGradB) -= grads.B.tile * bytes;
+    cursor(at, Cursor::kGradC) -= grads.C.tile * bytes;
+  }
+
   // Sums over channels and over states of what a sweep over kShare slots from `first` on left.
   MMVIM_HD void share(const Thread<Shape>& at, Registers& own, const Visit& visit,
                       int first) const {
-    const Direction& scan = p.scans[at.direction];
-    const Tile tile(p, scan, visit.step);
+    const Tile tile(p, p.scans[at.direction], visit.step);
     const Space<Shape> space = this->space(at);
-    share_over_channels(at, own, visit, tile, space, first);
-    // A thread's channel is k in all its turns: kThreads is a multiple of kChannels.
-    for (int i = at.lane; i < kShare * kChannels; i += Shape::kThreads) {
-      const int slot = first + i / kChannels;
-      const float* sums = space.floats(layout.sums) + i / kChannels * 3 * Shape::kThreads + at.k;
-      float grad_dt = 0.0f, grad_dtu = 0.0f, y = 0.0f;
-      MMVIM_UNROLL
-      for (int s = 0; s < Shape::kSplit; ++s) {
-        grad_dt += sums[s * kChannels];
-        grad_dtu += sums[Shape::kThreads + s * kChannels];
-        y += sums[2 * Shape::kThreads + s * kChannels];
-      }
-      if (!tile.given(slot) || at.k >= block.count) continue;
-      const float u = to_float(space.raw(visit.copy, kU, kRawTiles)[slot * kChannels + at.k]);
-      const float D = scan.D ? scan.D[block.channel(p) + at.k] : 0.0f;
-      const float dt = *space.step(slot, at.k);
-      float* grad_y = space.floats(layout.grad_y) + slot * kChannels + at.k;
-      float* slope = space.floats(layout.slope) + slot * kChannels + at.k;
-      const float grad_delta = multiply_add(grad_dtu, u, grad_dt) * *slope;
-      const float grad_u = multiply_add(grad_dtu, dt, *grad_y * D);
-      own.grad_D = multiply_add(*grad_y, u, own.grad_D);
-      own.grad_bias += grad_delta;
-      *grad_y = multiply_add(D, u, y);
-      *slope = grad_delta;
-      const ScanGrads& grads = p.grads[at.direction];
-      put(own.grad_u, grads.u, visit.step, slot, grad_u);
-      if (grads.delta.data) put(start(grads.delta, at), grads.delta, visit.step, slot, grad_delta);
+    share_over_channels(at, tile, space, first);
+    const Item item(at.lane);
+    const int slot = first + item.token;
+    if (item.token >= kShare || item.k >= block.count || !tile.given(slot)) return;
+    const float* sums = space.floats(layout.sums) + item.token / 2 * kPair + item.token % 2;
+    float grad_dt = 0.0f, grad_dtu = 0.0f, y = 0.0f;
+    MMVIM_UNROLL
+    for (int s = 0; s < Shape::kSplit; ++s) {
+      const float* from = sums + pair_place<Shape>(s, item.k) * 2;
+      grad_dt += from[0];
+      grad_dtu += from[Shape::kThreads * 2];
+      y += from[2 * Shape::kThreads * 2];
     }
+    const float u = to_float(space.raw(visit.copy, kU, kRawTiles)[slot * kChannels + item.k]);
+    const float dt = *space.step(slot, item.k);
+    const float D = space.floats(layout.channels)[kChannels + item.k];
+    float* grad_y = space.floats(layout.grad_y) + place(slot, item.k);
+    float* slope = space.floats(layout.slope) + place(slot, item.k);
+    const float grad_delta = multiply_add(grad_dtu, u, grad_dt) * *slope;
+    const float grad_u = multiply_add(grad_dtu, dt, *grad_y * D);
+    own.grad_D = multiply_add(*grad_y, u, own.grad_D);
+    own.grad_bias += grad_delta;
+    *grad_y = multiply_add(D, u, y);
+    *slope = grad_delta;
+    const ScanGrads& grads = p.grads[at.direction];
+    put(cursor(at, Cursor::kGradU) + slot * grads.u.token, grad_u);
+    if (grads.delta.data)
+      put(cursor(at, Cursor::kGradDelta) + slot * grads.delta.token, grad_delta);
   }
 
   // What is done once a tile: the gradients of z, of the rows of dt, and of dt_weight.
-  MMVIM_HD void finish(const Thread<Shape>& at, const Registers& own, const Visit& visit,
-                       int direction) const {
-    if (at.direction != direction) return;
-    const Tile tile(p, p.scans[direction], visit.step);
+  MMVIM_HD void finish(const Thread<Shape>& at, const Visit& visit) const {
+    const Tile tile(p, p.scans[at.direction], visit.step);
     const Space<Shape> space = this->space(at);
-    if (p.grads[direction].z.data && at.k < block.count) finish_gate(at, visit, tile, space);
-    if (p.rank > 0) finish_projection(at, own, visit, tile, space);
+    if (p.grads[at.direction].z.data && at.k < block.count)
+      finish_gate(at, visit, tile, space);
+    if (p.rank > 0) finish_projection(at, tile, space);
+    move_back(at);
     if (visit.next >= 0) wait_for_copies();
   }
 
@@ -182,33 +259,32 @@ struct BackwardSums : BackwardTraits<Shape> {
   }
 
   MMVIM_HD void end(const Thread<Shape>& at, const Registers& own) const {
-    if (at.k >= block.count) return;
     const Space<Shape> space = this->space(at);
     const int64_t rows = p.states + p.rank + 2, ld = p.all_channels();
-    float* out = p.grads[at.direction].parameters + block.b * rows * ld + block.channel(p) + at.k;
+    float* out = p.grads[at.direction].parameters + block.b * rows * ld + block.channel(p);
+    const Thread<Shape> pair = at.paired();
     MMVIM_UNROLL
     for (int i = 0; i < kOwn; ++i)
-      if (given(at, i)) out[(at.s * kOwn + i) * ld] = own.grad_A[i];
+      if (given(pair, i)) out[(pair.s * kOwn + i) * ld + pair.k] = own.grad_A[i];
+    if (at.k >= block.count) return;
+    out += at.k;
     for (int r = at.s; r < p.rank; r += Shape::kSplit)
       out[(p.states + r) * ld] =
           space.floats(layout.grad_weight)[(r / 4 * kChannels + at.k) * 4 + r % 4];
     if (at.s != 0) return;
-    const float* sums = space.floats(layout.sums) + at.k;
+    const float* sums = space.floats(layout.sums);
     float grad_D = 0.0f, grad_bias = 0.0f;
-    for (int s = 0; s < Shape::kSplit; ++s) {
-      grad_D += sums[s * kChannels];
-      grad_bias += sums[Shape::kThreads + s * kChannels];
+    for (int lane = 0; lane < Shape::kThreads; ++lane) {
+      if (Item(lane).k != at.k) continue;
+      grad_D += sums[lane];
+      grad_bias += sums[Shape::kThreads + lane];
     }
     out[(p.states + p.rank) * ld] = grad_D;
     out[(p.states + p.rank + 1) * ld] = grad_bias;
   }
 
-  // Where channel k of token 0 lies.
-  MMVIM_HD char* start(const Rows& rows, const Thread<Shape>& at) const {
-    return rows.at(block.b, 0) + (block.channel(p) + at.k) * sizeof(T);
-  }
-  static MMVIM_HD void put(char* start, const Rows& rows, int step, int slot, float value) {
-    *reinterpret_cast<T*>(start + step * rows.tile + slot * rows.token) = from_float<T>(value);
+  static MMVIM_HD void put(char* to, float value) {
+    *reinterpret_cast<T*>(to) = from_float<T>(value);
   }
   MMVIM_HD void add(float* to, float value) const {
     if (p.atomic) {
@@ -218,79 +294,80 @@ struct BackwardSums : BackwardTraits<Shape> {
     }
   }
 
-  MMVIM_HD void share_over_channels(const Thread<Shape>& at, const Registers& own,
-                                    const Visit& visit, const Tile& tile,
+  MMVIM_HD void share_over_channels(const Thread<Shape>& at, const Tile& tile,
                                     const Space<Shape>& space, int first) const {
-    constexpr int kTogether = kOwn < 2 ? 1 : 2;  // states that are summed up at once
-    constexpr int kStates = Shape::kStates / kTogether;
+    constexpr int kParts = kVectors * Shape::kSplit;  // of a token
     const ScanGrads& grads = p.grads[at.direction];
     MMVIM_UNROLL_BY(1)
-    for (int i = at.lane; i < kShare * 2 * kStates; i += Shape::kThreads) {
-      const int n = i % kStates * kTogether, rest = i / kStates, slot = first + rest / 2;
-      const float* shares = space.floats(layout.shares) + rest * Shape::kThreads * kOwn +
-                            n / kOwn * kChannels * kOwn + n % kOwn;
-      Floats<kTogether> sum = {};
-      MMVIM_UNROLL
+    for (int task = at.lane; task < kShare * kParts; task += Shape::kThreads) {
+      const int slot = first + task / kParts, vector = task % kParts / Shape::kSplit;
+      const int n = task % Shape::kSplit * kOwn;
+      const float* shares = space.floats(layout.shares) +
+                            (task / Shape::kSplit * Shape::kThreads +
+                             task % Shape::kSplit * kChannels) * kVector;
+      Floats<kVector> sum = {};
+      MMVIM_UNROLL_BY(8)
       for (int j = 0; j < kChannels; ++j) {  // each begins elsewhere: another bank
-        const auto share = load<kTogether>(shares + (i + j) % kChannels * kOwn);
+        const auto share = load<kVector>(shares + (j ^ at.lane % kChannels) * kVector);
         MMVIM_UNROLL
-        for (int m = 0; m < kTogether; ++m) sum.at[m] += share.at[m];
+        for (int m = 0; m < kVector; ++m) sum.at[m] += share.at[m];
       }
       if (!tile.given(slot)) continue;
-      const RowSums& sums = rest % 2 == 0 ? grads.B : grads.C;
-      float* to = rest % 2 == 0 ? own.grad_B : own.grad_C;
-      to += visit.step * sums.tile + slot * sums.token + n;
+      float* grad_B = rows(at, Cursor::kGradB) + slot * grads.B.token + n;
+      float* grad_C = rows(at, Cursor::kGradC) + slot * grads.C.token + n;
       MMVIM_UNROLL
-      for (int m = 0; m < kTogether; ++m)
-        if (!Shape::kPadded || n + m < p.states) add(to + m, sum.at[m]);
+      for (int m = 0; m < kVector; ++m) {
+        const int i = vector * kVector + m;  // of the thread's B and C
+        if (!Shape::kPadded || n + i % kOwn < p.states)
+          add(i < kOwn ? grad_B + i : grad_C + i - kOwn, sum.at[m]);
+      }
     }
   }
 
   MMVIM_HD void finish_gate(const Thread<Shape>& at, const Visit& visit, const Tile& tile,
                             const Space<Shape>& space) const {
     const bool second = Turn(p, p.tiles - 1 - visit.step).second(at.direction);
-    const float* ys = space.floats(layout.grad_y) + at.k;
-    const T* z = space.raw(visit.copy, kZ, kRawTiles) + at.k;
-    const T* grad_out = space.raw(visit.copy, kGradOut, kRawTiles) + at.k;
-    const Rows& grads = p.grads[at.direction].z;
-    char* grad_z = start(grads, at);
-    const Rows& partials = p.scans[at.direction].partial;
-    char* first_partial = partials.at(block.b, 0) + visit.step * partials.tile +
-                          (block.channel(p) + at.k) * static_cast<int64_t>(sizeof(float));
-    MMVIM_UNROLL_BY(4)
-    for (int slot = at.s; slot < kTile; slot += Shape::kSplit) {
-      if (!tile.given(slot)) continue;
-      float* partial = reinterpret_cast<float*>(first_partial + slot * partials.token);
-      float y = ys[slot * kChannels];
+    const int first = at.slot() * kChannels + at.k;
+    const float* ys = space.floats(layout.grad_y);
+    const T* z = space.raw(visit.copy, kZ, kRawTiles) + first;
+    const T* grad_out = space.raw(visit.copy, kGradOut, kRawTiles) + first;
+    const int64_t token = p.grads[at.direction].z.token;
+    const int64_t partial_token = p.scans[at.direction].partial.token;
+    char *grad_z = cursor(at, Cursor::kGradZ), *partials = cursor(at, Cursor::kPartial);
+    MMVIM_UNROLL
+    for (int j = 0; j < Shape::kSlots; ++j, grad_z += token, partials += partial_token) {
+      if (!tile.given(at.slot() + j)) continue;
+      float* partial = reinterpret_cast<float*>(partials);
+      float y = ys[place(at.slot() + j, at.k)];
       if (!second) {
         *partial = y;
         continue;
       }
       if (p.directions == 2) y += *partial;
-      const float grad = p.scale * to_float(grad_out[slot * kChannels]) * y;
-      put(grad_z, grads, visit.step, slot, grad * silu_slope(to_float(z[slot * kChannels])));
+      const float grad = p.scale * to_float(grad_out[j * kChannels]) * y;
+      put(grad_z, grad * silu_slope(to_float(z[j * kChannels])));
     }
   }
 
-  MMVIM_HD void finish_projection(const Thread<Shape>& at, const Registers& own,
-                                  const Visit& visit, const Tile& tile,
+  MMVIM_HD void finish_projection(const Thread<Shape>& at, const Tile& tile,
                                   const Space<Shape>& space) const {
+    float* grad_rows = rows(at, Cursor::kGradDt);
     const float* grad_delta = space.floats(layout.slope);
-    const RowSums& sums = p.grads[at.direction].dt;
+    const int64_t token = p.grads[at.direction].dt.token;
     MMVIM_UNROLL_BY(1)
     for (int i = at.lane; i < kTile * layout.rank_fours; i += Shape::kThreads) {
       const int slot = i % kTile, r = i / kTile;
       if (!tile.given(slot)) continue;
       float sum[4] = {};
       MMVIM_UNROLL
-      for (int j = 0; j < kChannels; ++j) {  // each begins elsewhere: another bank
-        const int k = (slot + j) % kChannels;  // beyond the last channel, the weight is zero
-        const float grad = grad_delta[slot * kChannels + k];
+      for (int j = 0; j < kChannels; ++j) {  // each four begins elsewhere: another bank
+        const int k = j ^ slot / 4 % kChannels;  // beyond the last channel, the weight is zero
+        const float grad = grad_delta[place(slot, k)];
         const Floats<4> w = load<4>(space.weight() + (r * kChannels + k) * 4);
         MMVIM_UNROLL
         for (int m = 0; m < 4; ++m) sum[m] = multiply_add(grad, w.at[m], sum[m]);
       }
-      float* to = own.grad_dt + visit.step * sums.tile + slot * sums.token + r * 4;
+      float* to = grad_rows + slot * token + r * 4;
       MMVIM_UNROLL
       for (int m = 0; m < 4; ++m)
         if (r * 4 + m < p.rank) add(to + m, sum[m]);
@@ -300,12 +377,15 @@ struct BackwardSums : BackwardTraits<Shape> {
       const int k = i % kChannels, r = i / kChannels;
       float* total = space.floats(layout.grad_weight) + i * 4;
       Floats<4> sum = load<4>(total);
-      MMVIM_UNROLL_BY(4)
-      for (int slot = 0; slot < kTile; ++slot) {  // beyond the last token, dt is zero
-        const float grad = grad_delta[slot * kChannels + k];
-        const Floats<4> dt = load<4>(space.dt() + (r * kTile + slot) * 4);
+      MMVIM_UNROLL_BY(2)
+      for (int slot = 0; slot < kTile; slot += 4) {  // beyond the last token, dt is zero
+        const Floats<4> grad = load<4>(grad_delta + place(slot, k));
         MMVIM_UNROLL
-        for (int m = 0; m < 4; ++m) sum.at[m] = multiply_add(grad, dt.at[m], sum.at[m]);
+        for (int j = 0; j < 4; ++j) {
+          const Floats<4> dt = load<4>(space.dt() + (r * kTile + slot + j) * 4);
+          MMVIM_UNROLL
+          for (int m = 0; m < 4; ++m) sum.at[m] = multiply_add(grad.at[j], dt.at[m], sum.at[m]);
+        }
       }
       if (k < block.count) store(total, sum);
     }

@@ -68,8 +68,8 @@ MMVIM_HD TileLayout tile_layout(const Problem& p, int raw_tiles) {
 
 // Where a thread begins to copy a tile of the block's own channels of a tensor.
 template <class Shape>
-MMVIM_HD const char* own_tile_start(const Problem& p, const Rows& rows, const Block<Shape>& block,
-                                    int step, int lane) {
+MMVIM_HD char* own_tile_start(const Problem& p, const Rows& rows, const Block<Shape>& block,
+                              int step, int lane) {
   const int slot = lane >> rows.copies_log2;
   const int column = (lane & ((1 << rows.copies_log2) - 1)) * rows.bytes;
   return rows.at(block.b, slot) + step * rows.tile +
