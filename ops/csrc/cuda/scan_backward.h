@@ -27,7 +27,6 @@ struct ScanBackward : BackwardTraits<Shape> {
   using Traits::kGradOut;
   using Traits::kOwn;
   using Traits::kPair;
-  using Traits::kRawTiles;
   using Traits::kShare;
   using Traits::kSweep;
   using Traits::kSweeps;
@@ -80,18 +79,23 @@ struct ScanBackward : BackwardTraits<Shape> {
         each([&](int tid, Registers& own) {
           pass.prepare_to_sweep(Thread<Shape>(tid), own, visit);
         });
-        for (int first = kTile - kShare; first >= 0; first -= kShare) {
-          const int sweep = first / kSweep, place = (step - begin) * kSweeps + sweep;
+        for (int sweep = kSweeps - 1; sweep >= 0; --sweep) {
+          const int place = (step - begin) * kSweeps + sweep, later = kSweep - kShare;
           each([&](int tid, Registers& own) {
             const Thread<Shape> at = Thread<Shape>(tid).paired();
-            if (first % kSweep == kSweep - kShare) pass.rebuild_tokens(at, own, sweep, place);
-            if (kShare == kSweep || first % kSweep == 0) {
-              pass.template sweep<0>(at, own, sweep);
-            } else {
-              pass.template sweep<kSweep - kShare>(at, own, sweep);
-            }
+            pass.rebuild_tokens(at, own, sweep, place);
+            pass.template sweep<kSweep - kShare>(at, own, sweep);
           });
-          each([&](int tid, Registers& own) { pass.share(Thread<Shape>(tid), own, visit, first); });
+          each([&](int tid, Registers&) {
+            pass.share(Thread<Shape>(tid), visit, sweep * kSweep + later);
+          });
+          if (later == 0) continue;  // a sweep's tokens in one go
+          each([&](int tid, Registers& own) {
+            pass.template sweep<0>(Thread<Shape>(tid).paired(), own, sweep);
+          });
+          each([&](int tid, Registers&) {
+            pass.share(Thread<Shape>(tid), visit, sweep * kSweep);
+          });
         }
         const bool met = Turn(p, p.tiles - 1 - step).meet();
         if (met) {
@@ -106,7 +110,6 @@ struct ScanBackward : BackwardTraits<Shape> {
         });
       }
     }
-    each([&](int tid, Registers& own) { pass.leave(Thread<Shape>(tid), own); });
     each([&](int tid, Registers& own) { pass.end(Thread<Shape>(tid), own); });
   }
 
@@ -135,7 +138,7 @@ struct ScanBackward : BackwardTraits<Shape> {
         own.later[i] = 1.0f;
         own.grad_A[i] = 0.0f;
       }
-      begin_sums(at, own);
+      begin_sums(at);
       own.ahead.begin(p, scan, block, step, at.lane);
       const auto start_copies = [&](const Rows& rows, Cursor which) {
         cursor(at, which) = own_tile_start(p, rows, block, step, at.lane);
@@ -167,7 +170,7 @@ struct ScanBackward : BackwardTraits<Shape> {
       own.ahead.read(p, scan, tile, at.lane);
       const auto copy_tile = [&](const Rows& rows, Cursor from, RawTile which) {
         copy_own_tile(rows, cursor(at, from), block, tile, at.lane,
-                      space.raw(number, which, kRawTiles));
+                      space.raw(number, which));
       };
       copy_tile(scan.u, Cursor::kCopyU, kU);
       if (p.rank == 0) copy_tile(scan.delta, Cursor::kCopyDelta, kDelta);
@@ -236,8 +239,8 @@ struct ScanBackward : BackwardTraits<Shape> {
       copy_next(at, own, visit);
       const Space<Shape> space = this->space(at);
       const int first = at.slot() * kChannels + at.k;
-      const T* grad_out = space.raw(visit.copy, kGradOut, kRawTiles) + first;
-      const T* z = space.raw(visit.copy, kZ, kRawTiles) + first;
+      const T* grad_out = space.raw(visit.copy, kGradOut) + first;
+      const T* z = space.raw(visit.copy, kZ) + first;
       float grads[Shape::kSlots], slopes[Shape::kSlots];
       prepare_steps(at, visit, [&](int j, float, float slope) {
         grads[j] = p.scale * to_float(grad_out[j * kChannels]);
@@ -344,8 +347,8 @@ struct ScanBackward : BackwardTraits<Shape> {
       const Space<Shape> space = this->space(at);
       const float bias = space.floats(layout.channels)[at.k];
       cuda::prepare_steps<Shape>(p, Tile(p, p.scans[at.direction], visit.step), space, at, bias,
-                                 space.raw(visit.copy, kU, kRawTiles),
-                                 space.raw(visit.copy, kDelta, kRawTiles), each);
+                                 space.raw(visit.copy, kU),
+                                 space.raw(visit.copy, kDelta), each);
     }
     MMVIM_HD float* saved(const Space<Shape>& space, const Thread<Shape>& at, int place) const {
       return space.floats(layout.states) + place * kOwn * Shape::kThreads + at.lane;

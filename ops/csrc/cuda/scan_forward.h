@@ -36,10 +36,13 @@ struct ScanForward {
   struct Layout : TileLayout {
     int sums;  // (8, kThreads, 4 slots): what a thread's states contribute to y
 
-    MMVIM_HD explicit Layout(const Params& p)
-        : TileLayout(tile_layout<Shape>(p, kRawTiles)), sums(take(4 * kTile * Shape::kThreads)) {}
+    MMVIM_HD explicit Layout(const Params& p) {
+      take_fixed<Shape>();
+      sums = take(4 * kTile * Shape::kThreads);
+      take_rest<Shape>(p, kDelta);
+    }
   };
-  enum RawTile { kU, kDelta, kZ, kRawTiles };
+  enum RawTile { kU, kZ, kDelta };
 
   static void fit(Params& p) {
     orient<Shape>(p, [&](int d, const auto& turn) { turn(p.out[d]); });
@@ -124,7 +127,7 @@ struct ScanForward {
       const Space<Shape> space = this->space(at);
       own.ahead.read(p, scan, tile, at.lane);
       const auto copy_tile = [&](const Rows& rows, const char* from, RawTile which) {
-        copy_own_tile(rows, from, block, tile, at.lane, space.raw(step, which, kRawTiles));
+        copy_own_tile(rows, from, block, tile, at.lane, space.raw(step, which));
       };
       copy_tile(scan.u, own.u, kU);
       if (p.rank == 0) copy_tile(scan.delta, own.delta, kDelta);
@@ -153,8 +156,8 @@ struct ScanForward {
       const Turn turn(p, step);
       if (kFewSlots && p.directions == 2 && !turn.meet() && turn.second(at.direction))
         read_other(at, own, tile);
-      prepare_steps<Shape>(p, tile, space, at, own.bias, space.raw(step, kU, kRawTiles),
-                           space.raw(step, kDelta, kRawTiles), [&](int j, float u, float) {
+      prepare_steps<Shape>(p, tile, space, at, own.bias, space.raw(step, kU),
+                           space.raw(step, kDelta), [&](int j, float u, float) {
                              if (kFewSlots) own.skip[j] = own.D * u;
                            });
     }
@@ -206,8 +209,8 @@ struct ScanForward {
       const Tile tile(p, scan, step);
       const Space<Shape> space = this->space(at);
       const int place = at.slot() * Shape::kChannels + at.k;
-      const T* u = space.raw(step, kU, kRawTiles) + place;
-      const T* z = space.raw(step, kZ, kRawTiles) + place;
+      const T* u = space.raw(step, kU) + place;
+      const T* z = space.raw(step, kZ) + place;
       constexpr int kVector = Shape::kSlots < 4 ? Shape::kSlots : 4;
       const float* sums =
           space.floats(layout.sums) + at.slot() / 4 * Shape::kThreads * 4 + at.slot() % 4;

@@ -49,7 +49,7 @@ struct BackwardTraits {
   static constexpr int kChannels = Shape::kChannels;
   static constexpr int kSweep = 8;                  // tokens that are rebuilt in registers
   static constexpr int kSweeps = kTile / kSweep;
-  static constexpr int kShare = kOwn > 2 ? 4 : 8;   // tokens between two sums over a block
+  static constexpr int kShare = kOwn > 1 ? 4 : 8;   // tokens between two sums over a block
   static constexpr int kVector = 2 * kOwn < 4 ? 2 * kOwn : 4;  // of the grads of B and C
   static constexpr int kVectors = 2 * kOwn / kVector;          // of them, a thread and token
 
@@ -62,8 +62,7 @@ struct BackwardTraits {
     // rounded the same way at every token.
     float grad[kOwn], later[kOwn];
     float grad_A[kOwn];
-    float grad_D, grad_bias;  // of the tokens the thread sums up
-    RowsAhead<Shape> ahead;   // of the next tile
+    RowsAhead<Shape> ahead;  // of the next tile
   };
   // Where a thread is in global memory. Registers are few: it keeps these in shared memory.
   enum class Cursor {
@@ -76,28 +75,32 @@ struct BackwardTraits {
   static constexpr int kCursors = 11;
 
   struct Layout : TileLayout {
-    int states;       // (tiles a chunk * kSweeps, kOwn, kThreads): before each sweep
     int grad_y;       // (8, kChannels, 4 slots); a token's y takes its place
     int slope;        // (8, kChannels, 4 slots); a token's gradient of delta takes its place
     int shares;       // (kShare, kVectors, kThreads, kVector): grads of B and C
     int sums;         // (kShare / 2, kPair), of which (3, kThreads, 2 tokens): grads of dt, dt u; y
-    int grad_weight;  // (rank_fours, kChannels, 4)
     int cursors;      // (kCursors, kThreads) of char*
     int channels;     // (2, kChannels): bias, D
+    int totals;       // (2, kThreads): grads of bias and D, of the tokens a thread sums up
+    int states;       // (tiles a chunk * kSweeps, kOwn, kThreads): before each sweep
+    int grad_weight;  // (rank_fours, kChannels, 4)
 
-    MMVIM_HD explicit Layout(const Params& p) : TileLayout(tile_layout<Shape>(p, kRawTiles)) {
-      const int tiles = p.tiles_a_chunk < p.tiles ? p.tiles_a_chunk : p.tiles;
-      states = take(4 * tiles * kSweeps * kOwn * Shape::kThreads);
+    MMVIM_HD explicit Layout(const Params& p) {
+      take_fixed<Shape>();
       grad_y = take(4 * kTile * kChannels);
       slope = take(4 * kTile * kChannels);
       shares = take(4 * kShare * 2 * Shape::kThreads * kOwn);
       sums = take(4 * kShare / 2 * kPair);
-      grad_weight = take(16 * rank_fours * kChannels);
       cursors = take(static_cast<int>(sizeof(char*)) * kCursors * Shape::kThreads);
       channels = take(4 * 2 * kChannels);
+      totals = take(4 * 2 * Shape::kThreads);
+      take_rest<Shape>(p, kDelta);
+      const int tiles = p.tiles_a_chunk < p.tiles ? p.tiles_a_chunk : p.tiles;
+      states = take(4 * tiles * kSweeps * kOwn * Shape::kThreads);
+      grad_weight = take(16 * rank_fours * kChannels);
     }
   };
-  enum RawTile { kU, kDelta, kZ, kGradOut, kRawTiles };
+  enum RawTile { kU, kZ, kGradOut, kDelta };
   // Floats from the sums of two tokens to the next two's, which lie in other banks.
   static constexpr int kPair = 3 * Shape::kThreads * 2 + 16;
   // The place of a slot in grad_y and slope.
@@ -123,7 +126,6 @@ struct BackwardSums : BackwardTraits<Shape> {
   using Traits::kGradOut;
   using Traits::kOwn;
   using Traits::kPair;
-  using Traits::kRawTiles;
   using Traits::kShare;
   using Traits::kU;
   using Traits::kVector;
@@ -155,20 +157,25 @@ struct BackwardSums : BackwardTraits<Shape> {
     return reinterpret_cast<float*>(cursor(at, which));
   }
 
-  // A token of a share, and a channel: what one thread sums up over the states.
+  // A token of a share, and a channel: what one thread sums up over the states. Where half of the
+  // threads do, it is the half that has less to sum up over channels.
   struct Item {
     int token, k;
 
-    MMVIM_HD explicit Item(int lane)
-        : token(lane / 2 / kChannels * 2 + lane % 2), k(lane / 2 % kChannels) {}
+    MMVIM_HD explicit Item(int lane) {
+      const int i = (lane + Shape::kThreads / 2) % Shape::kThreads;
+      token = i / 2 / kChannels * 2 + i % 2;
+      k = i / 2 % kChannels;
+    }
   };
 
   // Where the thread's grads of the last tile go, which is swept over first.
-  MMVIM_HD void begin_sums(const Thread<Shape>& at, Registers& own) const {
+  MMVIM_HD void begin_sums(const Thread<Shape>& at) const {
     const ScanGrads& grads = p.grads[at.direction];
     const int last = p.tiles - 1;
     const int64_t channel = block.channel(p) + Item(at.lane).k;
-    own.grad_D = own.grad_bias = 0.0f;
+    float* totals = space(at).floats(layout.totals) + at.lane;
+    totals[0] = totals[Shape::kThreads] = 0.0f;
     const auto start = [&](const Rows& rows, int slot, int64_t offset) {
       return rows.at(block.b, slot) + last * rows.tile + offset;
     };
@@ -206,8 +213,7 @@ struct BackwardSums : BackwardTraits<Shape> {
   }
 
   // Sums over channels and over states of what a sweep over kShare slots from `first` on left.
-  MMVIM_HD void share(const Thread<Shape>& at, Registers& own, const Visit& visit,
-                      int first) const {
+  MMVIM_HD void share(const Thread<Shape>& at, const Visit& visit, int first) const {
     const Tile tile(p, p.scans[at.direction], visit.step);
     const Space<Shape> space = this->space(at);
     share_over_channels(at, tile, space, first);
@@ -223,15 +229,16 @@ struct BackwardSums : BackwardTraits<Shape> {
       grad_dtu += from[Shape::kThreads * 2];
       y += from[2 * Shape::kThreads * 2];
     }
-    const float u = to_float(space.raw(visit.copy, kU, kRawTiles)[slot * kChannels + item.k]);
+    const float u = to_float(space.raw(visit.copy, kU)[slot * kChannels + item.k]);
     const float dt = *space.step(slot, item.k);
     const float D = space.floats(layout.channels)[kChannels + item.k];
     float* grad_y = space.floats(layout.grad_y) + place(slot, item.k);
     float* slope = space.floats(layout.slope) + place(slot, item.k);
     const float grad_delta = multiply_add(grad_dtu, u, grad_dt) * *slope;
     const float grad_u = multiply_add(grad_dtu, dt, *grad_y * D);
-    own.grad_D = multiply_add(*grad_y, u, own.grad_D);
-    own.grad_bias += grad_delta;
+    float* totals = space.floats(layout.totals) + at.lane;
+    totals[0] += grad_delta;
+    totals[Shape::kThreads] = multiply_add(*grad_y, u, totals[Shape::kThreads]);
     *grad_y = multiply_add(D, u, y);
     *slope = grad_delta;
     const ScanGrads& grads = p.grads[at.direction];
@@ -251,13 +258,6 @@ struct BackwardSums : BackwardTraits<Shape> {
     if (visit.next >= 0) wait_for_copies();
   }
 
-  // The threads' sums of the gradients of D and bias, where one thread of a channel finds them.
-  MMVIM_HD void leave(const Thread<Shape>& at, const Registers& own) const {
-    float* sums = space(at).floats(layout.sums);
-    sums[at.lane] = own.grad_D;
-    sums[Shape::kThreads + at.lane] = own.grad_bias;
-  }
-
   MMVIM_HD void end(const Thread<Shape>& at, const Registers& own) const {
     const Space<Shape> space = this->space(at);
     const int64_t rows = p.states + p.rank + 2, ld = p.all_channels();
@@ -272,12 +272,12 @@ struct BackwardSums : BackwardTraits<Shape> {
       out[(p.states + r) * ld] =
           space.floats(layout.grad_weight)[(r / 4 * kChannels + at.k) * 4 + r % 4];
     if (at.s != 0) return;
-    const float* sums = space.floats(layout.sums);
+    const float* totals = space.floats(layout.totals);
     float grad_D = 0.0f, grad_bias = 0.0f;
     for (int lane = 0; lane < Shape::kThreads; ++lane) {
       if (Item(lane).k != at.k) continue;
-      grad_D += sums[lane];
-      grad_bias += sums[Shape::kThreads + lane];
+      grad_bias += totals[lane];
+      grad_D += totals[Shape::kThreads + lane];
     }
     out[(p.states + p.rank) * ld] = grad_D;
     out[(p.states + p.rank + 1) * ld] = grad_bias;
@@ -329,8 +329,8 @@ struct BackwardSums : BackwardTraits<Shape> {
     const bool second = Turn(p, p.tiles - 1 - visit.step).second(at.direction);
     const int first = at.slot() * kChannels + at.k;
     const float* ys = space.floats(layout.grad_y);
-    const T* z = space.raw(visit.copy, kZ, kRawTiles) + first;
-    const T* grad_out = space.raw(visit.copy, kGradOut, kRawTiles) + first;
+    const T* z = space.raw(visit.copy, kZ) + first;
+    const T* grad_out = space.raw(visit.copy, kGradOut) + first;
     const int64_t token = p.grads[at.direction].z.token;
     const int64_t partial_token = p.scans[at.direction].partial.token;
     char *grad_z = cursor(at, Cursor::kGradZ), *partials = cursor(at, Cursor::kPartial);

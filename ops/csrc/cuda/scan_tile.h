@@ -25,13 +25,24 @@ struct alignas(4 * sizeof(T)) Four {
   }
 };
 
-// Where things lie in the shared memory of one direction: bytes from its start.
+// Floats from a slot's B and C to the next slot's: what is stored for two of them at once comes to
+// lie in different banks.
+template <class Shape>
+constexpr int kRow = 2 * Shape::kStates + (Shape::kOwn < 4 ? 4 : Shape::kOwn);
+
+template <class Shape>
+constexpr int kRawTileBytes =
+    kTile * Shape::kChannels * static_cast<int>(sizeof(typename Shape::T));
+
+// Where things lie in the shared memory of one direction: bytes from its start. What has the same
+// size in every problem comes first, so that its place is known when a kernel is compiled.
 struct TileLayout {
-  int rank_fours = 0;  // of dt, padded
-  int raw_tiles = 0;   // T: (2, tiles of a step, 32, kChannels)
-  int dt = 0;          // (rank_fours, 32, 4)
   int rows = 0;        // (32, kRow): B and C, (kSplit, 2, kOwn)
   int steps = 0;       // (16, kChannels, 2) of (dt, dt u)
+  int raw = 0;         // T: (2, raw_tiles, 32, kChannels)
+  int raw_tiles = 0;   // of a step
+  int rank_fours = 0;  // of dt, padded
+  int dt = 0;          // (rank_fours, 32, 4)
   int weight = 0;      // (rank_fours, kChannels, 4)
   int bytes = 0;
 
@@ -40,29 +51,21 @@ struct TileLayout {
     bytes += ceil_div(count, 16) * 16;
     return at;
   }
+  template <class Shape>
+  MMVIM_HD void take_fixed() {
+    rows = take(4 * kTile * kRow<Shape>);
+    steps = take(8 * kTile * Shape::kChannels);
+  }
+  // `tiles`: how many of (32, kChannels) a step reads, deltas apart, which come last.
+  template <class Shape>
+  MMVIM_HD void take_rest(const Problem& p, int tiles) {
+    raw_tiles = tiles + (p.rank == 0 ? 1 : 0);
+    raw = take(2 * raw_tiles * kRawTileBytes<Shape>);
+    rank_fours = ceil_div(p.rank, 4);
+    dt = take(16 * kTile * rank_fours);
+    weight = take(16 * rank_fours * Shape::kChannels);
+  }
 };
-
-template <class Shape>
-constexpr int kRawTileBytes =
-    kTile * Shape::kChannels * static_cast<int>(sizeof(typename Shape::T));
-
-// Floats from a slot's B and C to the next slot's: what is stored for two of them at once comes to
-// lie in different banks.
-template <class Shape>
-constexpr int kRow = 2 * Shape::kStates + (Shape::kOwn < 4 ? 4 : Shape::kOwn);
-
-// `raw_tiles`: how many of (32, kChannels) a step reads.
-template <class Shape>
-MMVIM_HD TileLayout tile_layout(const Problem& p, int raw_tiles) {
-  TileLayout layout;
-  layout.rank_fours = ceil_div(p.rank, 4);
-  layout.raw_tiles = layout.take(2 * raw_tiles * kRawTileBytes<Shape>);
-  layout.dt = layout.take(16 * kTile * layout.rank_fours);
-  layout.rows = layout.take(4 * kTile * kRow<Shape>);
-  layout.steps = layout.take(8 * kTile * Shape::kChannels);
-  layout.weight = layout.take(16 * layout.rank_fours * Shape::kChannels);
-  return layout;
-}
 
 // --- a tile's phases ---
 
@@ -144,9 +147,9 @@ struct Space {
     return floats(layout.steps) + (slot / 2 * Shape::kChannels + k) * 4 + slot % 2 * 2;
   }
   // The raw tile `which` of a step's copy.
-  MMVIM_HD T* raw(int copy, int which, int tiles) const {
-    return reinterpret_cast<T*>(base + layout.raw_tiles +
-                                (copy % 2 * tiles + which) * kRawTileBytes<Shape>);
+  MMVIM_HD T* raw(int copy, int which) const {
+    return reinterpret_cast<T*>(base + layout.raw +
+                                (copy % 2 * layout.raw_tiles + which) * kRawTileBytes<Shape>);
   }
 };
 
