@@ -195,6 +195,15 @@ MMVIM_HD float softplus(float x, float* slope) {
 
 // --- memory ---
 
+// A pointer into global memory, which a compiler cannot see of one that was kept in memory.
+template <class T>
+MMVIM_HD T* in_global(T* pointer) {
+#ifdef __CUDA_ARCH__
+  __builtin_assume(__isGlobal(pointer));
+#endif
+  return pointer;
+}
+
 // Adds to what other blocks add to as well.
 MMVIM_HD void atomic_add(float* to, float value) {
 #ifdef __CUDA_ARCH__

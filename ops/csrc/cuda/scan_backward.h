@@ -169,7 +169,7 @@ struct ScanBackward : BackwardTraits<Shape> {
       const Space<Shape> space = this->space(at);
       own.ahead.read(p, scan, tile, at.lane);
       const auto copy_tile = [&](const Rows& rows, Cursor from, RawTile which) {
-        copy_own_tile(rows, cursor(at, from), block, tile, at.lane,
+        copy_own_tile(rows, in_global(cursor(at, from)), block, tile, at.lane,
                       space.raw(number, which));
       };
       copy_tile(scan.u, Cursor::kCopyU, kU);

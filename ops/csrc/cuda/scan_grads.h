@@ -154,7 +154,7 @@ struct BackwardSums : BackwardTraits<Shape> {
   }
 
   MMVIM_HD float* rows(const Thread<Shape>& at, Cursor which) const {
-    return reinterpret_cast<float*>(cursor(at, which));
+    return reinterpret_cast<float*>(in_global(cursor(at, which)));
   }
 
   // A token of a share, and a channel: what one thread sums up over the states. Where half of the
@@ -242,9 +242,9 @@ struct BackwardSums : BackwardTraits<Shape> {
     *grad_y = multiply_add(D, u, y);
     *slope = grad_delta;
     const ScanGrads& grads = p.grads[at.direction];
-    put(cursor(at, Cursor::kGradU) + slot * grads.u.token, grad_u);
+    put(in_global(cursor(at, Cursor::kGradU)) + slot * grads.u.token, grad_u);
     if (grads.delta.data)
-      put(cursor(at, Cursor::kGradDelta) + slot * grads.delta.token, grad_delta);
+      put(in_global(cursor(at, Cursor::kGradDelta)) + slot * grads.delta.token, grad_delta);
   }
 
   // What is done once a tile: the gradients of z, of the rows of dt, and of dt_weight.
@@ -297,6 +297,8 @@ struct BackwardSums : BackwardTraits<Shape> {
   MMVIM_HD void share_over_channels(const Thread<Shape>& at, const Tile& tile,
                                     const Space<Shape>& space, int first) const {
     constexpr int kParts = kVectors * Shape::kSplit;  // of a token
+    // Lanes whose sums begin in different banks; the next ones begin with another channel.
+    constexpr int kApart = kChannels * kVector < 32 ? 32 / (kChannels * kVector) : 1;
     const ScanGrads& grads = p.grads[at.direction];
     MMVIM_UNROLL_BY(1)
     for (int task = at.lane; task < kShare * kParts; task += Shape::kThreads) {
@@ -307,8 +309,9 @@ struct BackwardSums : BackwardTraits<Shape> {
                              task % Shape::kSplit * kChannels) * kVector;
       Floats<kVector> sum = {};
       MMVIM_UNROLL_BY(8)
-      for (int j = 0; j < kChannels; ++j) {  // each begins elsewhere: another bank
-        const auto share = load<kVector>(shares + (j ^ at.lane % kChannels) * kVector);
+      for (int j = 0; j < kChannels; ++j) {
+        const int k = j ^ at.lane / kApart % kChannels;
+        const auto share = load<kVector>(shares + k * kVector);
         MMVIM_UNROLL
         for (int m = 0; m < kVector; ++m) sum.at[m] += share.at[m];
       }
@@ -333,7 +336,8 @@ struct BackwardSums : BackwardTraits<Shape> {
     const T* grad_out = space.raw(visit.copy, kGradOut) + first;
     const int64_t token = p.grads[at.direction].z.token;
     const int64_t partial_token = p.scans[at.direction].partial.token;
-    char *grad_z = cursor(at, Cursor::kGradZ), *partials = cursor(at, Cursor::kPartial);
+    char* grad_z = in_global(cursor(at, Cursor::kGradZ));
+    char* partials = in_global(cursor(at, Cursor::kPartial));
     MMVIM_UNROLL
     for (int j = 0; j < Shape::kSlots; ++j, grad_z += token, partials += partial_token) {
       if (!tile.given(at.slot() + j)) continue;

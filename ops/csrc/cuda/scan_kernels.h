@@ -28,13 +28,13 @@ struct Candidate {
 };
 
 // Instructions of a thread for each token: so many for each of its states, for its share of what is
-// done once a channel, and in any case. Counted in what nvcc 13.0 compiled for sm_90 (the loops
-// exactly, the rest by eye); no GPU has confirmed that they predict times.
+// done once a channel, and in any case. Fitted to counts of what the machine code that nvcc 13.0
+// made for sm_90 executes; no GPU has confirmed that they predict times.
 struct Cost {
   double state, channel, token;
 };
-constexpr Cost kForwardCost = {5.4, 56.0, 12.0};
-constexpr Cost kBackwardCost = {24.0, 150.0, 95.0};
+constexpr Cost kForwardCost = {5.5, 51.0, 13.0};
+constexpr Cost kBackwardCost = {19.5, 310.0, 54.0};
 
 // The split whose kernel should take least time, or 0 if none fits into the device's shared memory.
 int choose_split(const Candidate* candidates, int count, int states, const Cost& cost,
