@@ -24,13 +24,24 @@ def test_python_blocks_run(file):
         exec(compile(code, str(file), 'exec'), {})
 
 
+def anchors(file):
+    """What links may point at within a document: its headings, as GitHub spells them."""
+    headings = re.findall(r'^#+ (.+)$', file.read_text(), re.MULTILINE)
+    return {
+        re.sub(r'[^\w -]', '', heading).strip().lower().replace(' ', '-') for heading in headings
+    }
+
+
 @pytest.mark.parametrize('file', DOCUMENTS, ids=lambda file: file.stem)
 def test_links_and_paths_exist(file):
     text = file.read_text()
-    links = re.findall(r'\]\((?!https?:|#)([^)]+)\)', text)
+    links = re.findall(r'\]\((?!https?:)([^)]+)\)', text)
     paths = re.findall(r'\b(?:configs|tools)/[\w/.-]+\.py\b', text)
     for link in links:
-        assert (file.parent / link).exists(), link
+        path, _, anchor = link.partition('#')
+        target = file.parent / path if path else file
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
     for path in paths:
         assert (ROOT / path).exists(), path
 

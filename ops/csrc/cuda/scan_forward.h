@@ -17,7 +17,7 @@ struct ScanForward {
   using Params = ForwardProblem;
   static constexpr int kMostThreads = 2 * Shape::kThreads;
   // At once on a multiprocessor, as far as registers are concerned: more would not fit unspilled.
-  static constexpr int kBlocks = Shape::kOwn > 4 ? 2 : 3;
+  static constexpr int kBlocks = Shape::kOwn > 4 ? 2 : Shape::kOwn * sizeof(T) > 4 ? 3 : 4;
 
   struct Registers {
     float A[Shape::kOwn];  // times log2(e), of the paired thread's states
