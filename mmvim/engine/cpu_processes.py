@@ -7,6 +7,7 @@ which mmengine then takes as it is, and name :class:`CPUDistributedDataParallel`
 
 import atexit
 import datetime
+import gc
 from typing import Any
 
 import torch.distributed as torch_dist
@@ -47,6 +48,17 @@ class CPUDistributedDataParallel(MMDistributedDataParallel):
         super().__init__(module=module, **kwargs)
 
 
+def _leave_processes() -> None:
+    """Take the process group down while Python still runs.
+
+    Its threads let go of tensors after a collective is over, for which they need the interpreter:
+    one that is ending aborts the process. They end with the last reference to the group, and the
+    model wrapper has one, in the cycles of references between a runner and its hooks.
+    """
+    gc.collect()
+    torch_dist.destroy_process_group()
+
+
 def join_processes(cfg: Config, launcher: str) -> None:
     """Form the process group of a run on the CPU, and have its model wrapped for the CPU.
 
@@ -70,8 +82,7 @@ def join_processes(cfg: Config, launcher: str) -> None:
     if 'timeout' in settings:
         settings['timeout'] = datetime.timedelta(seconds=settings['timeout'])
     torch_dist.init_process_group(**settings)
-    # Left to the interpreter's end, gloo's threads may abort the process.
-    atexit.register(torch_dist.destroy_process_group)
+    atexit.register(_leave_processes)
     wrapper = dict(cfg.get('model_wrapper_cfg') or {})
     if wrapper.setdefault('type', 'MMDistributedDataParallel') == 'MMDistributedDataParallel':
         # What mmengine's runner sets where the config says nothing.

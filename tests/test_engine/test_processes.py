@@ -166,6 +166,29 @@ def test_sync_bn_becomes_bn_and_says_so(config):
     assert (Path('two') / 'iter_1.pth').exists()
 
 
+# Trains, and says at the end of the process which threads are left.
+THREADS = f"""
+import atexit, glob, runpy
+from pathlib import Path
+tasks = '/proc/self/task/*/comm'
+atexit.register(lambda: print('left:', *{{Path(f).read_text().strip() for f in glob.glob(tasks)}}))
+runpy.run_path({str(TOOLS / 'train.py')!r}, run_name='__main__')
+"""
+
+
+@ON_CPU
+@pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='threads are found in /proc')
+def test_the_group_ends_before_python_does(config):
+    """A thread of it that needs the interpreter while that is ending aborts the process."""
+    Path('threads.py').write_text(THREADS)
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', 'threads.py', config]
+    options = ['--launcher', 'pytorch', '--cfg-options', 'train_cfg.max_iters=1']
+    done = subprocess.run([*map(str, command), *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    left = next(line for line in done.stdout.splitlines() if line.startswith('left:'))
+    assert 'python' in left and 'gloo' not in left
+
+
 @ON_CPU
 def test_fsdp_needs_an_accelerator():
     """What docs/tools.md says; where this fails, FSDP can be tried without a GPU."""
