@@ -20,18 +20,15 @@ def digest(folder: Path) -> str:
     return hashlib.sha256(b'\0'.join(path.read_bytes() for path in sources)).hexdigest()[:16]
 
 
-def tag_cached_graphs(folder: Path = Path(__file__).parent) -> None:
+def tag_cached_graphs() -> None:
     """Add this version of the package to torch's ``cache_key_tag``, after what the user put there.
 
     Does nothing under a torch without that setting, which caches each pass under its own operators
     unless told otherwise.
-
-    Args:
-        folder: That of the package. Defaults to the one this module is in.
     """
     settings = getattr(torch.compiler, 'config', None)
     if settings is None or not hasattr(settings, 'cache_key_tag'):
         return
-    tag = f'mmvim_ops={digest(folder)}'
+    tag = f'mmvim_ops={digest(Path(__file__).parent)}'
     if tag not in settings.cache_key_tag:
         settings.cache_key_tag = ' '.join(filter(None, (settings.cache_key_tag, tag)))

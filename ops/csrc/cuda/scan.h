@@ -49,11 +49,6 @@ struct Rows {
   int copies_log2 = 0;
   int64_t tile = 0;  // from a tile to the next
 
-  // From the last of so many tokens back to the first.
-  void turn(int64_t tokens) {
-    data += (tokens - 1) * token;
-    token = -token;
-  }
   // Chooses how tiles are copied for rows of so many bytes, a power of two.
   void fit(int row_bytes) {
     bytes = alignment < row_bytes ? alignment : row_bytes;
@@ -90,7 +85,7 @@ struct Problem {
   int states = 0;
   bool softplus = false;
   float scale = 1.0f;
-  bool gated = false;  // z is given
+  bool gated = false;  // z is given; set by orient
   int64_t batch = 0, length = 0;
   int tiles = 0;
   int tiles_a_chunk = 0;
@@ -156,10 +151,14 @@ template <class Shape, class More>
 void orient(Problem& p, const More& more) {
   constexpr int kBytes = sizeof(typename Shape::T);
   const int64_t tokens = static_cast<int64_t>(p.tiles) * kTile;
+  p.gated = p.scans[0].z.data != nullptr;
   for (int d = 0; d < p.directions; ++d) {
     Direction& scan = p.scans[d];
     const auto turn = [&](auto& rows) {
-      if (scan.reverse && rows.data) rows.turn(tokens);
+      if (scan.reverse && rows.data) {  // from the last token back to the first
+        rows.data += (tokens - 1) * rows.token;
+        rows.token = -rows.token;
+      }
       rows.tile = kTile * rows.token;
     };
     for (Rows* rows : {&scan.u, &scan.delta, &scan.dt, &scan.B, &scan.C, &scan.z, &scan.partial})

@@ -347,8 +347,7 @@ struct ScanBackward : BackwardTraits<Shape> {
       const Space<Shape> space = this->space(at);
       const float bias = space.floats(layout.channels)[at.k];
       cuda::prepare_steps<Shape>(p, Tile(p, p.scans[at.direction], visit.step), space, at, bias,
-                                 space.raw(visit.copy, kU),
-                                 space.raw(visit.copy, kDelta), each);
+                                 space.raw(visit.copy, kU), space.raw(visit.copy, kDelta), each);
     }
     MMVIM_HD float* saved(const Space<Shape>& space, const Thread<Shape>& at, int place) const {
       return space.floats(layout.states) + place * kOwn * Shape::kThreads + at.lane;

@@ -16,12 +16,6 @@ struct RowSums {
   float* data = nullptr;
   int64_t sequence = 0, token = 0, group = 0, part = 0;
   int64_t tile = 0;  // from a tile to the next
-
-  // From the last of so many tokens back to the first.
-  void turn(int64_t tokens) {
-    data += (tokens - 1) * token;
-    token = -token;
-  }
 };
 
 struct ScanGrads {
@@ -251,8 +245,7 @@ struct BackwardSums : BackwardTraits<Shape> {
   MMVIM_HD void finish(const Thread<Shape>& at, const Visit& visit) const {
     const Tile tile(p, p.scans[at.direction], visit.step);
     const Space<Shape> space = this->space(at);
-    if (p.grads[at.direction].z.data && at.k < block.count)
-      finish_gate(at, visit, tile, space);
+    if (p.grads[at.direction].z.data && at.k < block.count) finish_gate(at, visit, tile, space);
     if (p.rank > 0) finish_projection(at, tile, space);
     move_back(at);
     if (visit.next >= 0) wait_for_copies();

@@ -54,7 +54,6 @@ struct Scans {
       scan.bias = from.bias.data();
       if (z) scan.z = z->rows(0, p.channels);
     }
-    p.gated = z.has_value();
   }
 
   Tensor new_checkpoints(const Tensor& like) const {
