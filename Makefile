@@ -21,7 +21,7 @@ export TORCH_CUDA_ARCH_LIST ?= 9.0+PTX
 WHEEL_CUDA_ARCHS ?=
 
 # What the native library is made of; here it is no option, or tests would pass without it.
-NATIVE := ops/build.py $(shell find ops/csrc -type f)
+NATIVE := ops/build.py ops/mmvim_ops/library_file.py $(shell find ops/csrc -type f)
 export MMVIM_FORCE_EXT ?= 1
 
 BIN := $(VENV)/bin
@@ -114,12 +114,10 @@ smoke: $(STAMPS)/test ## the part of the suite that depends on the stack (2 minu
 smoke-onedl: ## the same part, on the other stack in an environment of its own
 	$(MAKE) STACK=onedl VENV=.venv-onedl smoke
 
-# mypy looks packages up by their folder's name, and mmvim_ops lies in ops/.
 lint: $(STAMPS)/dev ## format, lint and type check
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	@mkdir -p $(VENV)/types && ln -sfn $(CURDIR)/ops $(VENV)/types/mmvim_ops
-	MYPYPATH=$(VENV)/types $(BIN)/mypy
+	$(BIN)/mypy
 
 format: $(STAMPS)/dev ## rewrite the sources in the house format
 	$(BIN)/ruff format .
@@ -154,5 +152,5 @@ test-pure: wheel ## test the ops of a wheel without the native library
 	MMVIM_FORCE_EXT=0 $(BIN)/python tests/check_wheel.py --pure dist/pure/mmvim-*.whl
 
 clean: ## remove environments, builds and caches; data/ and work_dirs/ stay
-	rm -rf .venv .venv-* build dist *.egg-info mmvim/.mim ops/libmmvim_ops.* .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-* build dist *.egg-info mmvim/.mim ops/mmvim_ops/libmmvim_ops.* .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

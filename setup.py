@@ -70,7 +70,9 @@ class BuildNative(Command):
         self.set_undefined_options('build', ('build_lib', 'build_lib'))
 
     def run(self):
-        target = ROOT / 'ops' if self.editable_mode else Path(self.build_lib) / 'mmvim_ops'
+        target = (
+            ROOT / 'ops' / 'mmvim_ops' if self.editable_mode else Path(self.build_lib) / 'mmvim_ops'
+        )
         problem = NATIVE['build_if_possible'](target)
         if problem is not None:
             self.warn(f'mmvim_ops is installed without its native library: {problem}')

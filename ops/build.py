@@ -30,19 +30,19 @@ from typing import Any, NamedTuple
 
 __all__ = ['BuildError', 'build', 'build_if_possible', 'source_files', 'sources_digest']
 
-# What the Python side expects of the library: raise it with every change of an operator's schema
-# or of an exported function, so that a library built before is told apart from one built after.
-INTERFACE = 2
-LIBRARY = 'libmmvim_ops.so'
-SIDECAR = 'libmmvim_ops.json'
-OLDEST_TORCH = (2, 10)
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / 'ops' / 'mmvim_ops'
+WORK = ROOT / 'build' / 'native'
 
-PACKAGE = Path(__file__).resolve().parent
-SOURCES = PACKAGE / 'csrc'
-WORK = PACKAGE.parent / 'build' / 'native'
-
-# The reason in the sidecar where nobody wants a library.
-PURE_PYTHON = 'MMVIM_NO_EXT=1 asked for pure Python'
+# Run, not imported: importing the package would import torch.
+_SHARED = runpy.run_path(str(PACKAGE / 'library_file.py'))
+INTERFACE: int = _SHARED['INTERFACE']
+LIBRARY: str = _SHARED['LIBRARY']
+SIDECAR: str = _SHARED['SIDECAR']
+OLDEST_TORCH: tuple[int, int] = _SHARED['OLDEST_TORCH']
+PURE_PYTHON: str = _SHARED['PURE_PYTHON']
+SOURCES: Path = _SHARED['SOURCES']
+source_files, sources_digest = _SHARED['source_files'], _SHARED['sources_digest']
 
 _COMMON_FLAGS = ('-O3', '-std=c++17', '-DTORCH_TARGET_VERSION=0x020a000000000000')
 _HOST_FLAGS = ('-fPIC', '-fvisibility=hidden')
@@ -93,21 +93,6 @@ class _Cuda(NamedTuple):
     version: str
     archs: tuple[str, ...]
     flags: tuple[str, ...]
-
-
-def source_files(sources: Path = SOURCES) -> list[Path]:
-    """All sources and headers, in order."""
-    return [path for path in sorted(sources.rglob('[!.]*')) if path.is_file()]
-
-
-def sources_digest(sources: Path = SOURCES) -> str:
-    """SHA-256 over the names and contents of all sources and headers."""
-    digest = hashlib.sha256()
-    for path in source_files(sources):
-        content = path.read_bytes()
-        digest.update(f'{path.relative_to(sources).as_posix()} {len(content)}\n'.encode())
-        digest.update(content)
-    return digest.hexdigest()
 
 
 def _enabled(environ: Mapping[str, str], name: str) -> bool:
@@ -314,7 +299,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _write_sidecar(folder: Path, facts: Mapping[str, Any]) -> None:
-    version = PACKAGE.parent / 'mmvim' / 'version.py'
+    version = ROOT / 'mmvim' / 'version.py'
     common = {'interface': INTERFACE, 'version': runpy.run_path(str(version))['__version__']}
     _write(folder / SIDECAR, (json.dumps({**common, **facts}, indent=1) + '\n').encode())
 

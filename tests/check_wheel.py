@@ -41,7 +41,7 @@ CHECK_OPS = """
 import hashlib, sys
 from pathlib import Path
 import mmvim_ops, torch
-from mmvim_ops import native
+from mmvim_ops import loading as native
 assert Path(mmvim_ops.__file__).is_relative_to(sys.prefix), mmvim_ops.__file__
 path = native.path()
 digest = path and hashlib.sha256(path.read_bytes()).hexdigest()

@@ -13,8 +13,8 @@ from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 
+from mmvim.cli.devices import has_amp_accelerator
 from mmvim.models import VisionMamba
-from mmvim.utils.devices import has_amp_accelerator
 
 # Images this high, backbones about this wide.
 SIDE, WIDTH = 64, 48

@@ -14,8 +14,8 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from scaled_down import LOADERS, SIDE, WIDTH, WIDTH_KEYS, scaled
 
+from mmvim.cli.devices import has_amp_accelerator
 from mmvim.models import VisionMamba
-from mmvim.utils.devices import has_amp_accelerator
 
 HEAD_KEYS = ('conv_out_channels', 'fc_out_channels')
 SIZE_KEYS = ('scale', 'scales', 'crop_size', 'min_size')

@@ -22,14 +22,14 @@ from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
 
+from mmvim.cli.arguments import PlainParser
+from mmvim.cli.config import load_config
+from mmvim.cli.output_folders import make_writable
+from mmvim.cli.result_table import paper_metrics
+from mmvim.cli.run_tool import run_tool
 from mmvim.datasets.patterns.generation import MANIFEST
+from mmvim.errors import UserError
 from mmvim.models import VisionMamba
-from mmvim.utils.arguments import PlainParser
-from mmvim.utils.config import load_config
-from mmvim.utils.errors import UserError
-from mmvim.utils.output_folders import make_writable
-from mmvim.utils.result_table import paper_metrics
-from mmvim.utils.run_tool import run_tool
 
 FAMILY = 'configs/vim/vim-tiny{}_8xb128-300e_in1k.py'
 ABLATIONS = [

@@ -9,15 +9,15 @@ import numpy as np
 from mmengine.registry import DATASETS
 from mmengine.utils import ProgressBar
 
-from mmvim.utils.arguments import ToolParser
-from mmvim.utils.config import load_config, require
-from mmvim.utils.data_paths import check_data
-from mmvim.utils.errors import UsageError
-from mmvim.utils.output_folders import make_writable
-from mmvim.utils.packed_images import to_rgb
-from mmvim.utils.pictures import build_visualizer, draw_sample
-from mmvim.utils.pipelines import annotations_first, loading_only, pipeline_owner
-from mmvim.utils.run_tool import run_tool
+from mmvim.cli.arguments import ToolParser
+from mmvim.cli.config import load_config, require
+from mmvim.cli.data_paths import check_data
+from mmvim.cli.output_folders import make_writable
+from mmvim.cli.packed_images import to_rgb
+from mmvim.cli.pictures import build_visualizer, draw_sample
+from mmvim.cli.pipelines import annotations_first, loading_only, pipeline_owner
+from mmvim.cli.run_tool import run_tool
+from mmvim.errors import UsageError
 
 
 def parse_arguments(argv: Sequence[str]) -> Namespace:

@@ -9,14 +9,13 @@ from mmengine.dataset import Compose
 from mmengine.device import get_device
 from mmengine.utils import ProgressBar
 
-from mmvim.utils.arguments import ToolParser
-from mmvim.utils.checkpoint_check import read_checkpoint
-from mmvim.utils.config import load_config, require
-from mmvim.utils.devices import check_device
-from mmvim.utils.errors import UserError
-from mmvim.utils.models import build_model, predict
-from mmvim.utils.output_folders import make_writable
-from mmvim.utils.pictures import (
+from mmvim.checkpoints.loading import read_checkpoint
+from mmvim.cli.arguments import ToolParser
+from mmvim.cli.config import load_config, require
+from mmvim.cli.devices import check_device
+from mmvim.cli.models import build_model, predict
+from mmvim.cli.output_folders import make_writable
+from mmvim.cli.pictures import (
     build_visualizer,
     dataset_meta,
     draw_sample,
@@ -24,9 +23,10 @@ from mmvim.utils.pictures import (
     picture_names,
     read_rgb,
 )
-from mmvim.utils.pipelines import pipeline_owner, without_annotations
-from mmvim.utils.predictions import LABEL_FOLDER, PredictionFiles
-from mmvim.utils.run_tool import run_tool
+from mmvim.cli.pipelines import pipeline_owner, without_annotations
+from mmvim.cli.predictions import LABEL_FOLDER, PredictionFiles
+from mmvim.cli.run_tool import run_tool
+from mmvim.errors import UserError
 
 
 def parse_arguments(argv: Sequence[str]) -> Namespace:

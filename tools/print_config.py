@@ -4,11 +4,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmvim.utils.arguments import ToolParser
-from mmvim.utils.config import SUFFIXES, load_config
-from mmvim.utils.errors import UsageError
-from mmvim.utils.output_folders import make_writable
-from mmvim.utils.run_tool import run_tool
+from mmvim.cli.arguments import ToolParser
+from mmvim.cli.config import SUFFIXES, load_config
+from mmvim.cli.output_folders import make_writable
+from mmvim.cli.run_tool import run_tool
+from mmvim.errors import UsageError
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -13,20 +13,20 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from rich.console import Console
 
+from mmvim.checkpoints.loading import read_checkpoint
+from mmvim.cli.arguments import ToolParser
+from mmvim.cli.config import load_config, require
+from mmvim.cli.data_paths import check_data
+from mmvim.cli.devices import check_processes, enter_launcher
+from mmvim.cli.loaders import fill_loaders
+from mmvim.cli.output_folders import make_writable, set_work_dir
+from mmvim.cli.result_files import draw_predictions, format_results
+from mmvim.cli.result_table import paper_metrics, result_table
+from mmvim.cli.run_tool import run_tool
+from mmvim.cli.tta import apply_tta
 from mmvim.engine import StrictCheckpointHook
 from mmvim.engine.cpu_processes import join_processes
-from mmvim.utils.arguments import ToolParser
-from mmvim.utils.checkpoint_check import read_checkpoint
-from mmvim.utils.config import load_config, require
-from mmvim.utils.data_paths import check_data
-from mmvim.utils.devices import check_processes, enter_launcher
-from mmvim.utils.errors import UsageError
-from mmvim.utils.loaders import fill_loaders
-from mmvim.utils.output_folders import make_writable, set_work_dir
-from mmvim.utils.result_files import draw_predictions, format_results
-from mmvim.utils.result_table import paper_metrics, result_table
-from mmvim.utils.run_tool import run_tool
-from mmvim.utils.tta import apply_tta
+from mmvim.errors import UsageError
 
 
 def parse_arguments(argv: Sequence[str]) -> Namespace:

@@ -8,6 +8,14 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from mmvim.checkpoints.loading import check_resumable, latest_checkpoint, read_checkpoint
+from mmvim.cli.arguments import ToolParser
+from mmvim.cli.config import load_config, require
+from mmvim.cli.data_paths import check_data
+from mmvim.cli.devices import check_amp, check_processes, enable_amp, enter_launcher
+from mmvim.cli.loaders import fill_loaders
+from mmvim.cli.output_folders import set_work_dir
+from mmvim.cli.run_tool import run_tool
 from mmvim.engine import (
     NonFiniteLossHook,
     StrictCheckpointHook,
@@ -17,15 +25,7 @@ from mmvim.engine import (
     use_atomic_checkpoints,
 )
 from mmvim.engine.cpu_processes import join_processes
-from mmvim.utils.arguments import ToolParser
-from mmvim.utils.checkpoint_check import check_resumable, latest_checkpoint, read_checkpoint
-from mmvim.utils.config import load_config, require
-from mmvim.utils.data_paths import check_data
-from mmvim.utils.devices import check_amp, check_processes, enable_amp, enter_launcher
-from mmvim.utils.errors import UserError
-from mmvim.utils.loaders import fill_loaders
-from mmvim.utils.output_folders import set_work_dir
-from mmvim.utils.run_tool import run_tool
+from mmvim.errors import UserError
 
 FROM_WORK_DIR = 'auto'
 

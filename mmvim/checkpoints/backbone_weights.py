@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from mmvim.errors import UserError
 from mmvim.models import VisionMamba
-from mmvim.utils.errors import UserError
 
 _SHOWN = 3  # keys named for each kind of misfit
 _BLOCK = re.compile(r'^layers\.(\d+)\.')

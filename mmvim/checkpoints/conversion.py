@@ -10,7 +10,7 @@ import torch
 
 from mmvim.checkpoints.architectures import by_module, foreign_architecture
 from mmvim.checkpoints.backbone_weights import check_backbone, pos_embed_grid
-from mmvim.checkpoints.official import (
+from mmvim.checkpoints.vim import (
     OURS_MARK,
     PUBLISHED_MARK,
     cls_rows,
@@ -18,8 +18,8 @@ from mmvim.checkpoints.official import (
     our_key,
     to_official,
 )
-from mmvim.models.utils import resize_pos_embed
-from mmvim.utils.errors import UserError
+from mmvim.errors import UserError
+from mmvim.models.pos_embed import resize_pos_embed
 
 Weights = Mapping[str, torch.Tensor]
 

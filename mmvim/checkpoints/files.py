@@ -15,10 +15,10 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
+from mmvim.atomic_files import write_atomically
+from mmvim.checkpoints.loading import read_checkpoint
 from mmvim.compat import fetch
-from mmvim.engine.atomic_files import write_atomically
-from mmvim.utils.checkpoint_check import read_checkpoint
-from mmvim.utils.errors import UserError, first_line
+from mmvim.errors import UserError, first_line
 
 SUFFIXES = ('.pth', '.safetensors')
 # What published code and mmengine keep the weights under.

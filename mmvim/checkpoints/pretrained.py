@@ -10,10 +10,10 @@ from torch import nn
 
 from mmvim.checkpoints.architectures import by_module, foreign_architecture
 from mmvim.checkpoints.files import read_weights
-from mmvim.checkpoints.official import OURS_MARK, PUBLISHED_MARK, convert_official
+from mmvim.checkpoints.loading import load_strictly
+from mmvim.checkpoints.vim import OURS_MARK, PUBLISHED_MARK, convert_official
+from mmvim.errors import UserError
 from mmvim.registry import WEIGHT_INITIALIZERS
-from mmvim.utils.checkpoint_check import load_strictly
-from mmvim.utils.errors import UserError
 
 _WHOLE_MODEL = 'backbone.'
 _CLS_KEYS = ('cls_token', 'cls_pos_embed')

@@ -9,8 +9,13 @@ from mmvim.engine.hooks import (
     StrictCheckpointHook,
 )
 from mmvim.engine.layer_decay import LayerDecayOptimWrapperConstructor
-from mmvim.engine.resumable import leave, make_resumable, resume_with_seed, use_atomic_checkpoints
-from mmvim.engine.seeded_loader import SeededDataLoader
+from mmvim.engine.resume.resumable import (
+    leave,
+    make_resumable,
+    resume_with_seed,
+    use_atomic_checkpoints,
+)
+from mmvim.engine.resume.seeded_loader import SeededDataLoader
 
 __all__ = [
     'AtomicCheckpointHook',

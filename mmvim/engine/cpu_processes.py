@@ -17,8 +17,8 @@ from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
 from mmengine.registry import MODEL_WRAPPERS
 from torch import nn
 
-from mmvim.utils.devices import has_amp_accelerator
-from mmvim.utils.errors import UserError
+from mmvim.cli.devices import has_amp_accelerator
+from mmvim.errors import UserError
 
 
 @MODEL_WRAPPERS.register_module()

@@ -9,13 +9,28 @@ import itertools
 import os
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-from mmvim_ops import build, fused, library, native
+from mmvim_ops import library
+from mmvim_ops import loading as native
+from mmvim_ops.backends import native as fused
+
+
+def _load(file: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f'emulation_{file.stem}', file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+_compiling = _load(Path(__file__).with_name('emulation') / 'compile.py')
+_build = _compiling.load_build()  # what tests of the build import as mmvim_ops_build
 
 DEFAULT_GOLDENS = Path(__file__).resolve().parents[2].parent / 'shared' / 'goldens'
 # (maximum error over maximum, relative rms error) of outputs and of gradients, by their dtype.
@@ -78,17 +93,12 @@ class Emulation:
 @pytest.fixture(scope='session')
 def emulation() -> Emulation:
     """The emulation, compiled where it can be; ``MMVIM_FORCE_EXT=1`` says that it can."""
-    if not build.SOURCES.is_dir():
+    if _build is None:
         pytest.skip('no emulation of the CUDA kernels: their sources are not installed')
-    file = Path(__file__).with_name('emulation') / 'compile.py'
-    spec = importlib.util.spec_from_file_location('emulation_compile', file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     try:
-        return Emulation(module.emulation())
-    except build.BuildError as error:
-        if build._enabled(os.environ, 'MMVIM_FORCE_EXT'):
+        return Emulation(_compiling.emulation())
+    except _build.BuildError as error:
+        if _build._enabled(os.environ, 'MMVIM_FORCE_EXT'):
             raise
         pytest.skip(f'no emulation of the CUDA kernels: {error}')
 

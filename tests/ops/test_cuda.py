@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import mmvim_ops
-from mmvim_ops import native
+from mmvim_ops import loading as native
 
 Inputs = Callable[..., dict[str, Tensor]]
 Case = tuple[Callable[..., Any], dict[str, Tensor]]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import mmvim_ops
-from mmvim_ops import native
+from mmvim_ops import loading as native
 
 ROUNDS = 2600  # of four ops each, a third of them for each of the kernels
 STEPS = 2000

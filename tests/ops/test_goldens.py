@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmvim_ops import chunked, fused, reference
+from mmvim_ops import reference
+from mmvim_ops.backends import chunked
+from mmvim_ops.backends import native as fused
 
 Golden = Callable[[str], dict[str, Tensor]]
 implementations = pytest.mark.parametrize('ops', [reference, chunked], ids=['reference', 'chunked'])

@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import mmvim_ops
-from mmvim_ops import functional, native
+from mmvim_ops import functional
+from mmvim_ops import loading as native
 
 Inputs = Callable[..., dict[str, Tensor]]
 NAMES = list(inspect.signature(functional.vim_inner).parameters)[:-2]

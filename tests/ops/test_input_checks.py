@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 import mmvim_ops
-from mmvim_ops import backends, mamba_adapter, native, reference
+from mmvim_ops import backends, reference
+from mmvim_ops import loading as native
+from mmvim_ops.backends import mamba_ssm as mamba_adapter
 
 Inputs = Callable[..., dict[str, Tensor]]
 

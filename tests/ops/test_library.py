@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import mmvim_ops
-from mmvim_ops import chunked, native
+from mmvim_ops import loading as native
+from mmvim_ops.backends import chunked
 
 Inputs = Callable[..., dict[str, Tensor]]
 SELECTIVE = ('u', 'delta', 'A', 'B', 'C', 'D', 'z', 'delta_bias')

@@ -20,8 +20,8 @@ import pytest
 import torch
 
 import mmvim_ops
-from mmvim_ops import native
-from mmvim_ops.build import INTERFACE, LIBRARY, PURE_PYTHON, SIDECAR
+from mmvim_ops import loading as native
+from mmvim_ops.library_file import INTERFACE, LIBRARY, PURE_PYTHON, SIDECAR
 
 PACKAGE = Path(mmvim_ops.__file__).parent
 # Some other shared object: an extension module of Python itself.

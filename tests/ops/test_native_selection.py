@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 
 import mmvim_ops
-from mmvim_ops import backends, chunked, fused, native
+from mmvim_ops import backends
+from mmvim_ops import loading as native
+from mmvim_ops.backends import chunked
+from mmvim_ops.backends import native as fused
 
 Inputs = Callable[..., dict[str, Tensor]]
 pytestmark = pytest.mark.skipif(
@@ -209,7 +212,7 @@ def test_kernels_that_are_wrong_on_a_device(monkeypatch: pytest.MonkeyPatch) -> 
         return 'result 3 in torch.float32 differs by 1.0e+00 from pure torch'
 
     monkeypatch.setattr(backends, '_differences', {})
-    monkeypatch.setattr(backends.self_check, 'difference', difference)
+    monkeypatch.setattr('mmvim_ops.self_check.difference', difference)
     with pytest.warns(UserWarning, match=r'are wrong on cuda:0: result 3 .*; auto takes'):
         assert backends.select('auto', CUDA, torch.float32) is chunked
     assert backends.select('auto', CUDA, torch.float32) is chunked and asked == [CUDA]

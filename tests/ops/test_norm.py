@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 import mmvim_ops
-from mmvim_ops import native, reference
+from mmvim_ops import loading as native
+from mmvim_ops import reference
 
 BACKENDS = [
     'chunked',

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 import mmvim_ops
-from mmvim_ops import chunked, reference
+from mmvim_ops import reference
+from mmvim_ops.backends import chunked
 from mmvim_ops.recurrence import Recurrence
 
 Inputs = Callable[..., dict[str, Tensor]]

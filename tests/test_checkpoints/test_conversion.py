@@ -11,8 +11,8 @@ from mmengine.registry import DefaultScope
 
 from mmvim.checkpoints import to_official
 from mmvim.checkpoints.conversion import ours_to_published, published_to_ours
+from mmvim.errors import UserError
 from mmvim.models import VisionMamba
-from mmvim.utils.errors import UserError
 
 ARCH = dict(embed_dims=16, num_layers=2, d_state=4)
 

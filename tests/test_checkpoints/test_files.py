@@ -11,7 +11,7 @@ from safetensors.torch import load
 
 from mmvim.checkpoints import files
 from mmvim.checkpoints.files import pack_weights, read_weight_file, refuse_existing, write_hashed
-from mmvim.utils.errors import UserError
+from mmvim.errors import UserError
 
 
 def test_published_training_checkpoints_hold_their_arguments(tmp_path):

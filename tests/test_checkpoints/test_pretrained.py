@@ -9,8 +9,8 @@ from mmengine.logging import MMLogger
 from safetensors.torch import save_file
 
 from mmvim.checkpoints import convert_official, read_weights, to_official
+from mmvim.errors import UserError
 from mmvim.models import VisionMamba
-from mmvim.utils.errors import UserError
 
 ARCH = dict(embed_dims=16, num_layers=2, d_state=4)
 
@@ -72,7 +72,7 @@ def test_dense_model_drops_class_token_and_norm_and_says_so(published, log):
     path, weights, _ = published
     model = load(path, cls_token='none', out_norm='none', out_indices=(0, 1), img_size=(32, 96))
     rows = convert_official(weights)['pos_embed']
-    from mmvim.models.utils import resize_pos_embed
+    from mmvim.models.pos_embed import resize_pos_embed
 
     expected = resize_pos_embed(rows, (4, 4), (2, 6))
     torch.testing.assert_close(model.pos_embed.data, expected, rtol=0, atol=0)

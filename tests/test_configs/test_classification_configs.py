@@ -19,10 +19,10 @@ pytest.importorskip('mmpretrain')
 
 from scaled_down_classification import shrink, write_images
 
+from mmvim.cli.result_table import paper_metrics
+from mmvim.errors import UserError
 from mmvim.models import VisionMamba
-from mmvim.models.utils import resize_pos_embed
-from mmvim.utils.errors import UserError
-from mmvim.utils.result_table import paper_metrics
+from mmvim.models.pos_embed import resize_pos_embed
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs'

@@ -19,11 +19,11 @@ pytest.importorskip('mmdet')
 
 from scaled_down_detection import shrink, write_coco
 
+from mmvim.cli.config import require
+from mmvim.cli.devices import has_amp_accelerator
+from mmvim.errors import UserError
 from mmvim.models import VisionMamba
-from mmvim.models.utils import resize_pos_embed
-from mmvim.utils.config import require
-from mmvim.utils.devices import has_amp_accelerator
-from mmvim.utils.errors import UserError
+from mmvim.models.pos_embed import resize_pos_embed
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs'

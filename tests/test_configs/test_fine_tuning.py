@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 
 from mmvim.checkpoints import to_official
 from mmvim.models import VisionMamba
-from mmvim.models.utils import resize_pos_embed
+from mmvim.models.pos_embed import resize_pos_embed
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 DENSE = 'upernet/vim-tiny_upernet_4xb8-60k_ade20k-512x512_from-in1k{}.py'

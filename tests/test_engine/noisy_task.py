@@ -15,7 +15,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS
 from mmengine.runner import Runner
 
-from mmvim.engine.atomic_files import write_atomically
+from mmvim.atomic_files import write_atomically
 
 
 @DATASETS.register_module(force=True)

@@ -12,9 +12,10 @@ from mmengine.config import Config
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from mmvim import atomic_files
 from mmvim.compat import load_checkpoint_file
-from mmvim.engine import AtomicCheckpointHook, atomic_files, use_atomic_checkpoints
-from mmvim.utils.errors import UserError
+from mmvim.engine import AtomicCheckpointHook, use_atomic_checkpoints
+from mmvim.errors import UserError
 
 Train = Callable[..., Runner]
 

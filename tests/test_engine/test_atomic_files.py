@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from mmengine.fileio import get_file_backend
 
-from mmvim.engine import atomic_files
-from mmvim.engine.atomic_files import (
+from mmvim import atomic_files
+from mmvim.atomic_files import (
     ATOMIC_BACKEND,
     partial_path,
     remove_partial_files,

@@ -10,7 +10,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import get_priority
 
 from mmvim.engine import NonFiniteLossHook
-from mmvim.utils.errors import UserError
+from mmvim.errors import UserError
 
 
 def step(hook: NonFiniteLossHook, **losses: Any) -> None:

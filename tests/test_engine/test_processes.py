@@ -16,7 +16,7 @@ from mmengine.config import Config
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from mmvim.engine.cpu_processes import join_processes
-from mmvim.utils.errors import UserError
+from mmvim.errors import UserError
 
 pytest.importorskip('mmseg')
 TOOLS = Path(__file__).parents[2] / 'tools'

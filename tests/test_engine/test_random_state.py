@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mmvim.compat import load_checkpoint_file
-from mmvim.engine.random_state import (
+from mmvim.engine.resume.random_state import (
     host_state,
     random_state,
     seed_sample,

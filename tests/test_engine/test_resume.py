@@ -17,7 +17,7 @@ from noisy_task import Crash
 
 from mmvim.compat import load_checkpoint_file
 from mmvim.engine import resume_with_seed
-from mmvim.engine.hooks.data_position import _Forwarded
+from mmvim.engine.resume.data_position import _Forwarded
 
 Train = Callable[..., Runner]
 Same = Callable[[Path, Path], bool]

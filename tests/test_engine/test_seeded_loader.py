@@ -10,8 +10,8 @@ from mmengine.dataset import DefaultSampler, InfiniteSampler, pseudo_collate
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
 
 from mmvim.engine import SeededDataLoader
-from mmvim.engine.random_state import random_state
-from mmvim.engine.seeded_loader import SeededBatches
+from mmvim.engine.resume.random_state import random_state
+from mmvim.engine.resume.seeded_loader import SeededBatches
 
 COUNT, BATCH = 7, 3
 

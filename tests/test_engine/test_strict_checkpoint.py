@@ -10,7 +10,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import get_priority
 from torch import nn
 
-from mmvim.utils.errors import UserError
+from mmvim.errors import UserError
 
 
 def load(model: nn.Module, checkpoint: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mmvim.models import VisionMamba
-from mmvim_ops import native
+from mmvim_ops import loading as native
 
 
 def build(**options):

@@ -12,7 +12,7 @@ from mmengine.registry import DefaultScope
 
 from mmvim.models import VisionMamba
 from mmvim.models.layers.norm import RMSNorm
-from mmvim.models.utils import patch_grid, resize_pos_embed
+from mmvim.models.pos_embed import patch_grid, resize_pos_embed
 from mmvim.registry import MODELS
 
 TINY = dict(embed_dims=16, num_layers=3, d_state=4)

@@ -15,7 +15,7 @@ from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from mmengine.visualization import Visualizer
 from PIL import Image
 
-from mmvim.utils.run_tool import run_tool
+from mmvim.cli.run_tool import run_tool
 
 TOOLS = Path(__file__).parents[2] / 'tools'
 

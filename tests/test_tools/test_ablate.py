@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
+from mmvim.cli.run_tool import run_tool
 from mmvim.datasets.patterns import PatternsSpec, generate
 from mmvim.models import VisionMamba
-from mmvim.utils.run_tool import run_tool
 
 pytest.importorskip('mmpretrain')
 

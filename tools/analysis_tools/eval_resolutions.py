@@ -19,18 +19,18 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from mmvim.analysis.resolutions import resolution, set_resolution
+from mmvim.atomic_files import write_atomically
+from mmvim.checkpoints.loading import read_checkpoint
+from mmvim.cli.arguments import ToolParser
+from mmvim.cli.config import load_config, require
+from mmvim.cli.data_paths import check_data
+from mmvim.cli.loaders import fill_loaders
+from mmvim.cli.output_folders import make_writable
+from mmvim.cli.pipelines import pipeline_owner
+from mmvim.cli.run_tool import run_tool
 from mmvim.engine import StrictCheckpointHook
-from mmvim.engine.atomic_files import write_atomically
-from mmvim.utils.arguments import ToolParser
-from mmvim.utils.checkpoint_check import read_checkpoint
-from mmvim.utils.config import load_config, require
-from mmvim.utils.data_paths import check_data
-from mmvim.utils.errors import UsageError, UserError, first_line
-from mmvim.utils.loaders import fill_loaders
-from mmvim.utils.output_folders import make_writable
-from mmvim.utils.pipelines import pipeline_owner
-from mmvim.utils.resolutions import resolution, set_resolution
-from mmvim.utils.run_tool import run_tool
+from mmvim.errors import UsageError, UserError, first_line
 
 # Sides at which VMamba (arXiv 2401.10166) is compared, and one beyond.
 SIZES = (224, 288, 384, 512, 640, 768, 1024)
@@ -41,7 +41,7 @@ class Result:
     """One test.
 
     Attributes:
-        size: Side of the images, see :func:`mmvim.utils.resolutions.at_resolution`.
+        size: Side of the images, see :func:`mmvim.analysis.resolutions.at_resolution`.
         changes: What was replaced in the config.
         metrics: By name.
     """

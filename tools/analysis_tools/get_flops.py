@@ -20,14 +20,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from mmvim.analysis.flops import Count, count_flops, count_parameters
+from mmvim.analysis.image_forward import ImageForward
+from mmvim.cli.arguments import ToolParser
+from mmvim.cli.config import load_config, require
+from mmvim.cli.output_folders import make_writable
+from mmvim.cli.run_tool import run_tool
+from mmvim.errors import UsageError, UserError, first_line
 from mmvim.models import VisionMamba
-from mmvim.utils.arguments import ToolParser
-from mmvim.utils.config import load_config, require
-from mmvim.utils.errors import UsageError, UserError, first_line
-from mmvim.utils.flops import Count, count_flops, count_parameters
-from mmvim.utils.image_forward import ImageForward
-from mmvim.utils.output_folders import make_writable
-from mmvim.utils.run_tool import run_tool
 
 Shape = tuple[int, int]
 # As published, by head and size: of the released classifiers (1000 classes), and the paper's

@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from mmvim.utils.arguments import PlainParser
-from mmvim.utils.errors import UsageError, UserError
-from mmvim.utils.output_folders import make_writable
-from mmvim.utils.run_tool import run_tool
-from mmvim.utils.training_logs import Run, find_logs, read_run, smoothed
+from mmvim.cli.arguments import PlainParser
+from mmvim.cli.output_folders import make_writable
+from mmvim.cli.run_tool import run_tool
+from mmvim.cli.training_logs import Run, find_logs, read_run, smoothed
+from mmvim.errors import UsageError, UserError
 
 DEFAULT_KEYS = ('loss', 'lr')
 MOST_METRICS = 6  # drawn where no keys are given

@@ -16,17 +16,17 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from mmvim.utils.arguments import ToolParser
-from mmvim.utils.backbone_maps import deepest_map
-from mmvim.utils.checkpoint_check import read_checkpoint
-from mmvim.utils.config import load_config, require
-from mmvim.utils.devices import check_device
-from mmvim.utils.errors import UsageError
-from mmvim.utils.model_views import NotApplicableError, Sample, Subject, untrained
-from mmvim.utils.output_folders import make_writable
-from mmvim.utils.pictures import find_images, picture_names
-from mmvim.utils.receptive_field import effective_receptive_field, log_scaled, side_of_share
-from mmvim.utils.run_tool import run_tool
+from mmvim.analysis.backbone_maps import deepest_map
+from mmvim.analysis.receptive_field import effective_receptive_field, log_scaled, side_of_share
+from mmvim.checkpoints.loading import read_checkpoint
+from mmvim.cli.arguments import ToolParser
+from mmvim.cli.config import load_config, require
+from mmvim.cli.devices import check_device
+from mmvim.cli.model_views import NotApplicableError, Sample, Subject, untrained
+from mmvim.cli.output_folders import make_writable
+from mmvim.cli.pictures import find_images, picture_names
+from mmvim.cli.run_tool import run_tool
+from mmvim.errors import UsageError
 
 KINDS = ('taps', 'responses', 'receptive-field', 'positions')
 DECADES = 6.0  # of the gradient that are drawn

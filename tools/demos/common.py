@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib import pyplot as plt
 from rich.console import Console
 
-from mmvim.utils.training_logs import Curve, find_logs, read_run
+from mmvim.cli.training_logs import Curve, find_logs, read_run
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path('data/patterns')

@@ -28,9 +28,9 @@ from mmengine.structures import InstanceData
 from rich.console import Console
 from segmentation import CONFIGS, OURS
 
+from mmvim.cli.result_table import result_table
+from mmvim.cli.training_logs import Curve
 from mmvim.datasets.patterns.generation import MANIFEST
-from mmvim.utils.result_table import result_table
-from mmvim.utils.training_logs import Curve
 
 CONFIG = 'configs/demo/vim-nano_mask-rcnn_1xb8-600_patterns-128x128.py'
 BACKBONE_DIR = Path('work_dirs/demo') / OURS.lower() / 'train'

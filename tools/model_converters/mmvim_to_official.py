@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from mmvim.checkpoints.conversion import ours_to_published
-from mmvim.checkpoints.converter import ConverterParser, converted_file, read_source
-from mmvim.utils.errors import UserError
-from mmvim.utils.run_tool import run_tool
+from mmvim.cli.converter import ConverterParser, converted_file, read_source
+from mmvim.cli.run_tool import run_tool
+from mmvim.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> None:

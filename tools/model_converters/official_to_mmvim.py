@@ -10,12 +10,12 @@ from pathlib import Path
 from rich.console import Console
 
 from mmvim.checkpoints.conversion import published_to_ours
-from mmvim.checkpoints.converter import ConverterParser, converted_file, read_source
-from mmvim.checkpoints.official import PUBLISHED_MARK
-from mmvim.models.utils import patch_grid
-from mmvim.models.utils.arguments import parse_pair
-from mmvim.utils.errors import UsageError, UserError
-from mmvim.utils.run_tool import run_tool
+from mmvim.checkpoints.vim import PUBLISHED_MARK
+from mmvim.cli.converter import ConverterParser, converted_file, read_source
+from mmvim.cli.run_tool import run_tool
+from mmvim.errors import UsageError, UserError
+from mmvim.models.arguments import parse_pair
+from mmvim.models.pos_embed import patch_grid
 from mmvim.version import __version__
 
 

@@ -7,8 +7,8 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from mmvim.errors import UserError
 from mmvim.registry import HOOKS
-from mmvim.utils.errors import UserError
 
 
 @HOOKS.register_module()

@@ -5,8 +5,8 @@ from typing import Any
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from mmvim.checkpoints.loading import load_strictly
 from mmvim.registry import HOOKS
-from mmvim.utils.checkpoint_check import load_strictly
 
 
 @HOOKS.register_module()

@@ -15,16 +15,16 @@ from mmengine.model import BaseModule
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from mmvim.models.layers import VimBlock, VimMixer, build_norm
-from mmvim.models.layers.rope import rope_table, rotate
-from mmvim.models.utils import patch_grid, resize_pos_embed
-from mmvim.models.utils.arguments import (
+from mmvim.models.arguments import (
     check_choice,
     check_keywords,
     parse_arch,
     parse_out_indices,
     parse_pair,
 )
+from mmvim.models.layers import VimBlock, VimMixer, build_norm
+from mmvim.models.layers.rope import rope_table, rotate
+from mmvim.models.pos_embed import patch_grid, resize_pos_embed
 from mmvim.registry import MODELS
 from mmvim_ops.backends import BACKENDS
 
@@ -321,7 +321,7 @@ class VisionMamba(BaseModule):
                 raise ValueError(
                     f'{name} has {rows} rows, which is no square grid, and the checkpoint holds '
                     f'no {name}_grid that tells its shape: resize it to the {target} grid of '
-                    'this model first (mmvim.models.utils.resize_pos_embed).'
+                    'this model first (mmvim.models.pos_embed.resize_pos_embed).'
                 )
             source = (side, side)
         if source != target:

@@ -9,7 +9,7 @@ import torch
 from mmengine.model import BaseModule
 from torch import nn
 
-from mmvim.models.utils.arguments import check_keywords
+from mmvim.models.arguments import check_keywords
 from mmvim.registry import MODELS
 
 

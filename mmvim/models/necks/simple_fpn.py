@@ -11,7 +11,7 @@ from mmcv.cnn import ConvModule, build_norm_layer
 from mmengine.model import BaseModule
 from torch import nn
 
-from mmvim.models.utils.arguments import check_keywords
+from mmvim.models.arguments import check_keywords
 from mmvim.registry import MODELS
 
 

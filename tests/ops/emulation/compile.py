@@ -6,15 +6,28 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
+import sys
 from pathlib import Path
-
-from mmvim_ops import build
+from types import ModuleType
 
 HERE = Path(__file__).resolve().parent
 LIBRARY = 'libmmvim_emulated.so'
 _FLAGS = ('-O2', '-std=c++17', '-DTORCH_TARGET_VERSION=0x020a000000000000', '-DMMVIM_EMULATE')
 _WARNINGS = ('-Wall', '-Wextra', '-Werror', '-Wno-unknown-pragmas', '-Wno-attributes')
+
+
+def load_build() -> ModuleType | None:
+    """``ops/build.py`` as the module ``mmvim_ops_build``; None without a checkout around us."""
+    file = HERE.parents[2] / 'ops' / 'build.py'
+    spec = importlib.util.spec_from_file_location('mmvim_ops_build', file)
+    if not file.is_file() or spec is None or spec.loader is None:
+        return None
+    if spec.name not in sys.modules:
+        sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules[spec.name]
 
 
 def emulation() -> Path:
@@ -24,8 +37,10 @@ def emulation() -> Path:
         The library.
 
     Raises:
-        mmvim_ops.build.BuildError: There is no compiler, or it failed.
+        BuildError: There is no compiler, or it failed.
     """
+    build = load_build()
+    assert build is not None  # this file lies in a checkout
     torch, cxx = build._find_torch(), build._find_cxx(os.environ)
     compiler = build._line_with('', build._run([*cxx, '--version']))
     key = hashlib.sha256(f'{compiler} {torch.version}'.encode()).hexdigest()[:12]

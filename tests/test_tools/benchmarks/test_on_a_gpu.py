@@ -20,7 +20,8 @@ from benchmarking.memory import peak_bytes
 from benchmarking.scan_cases import Case, Work
 from benchmarking.timing import Effort, capture, sample
 
-from mmvim_ops import BackendStatus, native
+from mmvim_ops import BackendStatus
+from mmvim_ops import loading as native
 
 CPU, CUDA = torch.device('cpu'), torch.device('cuda')
 MEGAHERTZ = 1500.0

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 
 from benchmarking.timing import Effort, Timing, interleave
-from mmvim_ops import native
+from mmvim_ops import loading as native
 
 # Special-function results a clock of one multiprocessor: sm_80 to sm_120 (CUDA C++ programming
 # guide, arithmetic instructions).

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 from benchmarking.ceilings import sm_clocks
-from mmvim_ops import available_backends, native
+from mmvim_ops import available_backends
+from mmvim_ops import loading as native
 
 ROOT = Path(__file__).parents[3]
 _PACKAGES = (

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from benchmarking import published
-from mmvim_ops import available_backends, bidirectional_selective_scan, native, vim_inner
+from mmvim_ops import available_backends, bidirectional_selective_scan, vim_inner
+from mmvim_ops import loading as native
 
 # Embedding dims D of the published sizes (Vim, section 3.4); 'nano' is the demo's.
 SIZES = {'nano': 64, 'tiny': 192, 'small': 384, 'base': 768}

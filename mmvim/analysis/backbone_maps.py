@@ -1,0 +1,126 @@
+"""Feature maps of a backbone after chosen blocks, whatever its config makes it give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmvim.errors import UserError
+from mmvim.models.arguments import parse_out_indices
+
+
+def tap_indices(backbone: nn.Module, wanted: Sequence[int] | None = None) -> tuple[int, ...]:
+    """The blocks or stages to look at.
+
+    Args:
+        backbone (nn.Module): Of any OpenMMLab library.
+        wanted (Sequence[int], optional): Indices asked for, negatives from the end.
+            Defaults to None: those of the config where it has several, else four spread evenly.
+
+    Returns:
+        tuple[int, ...]: Ascending; empty for a backbone without ``out_indices``.
+
+    Raises:
+        UserError: If they do not exist.
+    """
+    own = getattr(backbone, 'out_indices', None)
+    if own is None:
+        if wanted:
+            raise UserError(
+                f'{type(backbone).__name__} has no out_indices: its outputs cannot be chosen'
+            )
+        return ()
+    own = (own,) if isinstance(own, int) else tuple(own)
+    count = max(own) + 1  # what lies deeper never runs, and has learnt nothing
+    pairs = getattr(backbone, 'direction', None) == 'block_published'
+    if wanted is None:
+        if len(own) > 1 or not isinstance(getattr(backbone, 'layers', None), nn.ModuleList):
+            return tuple(sorted(own))
+        quarters = {max(count * quarter // 4 - 1, 0) for quarter in (1, 2, 3, 4)}
+        return tuple(sorted({index | 1 if pairs else index for index in quarters}))
+    try:
+        indices = parse_out_indices(list(wanted), count)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if pairs and not all(index % 2 for index in indices):
+        raise UserError(
+            f"with direction='block_published' taps sit after whole pairs, at odd indices; got "
+            f'{list(wanted)}'
+        )
+    return tuple(sorted(indices))
+
+
+@contextmanager
+def giving_maps(backbone: nn.Module, indices: Sequence[int]) -> Iterator[None]:
+    """Let a backbone give feature maps after these blocks, as long as the context lasts.
+
+    The final norm stays where it is: the deepest output of the config is computed too.
+    """
+    changed: dict[str, Any] = {}
+    own = getattr(backbone, 'out_indices', None)
+    if hasattr(backbone, 'out_type'):
+        changed['out_type'] = 'featmap'
+    if own is not None:
+        deepest = own if isinstance(own, int) else max(own)
+        changed['out_indices'] = tuple(sorted({*indices, deepest}))
+    given = {name: getattr(backbone, name) for name in changed}
+    try:
+        for name, value in changed.items():
+            setattr(backbone, name, value)
+        yield
+    finally:
+        for name, value in given.items():
+            setattr(backbone, name, value)
+
+
+def feature_maps(
+    backbone: nn.Module, images: torch.Tensor, indices: Sequence[int]
+) -> list[torch.Tensor]:
+    """Feature maps after the chosen blocks, the final norm included where the config has it.
+
+    Args:
+        backbone (nn.Module): Of any OpenMMLab library.
+        images (torch.Tensor): Shape (B, C, H, W), preprocessed.
+        indices (Sequence[int]): Of :func:`tap_indices`.
+
+    Returns:
+        list[torch.Tensor]: One of shape (B, D, h, w) per index; for a backbone without
+        ``out_indices`` all that it gives.
+
+    Raises:
+        UserError: If the backbone gives something else.
+    """
+    with giving_maps(backbone, indices):
+        outputs: Any = backbone(images)
+        order = getattr(backbone, 'out_indices', None)
+    if isinstance(outputs, torch.Tensor):
+        outputs = (outputs,)
+    # Pairs of a map and a class token, as DPT takes them.
+    maps = [entry[0] if isinstance(entry, (tuple, list)) else entry for entry in outputs]
+    if not all(isinstance(entry, torch.Tensor) and entry.ndim == 4 for entry in maps):
+        raise UserError(
+            f'{type(backbone).__name__} gives no feature maps: there are no tokens to look at'
+        )
+    if order is None:
+        return maps
+    return [entry for index, entry in zip(order, maps) if index in indices]
+
+
+def deepest_map(backbone: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """The last feature map (B, D, h, w) that the config makes a backbone compute.
+
+    Args:
+        backbone (nn.Module): Of any OpenMMLab library.
+        images (torch.Tensor): Shape (B, C, H, W), preprocessed.
+
+    Raises:
+        UserError: If the backbone gives something else.
+    """
+    own = getattr(backbone, 'out_indices', None)
+    if own is not None:
+        own = (own,) if isinstance(own, int) else (max(own),)
+    return feature_maps(backbone, images, own or ())[-1]

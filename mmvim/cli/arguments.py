@@ -1,0 +1,103 @@
+"""Command-line arguments shared by the tools."""
+
+import os
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from mmengine.config import DictAction
+
+from mmvim.cli.run_tool import TRACEBACK_FLAG, TRACEBACK_VARIABLE
+from mmvim.errors import UsageError
+
+LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
+
+
+class _ConfigOptions(DictAction):
+    """mmengine's KEY=VALUE parsing, with a sentence where it would fail with an assertion."""
+
+    def __call__(
+        self,
+        parser: ArgumentParser,
+        namespace: Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        for value in values or ():
+            key, equals, _ = value.partition('=')
+            if not equals or not key:
+                parser.error(
+                    f'{option_string} takes KEY=VALUE pairs, but got {value!r} '
+                    f'(positional arguments go before {option_string})'
+                )
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except AssertionError as error:
+            parser.error(f'{option_string}: {error}')
+
+
+class PlainParser(ArgumentParser):
+    """A parser that complains by ``UsageError``, with ``--traceback`` as every tool has it.
+
+    Args:
+        description: What the tool does.
+        epilog: What ``--help`` ends with.
+    """
+
+    def __init__(self, description: str, epilog: str | None = None) -> None:
+        super().__init__(description=description, epilog=epilog, allow_abbrev=False)
+        self.add_argument(
+            TRACEBACK_FLAG,
+            action='store_true',
+            help=f'show the frames of an error (so does {TRACEBACK_VARIABLE}=1)',
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse would print and exit with.
+
+        Raises:
+            UsageError: Always.
+        """
+        raise UsageError(f'{message} (see {os.path.basename(self.prog)} --help)')
+
+
+class ToolParser(PlainParser):
+    """A parser with the arguments of every tool that takes a config.
+
+    Args:
+        description: What the tool does.
+    """
+
+    def __init__(self, description: str) -> None:
+        super().__init__(
+            description, 'A config is a Python file and is run as such: use only those you trust.'
+        )
+        self.add_argument('config', help='config file (Python that is run: only a trusted one)')
+        self.add_argument(
+            '--cfg-options',
+            nargs='+',
+            action=_ConfigOptions,
+            metavar='KEY=VALUE',
+            help='change config entries: train_dataloader.batch_size=4, '
+            'param_scheduler.0.end=100, key="[a,b]" for a list; an unknown key is an error',
+        )
+
+    def add_work_dir(self, what: str) -> None:
+        """``--work-dir``; ``what`` is put there."""
+        self.add_argument(
+            '--work-dir',
+            help=f'folder for {what} (default: work_dir of the config, '
+            'else ./work_dirs/<name of the config>)',
+        )
+
+    def add_launcher(self) -> None:
+        """``--launcher`` and the local rank that torch's launchers pass."""
+        self.add_argument(
+            '--launcher',
+            choices=LAUNCHERS,
+            default='none',
+            help='who started the processes of a distributed run (default: none)',
+        )
+        self.add_argument(
+            '--local_rank', '--local-rank', type=int, default=0, help='set by torch.distributed'
+        )

@@ -1,0 +1,1 @@
+"""Interrupted trainings go on bit for bit: atomic checkpoints, random state, data position."""

@@ -1,0 +1,97 @@
+"""Go on with the training data where the checkpoint was saved."""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+
+from mmvim.engine.resume.seeded_loader import SeededDataLoader
+from mmvim.registry import HOOKS
+
+_KEY = 'data_position'
+
+
+@HOOKS.register_module()
+class DataPositionHook(Hook):
+    """Forwards the data of a resumed run by index, where mmengine would load all past batches.
+
+    It also lets an epoch-based run go on in the middle of an epoch, which mmengine would begin
+    again. Needs a :class:`~mmvim.engine.SeededDataLoader`, as ``tools/train.py`` builds it, and
+    leaves any other loader to mmengine.
+    """
+
+    # After DistSamplerSeedHook (NORMAL), which tells the sampler the epoch.
+    priority = 'LOW'
+
+    def __init__(self) -> None:
+        self._resumed: dict[str, int] | None = None
+        self._epoch = -1
+        self._epoch_start = 0
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Note how many batches of the epoch are behind the weights."""
+        if self._epoch < 0:  # an iteration-based run: the number of iterations says it all
+            return
+        epoch, iteration = checkpoint['meta']['epoch'], checkpoint['meta']['iter']
+        # The checkpoint of a finished epoch has the number of the next one.
+        batches = iteration - self._epoch_start if epoch == self._epoch else 0
+        checkpoint[_KEY] = dict(epoch=epoch, batches=batches)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Remember the position until training goes on."""
+        self._resumed = checkpoint.get(_KEY)
+
+    def before_train(self, runner: Runner) -> None:
+        """Forward the data of an iteration-based run."""
+        loop, loader = runner.train_loop, runner.train_loop.dataloader
+        if runner.iter == 0:  # weights to start from, nothing to resume
+            self._resumed = None
+        if not isinstance(loader, SeededDataLoader):
+            runner.logger.log(
+                logging.WARNING,
+                f'the training data of this run come from a {type(loader).__name__}, which '
+                'cannot go on by index: resumed, mmengine loads past batches again, or the epoch',
+            )
+        elif isinstance(loop, IterBasedTrainLoop) and runner.iter > 0:
+            # mmengine's endless iterator counts passes, too.
+            loop.dataloader_iterator._epoch = loader.batches.advance(runner.iter)
+            loop.dataloader_iterator = _Forwarded(loop.dataloader_iterator, runner.iter)
+            runner.logger.info(f'{runner.iter} batches are passed over by index, none is loaded')
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Begin, or go on with, the epoch of an epoch-based run."""
+        loop, loader = runner.train_loop, runner.train_loop.dataloader
+        if not isinstance(loop, EpochBasedTrainLoop) or not isinstance(loader, SeededDataLoader):
+            return
+        resumed, self._resumed = self._resumed, None
+        skip = resumed['batches'] if resumed and resumed['epoch'] == runner.epoch else 0
+        self._epoch, self._epoch_start = runner.epoch, runner.iter - skip
+        loader.batches.begin(runner.epoch, skip)
+        if skip:
+            runner.logger.info(f'epoch {runner.epoch + 1} goes on behind its {skip} first batches')
+
+
+class _Forwarded:
+    """mmengine's endless iterator, already behind the ``count`` batches that it would pass over.
+
+    mmengine asks for them and drops them: it gets None. The onedl fork calls ``skip_iter`` instead
+    (or nothing, with ``fast_forward_on_resume=True``), which leaves nothing to do.
+    """
+
+    def __init__(self, batches: Iterator[Any], count: int) -> None:
+        self.batches = batches
+        self.count = 0 if hasattr(batches, 'skip_iter') else count
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        if self.count:
+            self.count -= 1
+            return None
+        return next(self.batches)
+
+    def skip_iter(self, num_iters: int) -> None:
+        """Pass over batches that were passed over by index."""

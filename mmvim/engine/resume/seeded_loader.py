@@ -1,0 +1,179 @@
+"""A data loader whose samples do not depend on who loads them, or on what was loaded before."""
+
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from mmengine.dist import get_dist_info
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from mmvim.engine.resume.random_state import host_state, seed_sample, set_host_state
+
+
+class SeededIndices:
+    """The indices of one batch; going through them seeds each sample.
+
+    torch goes through a batch's indices where it loads the samples, mostly in a worker: there the
+    generators of Python, numpy and torch are seeded just before each sample is asked for. Without
+    workers that is the training process, whose own generators are put back afterwards.
+
+    Args:
+        indices: Of the samples in the data set.
+        seed: Of the run.
+        epoch: The pass over the data, from 0.
+        first: Position of the first of these samples in that pass.
+        stride: Distance to the next one's position: as many processes as share a pass.
+    """
+
+    def __init__(
+        self, indices: Sequence[int], seed: int, epoch: int, first: int, stride: int
+    ) -> None:
+        self.indices = list(indices)
+        self.seed = seed
+        self.epoch = epoch
+        self.first = first
+        self.stride = stride
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[int]:
+        kept = host_state() if get_worker_info() is None else None
+        try:
+            for offset, index in enumerate(self.indices):
+                seed_sample(self.seed, self.epoch, self.first + offset * self.stride)
+                yield index
+        finally:
+            if kept is not None:
+                set_host_state(kept)
+
+
+class SeededBatches:
+    """Batches of indices that know their position, and can start anywhere without loading.
+
+    Args:
+        batches: The batch sampler.
+        seed: Of the run.
+        rank: Of this process among ``world_size``.
+        world_size: Processes that share the samples in turns, as mmengine's samplers do.
+    """
+
+    def __init__(
+        self, batches: Iterable[Sequence[int]], seed: int, rank: int, world_size: int
+    ) -> None:
+        self.batches = batches
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self._begun: Iterator[SeededIndices] | None = None
+
+    def __len__(self) -> int:
+        return len(self.batches)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[SeededIndices]:
+        # A generator: torch asks for the iterator of a pass twice, and uses the second one.
+        begun, self._begun = self._begun, None
+        yield from self._one_pass() if begun is None else begun
+
+    def begin(self, epoch: int, skip: int = 0) -> None:
+        """Let the next pass be that of ``epoch``, behind its first ``skip`` batches.
+
+        The sampler must know the epoch already.
+        """
+        self.epoch = epoch
+        self._begun = self._one_pass()
+        for _ in range(skip):
+            next(self._begun, None)
+
+    def advance(self, count: int) -> int:
+        """Go on behind the first ``count`` batches of as many passes as that takes.
+
+        Returns:
+            The pass it ended in, from 0.
+
+        Raises:
+            RuntimeError: If a pass is empty.
+        """
+        self.epoch = epoch = 0
+        while True:
+            self._begun = self._one_pass()
+            before = count
+            while count and next(self._begun, None) is not None:
+                count -= 1
+            if not count:
+                return epoch
+            if count == before:
+                raise RuntimeError('the sampler of the training data gives no batch')
+            epoch += 1
+            sampler = getattr(self.batches, 'sampler', None)
+            if sampler is not None and hasattr(sampler, 'set_epoch'):
+                sampler.set_epoch(epoch)
+
+    def _one_pass(self) -> Iterator[SeededIndices]:
+        epoch, drawn = self.epoch, 0
+        for indices in self.batches:
+            first = drawn * self.world_size + self.rank
+            yield SeededIndices(indices, self.seed, epoch, first, self.world_size)
+            drawn += len(indices)
+        self.epoch = epoch + 1
+
+
+class SeededDataLoader(DataLoader[Any]):
+    """A data loader that takes its batches from :class:`SeededBatches`.
+
+    * What a sample becomes is a function of (seed, epoch, position in the epoch): the same with
+      any number of workers, and after any interruption.
+    * Workers start when the first batch is asked for, not before: until then it costs nothing to
+      say where to begin (``loader.batches``).
+    * It draws from no generator of the process, so that a restarted pass leaves the model's
+      randomness as it is.
+    """
+
+    batches: SeededBatches
+    _running: Generator[Any, None, None] | None
+
+    @classmethod
+    def can_take_over(cls, loader: DataLoader[Any]) -> bool:
+        """Whether a loader is torch's own, over a data set with indices, in batches."""
+        return (
+            type(loader) is DataLoader
+            and loader.batch_sampler is not None
+            and not isinstance(loader.dataset, IterableDataset)
+        )
+
+    @classmethod
+    def take_over(cls, loader: DataLoader[Any], seed: int) -> 'SeededDataLoader':
+        """The same loader, seeded.
+
+        Args:
+            loader: One that :meth:`can_take_over` accepts; not to be used any more.
+            seed: Of the run.
+        """
+        seeded = cls.__new__(cls)
+        # torch refuses to set some of these one by one.
+        vars(seeded).update(vars(loader))
+        if loader.batch_size is None:  # a batch sampler of its own; the learning rate may scale
+            vars(seeded)['batch_size'] = getattr(loader.batch_sampler, 'batch_size', None)
+        seeded.generator = torch.Generator().manual_seed(seed)
+        assert loader.batch_sampler is not None
+        seeded.batches = SeededBatches(loader.batch_sampler, seed, *get_dist_info())
+        seeded._running = None
+        return seeded
+
+    @property
+    def _index_sampler(self) -> SeededBatches:
+        return self.batches
+
+    def __iter__(self) -> Generator[Any, None, None]:  # type: ignore[override]
+        self._running = self._one_pass()
+        return self._running
+
+    def _one_pass(self) -> Generator[Any, None, None]:
+        yield from super().__iter__()
+
+    def stop(self) -> None:
+        """End the pass that goes on, and the workers."""
+        if self._running is not None:
+            self._running.close()
+        self._iterator = None

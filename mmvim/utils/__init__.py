@@ -1,1 +1,0 @@
-"""Pieces the command-line tools share: configs, checks made before a run, errors, pictures."""

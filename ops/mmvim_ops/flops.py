@@ -1,0 +1,156 @@
+"""Floating-point operations of the ``mmvim::`` operators, for ``torch.utils.flop_counter``.
+
+Importing :mod:`mmvim_ops` registers the formulas, so that ``FlopCounterMode`` counts our operators
+beside torch's own. As there, an operation is one addition, multiplication or exponential, a
+multiply-accumulate is two, and biases, activations and sums of whole tensors count nothing.
+
+* Scan: 9 N per token and channel, the figure that Mamba's authors give for their parallel scan
+  (state-spaces/mamba issue 110) and that others count by. Token by token it is 8 N: dt A and its
+  exponential, dt B u (2), a h + b (2), C h and its sum (2). The skip D u adds 2, the gate 1.
+* Bidirectional scan: the above for either direction, and the projection of dt, 2 R.
+* Convolution: 2 W per token, channel and direction. Normalisation: 4 per element (square, sum,
+  two factors).
+* Backward passes: twice the forward pass, one product for each of two gradients, and the forward
+  pass again where it is recomputed, as in scans and convolutions. All gradients are taken to be
+  wanted.
+
+What pure torch computes without an operator, convolutions and normalisation by ``chunked``, is
+counted only inside :func:`through_operators`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+from mmvim_ops import functional, library  # noqa: F401  (library declares the operators)
+from mmvim_ops.backends import native as fused
+
+__all__ = ['projection_flops', 'scan_flops', 'through_operators']
+
+Shape = Sequence[int]
+_RECOMPUTED = 3  # backward over forward: two gradients, and the forward pass again
+_KEPT = 2
+
+
+def scan_flops(batch: int, length: int, channels: int, states: int, skip: bool, gate: bool) -> int:
+    """One direction of a selective scan.
+
+    Args:
+        batch: B.
+        length: L.
+        channels: E.
+        states: N.
+        skip: Whether D u is added.
+        gate: Whether the result is multiplied with silu(z).
+    """
+    return batch * length * channels * (9 * states + 2 * skip + gate)
+
+
+def projection_flops(batch: int, length: int, inputs: int, outputs: int) -> int:
+    """A linear layer on (B, L, inputs)."""
+    return 2 * batch * length * inputs * outputs
+
+
+def _selective(u: Shape, A: Shape, D: Shape | None, z: Shape | None) -> int:
+    return scan_flops(u[0], u[1], u[2], A[1], D is not None, z is not None)
+
+
+def _bidirectional(x: Shape, dt_w: Shape, A: Shape) -> int:
+    batch, length, channels = x
+    scan = scan_flops(batch, length, channels, A[1], skip=True, gate=True)
+    return 2 * (scan + projection_flops(batch, length, dt_w[1], channels))
+
+
+def _conv(x: Shape, weight: Shape) -> int:
+    return 2 * x[0] * x[1] * x[2] * weight[1]
+
+
+def _norm(x: Shape) -> int:
+    return 4 * x[0] * x[1] * x[2]
+
+
+_ops = torch.ops.mmvim
+
+
+@register_flop_formula([_ops.selective_scan, _ops.chunked_selective_scan])
+def _selective_formula(*args: Any, **kwargs: Any) -> int:
+    return _selective(args[0], args[2], args[5], args[6])
+
+
+@register_flop_formula([_ops.selective_scan_backward, _ops.chunked_selective_scan_backward])
+def _selective_backward_formula(*args: Any, **kwargs: Any) -> int:
+    return _RECOMPUTED * _selective(args[2], args[4], args[7], args[8])
+
+
+@register_flop_formula(
+    [_ops.bidirectional_selective_scan, _ops.chunked_bidirectional_selective_scan]
+)
+def _bidirectional_formula(*args: Any, **kwargs: Any) -> int:
+    return _bidirectional(args[0], args[4], args[8])
+
+
+@register_flop_formula(
+    [
+        _ops.bidirectional_selective_scan_backward,
+        _ops.chunked_bidirectional_selective_scan_backward,
+    ]
+)
+def _bidirectional_backward_formula(*args: Any, **kwargs: Any) -> int:
+    return _RECOMPUTED * _bidirectional(args[1], args[5], args[9])
+
+
+@register_flop_formula(_ops.conv1d_silu)
+def _conv_formula(*args: Any, **kwargs: Any) -> int:
+    return _conv(args[0], args[1])
+
+
+@register_flop_formula(_ops.conv1d_silu_backward)
+def _conv_backward_formula(*args: Any, **kwargs: Any) -> int:
+    return _RECOMPUTED * _conv(args[1], args[2])
+
+
+@register_flop_formula(_ops.bi_conv1d_silu)
+def _bi_conv_formula(*args: Any, **kwargs: Any) -> int:
+    return _conv(args[0], args[1]) + _conv(args[0], args[3])
+
+
+@register_flop_formula(_ops.bi_conv1d_silu_backward)
+def _bi_conv_backward_formula(*args: Any, **kwargs: Any) -> int:
+    return _RECOMPUTED * (_conv(args[2], args[3]) + _conv(args[2], args[5]))
+
+
+@register_flop_formula(_ops.add_rms_norm)
+def _norm_formula(*args: Any, **kwargs: Any) -> int:
+    return _norm(args[0])
+
+
+@register_flop_formula(_ops.add_rms_norm_backward)
+def _norm_backward_formula(*args: Any, **kwargs: Any) -> int:
+    return _KEPT * _norm(args[2])
+
+
+def _operators(
+    backend: str, device: torch.device, dtype: torch.dtype, states: int = 0, rank: int = 0
+) -> ModuleType:
+    return fused
+
+
+@contextmanager
+def through_operators() -> Iterator[None]:
+    """Have all ops of :mod:`mmvim_ops.functional` call an operator here, whatever their backend.
+
+    Operators that no compiled kernel serves run in pure torch, and on meta tensors not at all: what
+    is counted then depends neither on the machine nor on ``backend``. Not for several threads.
+    """
+    select = functional.select
+    vars(functional)['select'] = _operators
+    try:
+        yield
+    finally:
+        vars(functional)['select'] = select

@@ -1,0 +1,359 @@
+"""Loads the native library that ``ops/build.py`` compiled, if it is sound, and says why not.
+
+Importing this module registers the library's kernels behind the ``mmvim::`` operators. It never
+fails: a library that is absent, broken, stale or foreign ends in :func:`problem`.
+
+The sidecar is read before the library is mapped: touching the pages of a truncated library kills
+the process, and one whose exported functions or schemas changed would fail in the middle of a
+call. The environment variable ``MMVIM_CPU_ISA`` names the instruction set of the CPU kernels; it
+is read here, once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmvim_ops.library_file import (
+    INTERFACE,
+    LIBRARY,
+    OLDEST_TORCH,
+    PURE_PYTHON,
+    SIDECAR,
+    source_files,
+    sources_digest,
+)
+
+__all__ = [
+    'cuda_problem',
+    'cuda_usable',
+    'exp_many',
+    'force_splits',
+    'info',
+    'isa',
+    'isas',
+    'max_exp_rate',
+    'path',
+    'problem',
+    'shared_bytes',
+    'sources_state',
+    'usable',
+    'use_isa',
+]
+
+_EXPECTED_INTERFACE = INTERFACE
+_FOLDER = Path(__file__).resolve().parent
+_AGAIN = 'install again with `pip install --no-build-isolation`'
+
+
+class _Unusable(Exception):
+    """Why the library is not used."""
+
+
+def _read_sidecar(folder: Path) -> dict[str, Any]:
+    """What the build wrote beside the library, or nothing where there is neither."""
+    sidecar = folder / SIDECAR
+    try:
+        facts = json.loads(sidecar.read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        if (folder / LIBRARY).exists():
+            raise _Unusable(
+                f'foreign: {LIBRARY} has no {SIDECAR} beside it, so nobody knows what it is; '
+                f'remove it or {_AGAIN}'
+            ) from None
+        return {}
+    except (OSError, ValueError) as error:
+        raise _Unusable(f'broken: {SIDECAR} cannot be read ({error}); {_AGAIN}') from None
+    if not isinstance(facts, dict):
+        raise _Unusable(f'broken: {SIDECAR} holds no table; {_AGAIN}')
+    return facts
+
+
+def _check(folder: Path, facts: dict[str, Any]) -> Path:
+    """The library's path, once it is what the sidecar says and what this version needs."""
+    library = folder / LIBRARY
+    if not library.exists():
+        if 'problem' in facts:
+            raise _Unusable(f'not built: {facts["problem"]}')
+        if facts:
+            raise _Unusable(f'missing: {SIDECAR} is there and {LIBRARY} is not; {_AGAIN}')
+        raise _Unusable(f'not built: {_AGAIN}, or `python ops/build.py` among the sources')
+    if facts.get('interface') != _EXPECTED_INTERFACE:
+        raise _Unusable(
+            f'stale: {LIBRARY} has interface {facts.get("interface")} and this mmvim_ops needs '
+            f'{_EXPECTED_INTERFACE}; {_AGAIN}'
+        )
+    try:
+        digest = hashlib.sha256(library.read_bytes()).hexdigest()
+    except OSError as error:
+        raise _Unusable(f'broken: {LIBRARY} cannot be read ({error}); {_AGAIN}') from None
+    if digest != facts.get('sha256'):
+        raise _Unusable(f'broken: {LIBRARY} is not the file that was built; {_AGAIN}')
+    oldest = '.'.join(map(str, OLDEST_TORCH))
+    if torch.__version__ < oldest:  # a TorchVersion, compared as one
+        raise _Unusable(f'torch {torch.__version__} is older than {oldest}; upgrade torch')
+    return library
+
+
+def _map(file: Path, facts: dict[str, Any]) -> ctypes.CDLL:
+    """Load the library, which registers its kernels, and declare its C functions."""
+    try:
+        torch.ops.load_library(file)
+        library = ctypes.CDLL(str(file))
+        library.mmvim_ops_isas.restype = ctypes.c_char_p
+        library.mmvim_ops_isa.restype = ctypes.c_char_p
+        library.mmvim_ops_use_isa.argtypes = [ctypes.c_char_p]
+        library.mmvim_ops_exp_many.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
+        library.mmvim_ops_exp_many.restype = None
+        if facts['cuda'] is not None:
+            library.mmvim_cuda_knows_streams.restype = ctypes.c_bool
+            library.mmvim_cuda_force_splits.restype = None
+    except Exception as error:  # what a loader finds wrong with a file has no common class
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise _Unusable(f'foreign: {LIBRARY} cannot be loaded ({reason}); {_AGAIN}') from None
+    return library
+
+
+_library: ctypes.CDLL | None = None
+_facts: dict[str, Any] = {}
+_problem: str | None = None
+_isa_problem: str | None = None
+_warned: set[str] = set()
+_cuda_problems: dict[torch.device, str | None] = {}
+
+
+def _loaded() -> ctypes.CDLL:
+    if _library is None:
+        raise RuntimeError(f'the native library cannot be used: {_problem}')
+    return _library
+
+
+def problem() -> str | None:
+    """Why the native kernels cannot be used, or None where they can."""
+    return _problem or _isa_problem
+
+
+def cuda_problem(device: torch.device | None = None) -> str | None:
+    """Why the CUDA kernels cannot be used, or None where they can.
+
+    Args:
+        device: On which device. Defaults to the current one.
+    """
+    if _problem is not None:
+        return _problem
+    if _facts['cuda'] is None:
+        return f'not built: {_facts["cuda_problem"]}'
+    if torch.version.cuda is None or not _loaded().mmvim_cuda_knows_streams():
+        return f'torch {torch.__version__} is not built for CUDA'
+    if not torch.cuda.is_available():
+        return 'torch sees no CUDA device'
+    capability = torch.cuda.get_device_capability(device)
+    if not any(_runs_on(arch, capability) for arch in _facts['cuda']['archs']):
+        number = '.'.join(map(str, capability))
+        return (
+            f'compiled for {", ".join(_facts["cuda"]["archs"])}, and the device has compute '
+            f'capability {number}; build with TORCH_CUDA_ARCH_LIST={number}'
+        )
+    return None
+
+
+def _runs_on(arch: str, capability: tuple[int, int]) -> bool:
+    """Whether code of a kind, like ``sm_90`` or ``compute_100a``, runs on a device."""
+    kind, number = arch.split('_')
+    digits = number.rstrip('af')
+    built = int(digits[:-1]), int(digits[-1])
+    if digits != number:  # for this architecture (a) or its family (f) alone
+        return built == capability if number[-1] == 'a' else built[0] == capability[0]
+    if kind == 'compute':  # the driver compiles it
+        return built <= capability
+    return built[0] == capability[0] and built[1] <= capability[1]
+
+
+def info() -> dict[str, Any]:
+    """What the sidecar says: of the library, or why there is none. Empty without a sidecar."""
+    return dict(_facts)
+
+
+def path() -> Path | None:
+    """The library in use, or None."""
+    return None if _library is None else _FOLDER / LIBRARY
+
+
+def sources_state() -> str:
+    """Whether the library was built from the sources that lie here."""
+    if not source_files():
+        return 'not installed'
+    same = sources_digest() == _facts.get('sources')
+    return 'those of the library' if same else 'other than those of the library: build again'
+
+
+def isas() -> tuple[str, ...]:
+    """Instruction sets of the CPU kernels that this machine can run, best first.
+
+    Raises:
+        RuntimeError: There is no library; the message says why.
+    """
+    return tuple(_loaded().mmvim_ops_isas().decode().split(','))
+
+
+def isa() -> str:
+    """The instruction set that the CPU kernels use.
+
+    Raises:
+        RuntimeError: There is no library; the message says why.
+    """
+    return str(_loaded().mmvim_ops_isa().decode())
+
+
+def use_isa(name: str) -> None:
+    """Let the CPU kernels use another instruction set, from the next call on.
+
+    Raises:
+        RuntimeError: There is no library; the message says why.
+        ValueError: The name is unknown, or this machine cannot run it.
+    """
+    global _isa_problem
+    if name not in isas() or _loaded().mmvim_ops_use_isa(name.encode()) != 0:
+        raise ValueError(
+            f'instruction set {name!r} is unknown or cannot run here; valid: {", ".join(isas())}'
+        )
+    _isa_problem = None
+
+
+def usable() -> bool:
+    """Whether ``backend='auto'`` can take the native kernels; warns once where it should be able.
+
+    Raises:
+        RuntimeError: ``MMVIM_CPU_ISA`` names what cannot run here: another instruction set, or
+            another backend, would not be what was asked for.
+    """
+    if _isa_problem is not None:
+        raise RuntimeError(_isa_problem)
+    return _serves('its native library', _problem)
+
+
+def cuda_usable(device: torch.device) -> bool:
+    """Whether ``backend='auto'`` can take the CUDA kernels; warns once where it should be able."""
+    if torch.compiler.is_compiling():  # does not trace into questions about a device
+        return _problem is None and _facts['cuda'] is not None
+    if device not in _cuda_problems:
+        _cuda_problems[device] = cuda_problem(device)
+    return _serves('its CUDA kernels', _cuda_problems[device])
+
+
+def _serves(what: str, problem: str | None) -> bool:
+    if problem is None:
+        return True
+    expected = _facts.get('problem') != PURE_PYTHON
+    if expected and what not in _warned and not torch.compiler.is_compiling():
+        _warned.add(what)
+        warnings.warn(f'mmvim_ops runs without {what}: {problem}', stacklevel=5)
+    return False
+
+
+def shared_bytes(backward: bool, number_bytes: int, split: int, states: int, rank: int) -> int:
+    """Shared memory of a block of the CUDA scan of both directions, in bytes; 0 without such a one.
+
+    Args:
+        backward: Of the backward pass.
+        number_bytes: 2 or 4, of an activation.
+        split: Threads of a channel and direction.
+        states: N.
+        rank: R.
+
+    Raises:
+        RuntimeError: There are no CUDA kernels; the message says why.
+    """
+    library = _cuda_library()
+    return int(library.mmvim_cuda_shared_bytes(backward, number_bytes, split, states, rank))
+
+
+def _cuda_library() -> ctypes.CDLL:
+    library = _loaded()
+    if _facts['cuda'] is None:
+        raise RuntimeError(f'there are no CUDA kernels: {cuda_problem()}')
+    return library
+
+
+def force_splits(forward: int = 0, backward: int = 0) -> None:
+    """Let the CUDA scans give a channel so many threads a direction, for tests and measurements.
+
+    Args:
+        forward: 1, 2, 4, 8 or 16. Defaults to 0: the rule decides.
+        backward: 4, 8 or 16. Defaults to 0: the rule decides.
+
+    Raises:
+        RuntimeError: There are no CUDA kernels; the message says why.
+        ValueError: A number is none of these.
+    """
+    if forward not in (0, 1, 2, 4, 8, 16) or backward not in (0, 4, 8, 16):
+        raise ValueError(
+            f'forward={forward}, backward={backward}: valid are 1, 2, 4, 8, 16 and 4, 8, 16, or 0'
+        )
+    _cuda_library().mmvim_cuda_force_splits(forward, backward)
+
+
+def exp_many(data: Tensor, repeats: int) -> None:
+    """Write exp of the first half of ``data`` into the second, as the kernels compute it.
+
+    Args:
+        data: float32, contiguous, on the CPU, with twice as many elements as a multiple of 64.
+        repeats: How often to do so.
+
+    Raises:
+        RuntimeError: There is no library; the message says why.
+        ValueError: ``data`` is of another kind.
+    """
+    if data.device.type != 'cpu' or data.dtype != torch.float32 or not data.is_contiguous():
+        raise ValueError(
+            f'data must be a contiguous float32 tensor on the CPU, got {data.dtype} on '
+            f'{data.device} with strides {data.stride()}'
+        )
+    if data.numel() % 128:
+        raise ValueError(f'data must have a multiple of 128 elements, got {data.numel()}')
+    _loaded().mmvim_ops_exp_many(data.data_ptr(), data.numel(), repeats)
+
+
+def max_exp_rate(elements: int = 4096, seconds: float = 0.05, rounds: int = 5) -> float:
+    """Exponentials per second of one thread at the instruction set in use: the scan's ceiling.
+
+    Args:
+        elements: Size of the buffer, a multiple of 128; 4096 numbers lie in the first-level cache.
+        seconds: How long a round lasts at least.
+        rounds: The best of so many counts.
+
+    Raises:
+        RuntimeError: There is no library; the message says why.
+    """
+    data = torch.linspace(-1.0, 0.0, elements)
+    best, repeats = 0.0, 1
+    while rounds > 0:
+        start = time.perf_counter()
+        exp_many(data, repeats)
+        took = time.perf_counter() - start
+        if took < seconds:
+            repeats *= 2
+        else:
+            best = max(best, elements // 2 * repeats / took)
+            rounds -= 1
+    return best
+
+
+try:
+    _facts = _read_sidecar(_FOLDER)
+    _library = _map(_check(_FOLDER, _facts), _facts)
+    if os.environ.get('MMVIM_CPU_ISA'):
+        use_isa(os.environ['MMVIM_CPU_ISA'])
+except _Unusable as error:
+    _problem = str(error)
+except ValueError as error:
+    _isa_problem = f'MMVIM_CPU_ISA: {error}'
