@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -24,6 +26,24 @@ def patch_grid(
         for pixels, patch, stride in zip(size, patch_size, patch_stride)
     )
     return rows, columns
+
+
+def square_grid(rows: int) -> tuple[int, int]:
+    """The square grid of a position embedding that comes without its grid.
+
+    Args:
+        rows (int): Number of patch rows.
+
+    Raises:
+        ValueError: If ``rows`` is no square of a positive number.
+    """
+    side = math.isqrt(max(rows, 0))
+    if rows < 1 or side * side != rows:
+        raise ValueError(
+            f'the position embedding has {rows} patch rows, which is no square grid, and no '
+            'pos_embed_grid beside it tells its shape.'
+        )
+    return side, side
 
 
 def resize_pos_embed(

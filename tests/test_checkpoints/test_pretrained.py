@@ -156,7 +156,7 @@ def test_a_grid_that_nothing_tells_is_named(published):
     path, weights, _ = published
     weights['pos_embed'] = torch.zeros(1, 19, 16)  # 18 patches and the class token
     torch.save({'model': weights}, path)
-    with pytest.raises(UserError, match=r'vim\.pth does not fit .*18 rows.* no square grid'):
+    with pytest.raises(UserError, match=r'vim\.pth does not fit .*18 patch rows.* no square grid'):
         load(path)
 
 

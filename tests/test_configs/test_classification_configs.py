@@ -23,6 +23,7 @@ from mmvim.cli.result_table import paper_metrics
 from mmvim.errors import UserError
 from mmvim.models import VisionMamba
 from mmvim.models.pos_embed import resize_pos_embed
+from mmvim.models.token_layout import cls_positions
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs'
@@ -105,7 +106,7 @@ def test_full_size_model_is_the_released_one(name, goldens):
     assert sum(param.numel() for param in model.parameters()) == PARAMS[name]
     tokens = 196 if name not in FINE_TUNES else 729
     assert model.backbone.pos_embed.shape[1] == tokens
-    assert model.backbone._cls_positions(tokens) == (98 if tokens == 196 else 364,)
+    assert cls_positions(model.backbone.cls_token_type, tokens) == (98 if tokens == 196 else 364,)
     if name in FINE_TUNES:
         return
     table = json.loads(

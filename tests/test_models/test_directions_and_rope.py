@@ -11,6 +11,7 @@ from mmvim.checkpoints import to_official
 from mmvim.models import VisionMamba
 from mmvim.models.layers import VimMixer
 from mmvim.models.layers.rope import rope_table, rotate
+from mmvim.models.token_layout import cls_positions
 
 DIRECTIONS = ['none', 'sequence', 'block', 'block_published', 'ssm', 'ssm_conv']
 GRID = (2, 3)
@@ -37,7 +38,7 @@ def derive(model, image, **options):
     weights = to_official(model.state_dict(), model.cls_token_type)
     tokens, grid = model._embed(image)
     assert grid == GRID
-    positions = model._cls_positions(math.prod(grid))
+    positions = cls_positions(model.cls_token_type, math.prod(grid))
     patches = [i for i in range(tokens.shape[1]) if i not in positions]
     with torch.no_grad():
         taps = [

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mmvim.models import VisionMamba
+from mmvim.models.token_layout import CLS_TOKENS
 
 CASES = 6000
 
@@ -22,7 +23,7 @@ def random_options(rng):
         layers = 2
     rope = rng.choice(VisionMamba.ROPES)
     dims = 4 * rng.randint(1, 4) if rope != 'none' else rng.randint(1, 17)
-    cls_token = rng.choice(tuple(VisionMamba.CLS_TOKENS))
+    cls_token = rng.choice(tuple(CLS_TOKENS))
     out_types = [
         name
         for name in VisionMamba.OUT_TYPES
@@ -88,7 +89,7 @@ def test_backbone():
         ]
         dims = options['arch']['embed_dims']
         vector, featmap = (batch, dims), (batch, dims, *grid)
-        length = math.prod(grid) + VisionMamba.CLS_TOKENS[options['cls_token']]
+        length = math.prod(grid) + CLS_TOKENS[options['cls_token']]
         expected = {
             'featmap': [featmap],
             'cls_token': [vector],

@@ -13,6 +13,7 @@ from mmengine.registry import DefaultScope
 from mmvim.models import VisionMamba
 from mmvim.models.layers.norm import RMSNorm
 from mmvim.models.pos_embed import patch_grid, resize_pos_embed
+from mmvim.models.token_layout import cls_positions
 from mmvim.registry import MODELS
 
 TINY = dict(embed_dims=16, num_layers=3, d_state=4)
@@ -105,7 +106,7 @@ def test_non_square_position_embedding_keeps_its_shape_through_a_checkpoint():
     torch.testing.assert_close(tall.pos_embed.data, expected, rtol=0, atol=0)
     state = wide.state_dict()
     del state['pos_embed_grid']
-    with pytest.raises(ValueError, match='18 rows, which is no square grid'):
+    with pytest.raises(ValueError, match='18 patch rows, which is no square grid'):
         make(img_size=64, cls_token='none').load_state_dict(state)
 
 
@@ -135,7 +136,7 @@ def test_feature_maps_leave_the_class_token_out():
         tokens, grid = model._embed(image(24, 40))
         featmap = model._format_output(tokens, grid)
         patches = tokens
-        positions = model._cls_positions(15)
+        positions = cls_positions(model.cls_token_type, 15)
         keep = [i for i in range(tokens.shape[1]) if i not in positions]
         patches = tokens[:, keep]
         torch.testing.assert_close(

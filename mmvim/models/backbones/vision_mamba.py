@@ -24,7 +24,8 @@ from mmvim.models.arguments import (
 )
 from mmvim.models.layers import VimBlock, VimMixer, build_norm
 from mmvim.models.layers.rope import rope_table, rotate
-from mmvim.models.pos_embed import patch_grid, resize_pos_embed
+from mmvim.models.pos_embed import patch_grid, resize_pos_embed, square_grid
+from mmvim.models.token_layout import CLS_TOKENS, cls_positions, insert_tokens, split_tokens
 from mmvim.registry import MODELS
 from mmvim_ops.backends import BACKENDS
 
@@ -118,7 +119,6 @@ class VisionMamba(BaseModule):
         'small': dict(embed_dims=384, num_layers=24),
         'base': dict(embed_dims=768, num_layers=24),
     }
-    CLS_TOKENS = {'none': 0, 'head': 1, 'middle': 1, 'double': 2}
     OUT_TYPES = ('featmap', 'cls_token', 'avg_featmap', 'featmap_cls', 'raw')
     OUT_NORMS = ('none', 'last', 'all')
     DIRECTIONS = ('none', 'sequence', 'block', 'block_published', 'ssm', 'ssm_conv')
@@ -174,7 +174,7 @@ class VisionMamba(BaseModule):
             )
         check_choice('direction', direction, self.DIRECTIONS)
         check_choice('rope', rope, self.ROPES)
-        check_choice('cls_token', cls_token, tuple(self.CLS_TOKENS))
+        check_choice('cls_token', cls_token, CLS_TOKENS)
         check_choice('interpolate_mode', interpolate_mode, self.INTERPOLATE_MODES)
         check_choice('out_type', out_type, self.OUT_TYPES)
         check_choice('tap', tap, self.TAPS)
@@ -233,7 +233,7 @@ class VisionMamba(BaseModule):
             padding=0,
         )
         self.grid_size = patch_grid(self.img_size, self.patch_size, self.patch_stride)
-        num_cls_tokens = self.CLS_TOKENS[cls_token]
+        num_cls_tokens = CLS_TOKENS[cls_token]
         # Patch rows and class-token rows are separate parameters, so that no code ever has to
         # guess where the class token sits.
         self.cls_token = self._tokens(num_cls_tokens)
@@ -316,14 +316,13 @@ class VisionMamba(BaseModule):
         elif rows == math.prod(target):
             source = target
         else:
-            side = math.isqrt(rows)
-            if side * side != rows:
+            try:
+                source = square_grid(rows)
+            except ValueError as error:
                 raise ValueError(
-                    f'{name} has {rows} rows, which is no square grid, and the checkpoint holds '
-                    f'no {name}_grid that tells its shape: resize it to the {target} grid of '
-                    'this model first (mmvim.models.pos_embed.resize_pos_embed).'
-                )
-            source = (side, side)
+                    f'{name}: {error} Resize it to the {target} grid of this model first '
+                    '(mmvim.models.pos_embed.resize_pos_embed).'
+                ) from None
         if source != target:
             MMLogger.get_current_instance().info(
                 f'Resize {name} from a grid of {source} to {target} ({self.interpolate_mode}).'
@@ -387,21 +386,7 @@ class VisionMamba(BaseModule):
         if self.cls_pos_embed is not None:
             cls_tokens = cls_tokens + self.cls_pos_embed
         cls_tokens = cls_tokens.to(patches.dtype).expand(patches.shape[0], -1, -1)
-        if self.cls_token_type == 'double':
-            parts = (cls_tokens[:, :1], patches, cls_tokens[:, 1:])
-        else:
-            index = self._cls_positions(patches.shape[1])[0]
-            parts = (patches[:, :index], cls_tokens, patches[:, index:])
-        return self.drop_after_pos(torch.cat(parts, dim=1)), grid
-
-    def _cls_positions(self, num_patches: int) -> tuple[int, ...]:
-        """Indices of the class tokens in the sequence."""
-        return {
-            'none': (),
-            'head': (0,),
-            'middle': (num_patches // 2,),
-            'double': (0, num_patches + 1),
-        }[self.cls_token_type]
+        return self.drop_after_pos(insert_tokens(patches, cls_tokens, self.cls_token_type)), grid
 
     def forward(self, x: torch.Tensor) -> tuple[Any, ...]:
         """Run the backbone.
@@ -418,7 +403,7 @@ class VisionMamba(BaseModule):
         """
         tokens, grid = self._embed(x)
         table = None if self.rope == 'none' else rope_table(self.embed_dims, grid, x.device)
-        cls_positions = self._cls_positions(math.prod(grid))
+        positions = cls_positions(self.cls_token_type, math.prod(grid))
         # A flipped sequence is scanned from its other end; nothing has to change place.
         flip = self.direction == 'sequence' and self.training and torch.rand(()).item() < 0.5
         pairs = self.direction == 'block_published'
@@ -427,9 +412,9 @@ class VisionMamba(BaseModule):
         hidden, residual = tokens, None
         for index in range(0, deepest + 1, 2 if pairs else 1):
             if table is not None:
-                hidden = rotate(hidden, table, cls_positions)
+                hidden = rotate(hidden, table, positions)
                 if residual is not None and self.rope == 'both':
-                    residual = rotate(residual, table, cls_positions)
+                    residual = rotate(residual, table, positions)
             if pairs:
                 forward = self._run(index, hidden, residual)
                 backward = self._run(index + 1, hidden, residual)
@@ -471,21 +456,13 @@ class VisionMamba(BaseModule):
         """Tokens (B, L, D) -> the output type asked for; H, W is the patch grid."""
         if self.out_type == 'raw':
             return tokens
-        positions = self._cls_positions(math.prod(grid))
-        cls_token = None
-        if self.out_type in ('cls_token', 'featmap_cls'):
-            cls_token = torch.stack([tokens[:, i] for i in positions]).mean(dim=0)  # (B, D)
-            if self.out_type == 'cls_token':
-                return cls_token
-        patches = tokens
-        if positions:
-            index = positions[0]
-            parts = (tokens[:, :index], tokens[:, index + 1 :])
-            patches = torch.cat(parts, dim=1)[:, : math.prod(grid)]  # (B, H·W, D)
+        patches, cls_tokens = split_tokens(tokens, self.cls_token_type)
+        if self.out_type == 'cls_token':
+            return cls_tokens.mean(dim=1)  # (B, D)
         if self.out_type == 'avg_featmap':
             return patches.mean(dim=1)
         featmap = patches.transpose(1, 2).unflatten(2, grid).contiguous()  # (B, D, H, W)
-        return featmap if cls_token is None else (featmap, cls_token)
+        return (featmap, cls_tokens.mean(dim=1)) if self.out_type == 'featmap_cls' else featmap
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Depth of a parameter for layer-wise learning-rate decay.
