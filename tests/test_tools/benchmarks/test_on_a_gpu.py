@@ -261,7 +261,7 @@ def test_the_machine_is_described(gpu: Gpu) -> None:
     assert said['gpu clock'] == '345 MHz before the run, at most 1980'
 
 
-def test_the_commands_of_the_readme_are_understood(
+def test_the_commands_of_the_documents_are_understood(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     benchmark_backbone = pytest.importorskip('benchmark_backbone')
@@ -270,7 +270,8 @@ def test_the_commands_of_the_readme_are_understood(
         monkeypatch.setattr(tool, 'checked_device', torch.device)
     monkeypatch.setattr(benchmark_ops, 'contender_problem', lambda *_: None)
     monkeypatch.delenv('TORCH_CUDA_ARCH_LIST', raising=False)
-    text = (machine.ROOT / 'docs' / 'benchmarks' / 'README.md').read_text().replace('\\\n', ' ')
+    docs = (machine.ROOT / 'docs' / name for name in ('benchmarks/README.md', 'dev/gpu_runbook.md'))
+    text = ''.join(file.read_text() for file in docs).replace('\\\n', ' ')
     ran = []
     for line in text.splitlines():
         if 'python ' not in line:
