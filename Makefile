@@ -5,6 +5,7 @@
 #   TORCH            the torch to install                                        (torch==2.13.0)
 #   TORCH_INDEX_URL  another package index for torch, e.g. of CPU-only builds    (none)
 #   ABI_PYTHON       the interpreter of test-abi, 3.10 or newer                  (PYTHON)
+#   WORKERS          processes that share the tests                              (one per core and 4 GB)
 #   TORCH_CUDA_ARCH_LIST  GPUs to compile CUDA kernels for, where nvcc is        (9.0+PTX)
 
 SHELL := /bin/bash
@@ -14,6 +15,8 @@ TORCH ?= torch==2.13.0
 TORCH_INDEX_URL ?=
 ABI_PYTHON ?= $(PYTHON)
 ABI := .venv-abi
+WORKERS ?= $(shell $(PYTHON) -c "from os import cpu_count, sysconf; \
+	print(max(1, min(8, cpu_count(), sysconf('SC_PHYS_PAGES') * sysconf('SC_PAGE_SIZE') >> 32)))")
 VENV ?= $(if $(filter openmmlab,$(STACK)),.venv,.venv-$(STACK))
 
 # GPUs that the environment's library is compiled for, where nvcc is; a wheel serves all of them.
@@ -27,10 +30,13 @@ export MMVIM_FORCE_EXT ?= 1
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMPS := $(VENV)/.stamps
+# A file's tests stay in one process, which builds their fixtures once.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo demo-quick demo-det demo-cls test smoke smoke-onedl lint format slow wheel test-abi test-pure clean
+.PHONY: help install demo demo-quick demo-det demo-cls test smoke smoke-onedl lint format slow slow-tests \
+	wheel test-abi test-pure clean
 
 help: ## this list
 	@echo 'make TARGET [STACK=onedl] [PYTHON=python3.12] [TORCH_INDEX_URL=...]'
@@ -92,24 +98,10 @@ demo-cls: install ## train, test and picture a classifier on Vim, beside a linea
 	$(BIN)/python tools/demos/classification.py
 
 test: $(STAMPS)/test ## the test suite
-	$(BIN)/python -m pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
-# What depends on the stack: its repairs and imports, the backbone, configs under mmseg's own tool and
-# in mixed precision, operators that were compiled, resuming, and the tools with all three libraries.
-RESUME := tests/test_engine/test_resume.py
-DETECTION_STEP := tests/test_configs/test_detection_configs.py::test_trains_a_step_and_predicts
-CONFIG_STEP := tests/test_configs/test_segmentation_configs.py::test_trains_a_step_and_predicts
-SMOKE := tests/test_compat.py tests/test_models/test_vision_mamba_goldens.py \
-	tests/test_configs/test_mmseg_train.py tests/test_configs/test_mmpretrain_train.py \
-	'$(CONFIG_STEP)[vim-tiny_upernet_4xb8-amp-60k_ade20k-512x512]' \
-	'$(CONFIG_STEP)[vim-tiny_mask2former_8xb2-160k_ade20k-512x512]' \
-	'$(DETECTION_STEP)[vitdet_mask-rcnn_vim-tiny_lsj-100e_coco]' \
-	$(RESUME)::test_crashed_and_resumed $(RESUME)::test_iterations_over_a_finite_sampler \
-	$(RESUME)::test_a_loop_that_shall_not_advance_still_goes_on_behind_the_past_data \
-	tests/test_tools/test_test.py tests/test_tools/test_detection_and_classification.py
-
-smoke: $(STAMPS)/test ## the part of the suite that depends on the stack (2 minutes)
-	$(BIN)/python -m pytest -m 'not slow' $(SMOKE)
+smoke: $(STAMPS)/test ## the tests that depend on the stack (2 minutes)
+	$(PYTEST) -m 'stack and not slow'
 
 smoke-onedl: ## the same part, on the other stack in an environment of its own
 	$(MAKE) STACK=onedl VENV=.venv-onedl smoke
@@ -123,18 +115,24 @@ format: $(STAMPS)/dev ## rewrite the sources in the house format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-slow: $(STAMPS)/test test-abi test-pure ## long sweeps, the wheels, another torch, the onedl stack, the demos
-	$(BIN)/python -m pytest -m slow
+slow-tests: $(STAMPS)/test ## the tests that `make test` leaves out
+	$(PYTEST) -m slow
+
+# The other torch is downloaded beside the tests. All else shares the cores or writes into the
+# checkout, so one follows the other.
+slow: ## long sweeps, the wheels, another torch, the onedl stack, the demos
+	$(MAKE) -j2 slow-tests $(ABI)/.stamp
+	$(MAKE) test-abi test-pure
 	$(MAKE) smoke-onedl
-	$(BIN)/python tools/demos/segmentation.py
-	$(BIN)/python tools/demos/detection.py
-	$(BIN)/python tools/demos/classification.py
+	$(MAKE) demo
+	$(MAKE) demo-det
+	$(MAKE) demo-cls
 
 wheel: $(STAMPS)/test ## build the wheel under dist/ and test it as installed
 	rm -rf build/lib* build/bdist* dist
 	TORCH_CUDA_ARCH_LIST="$(WHEEL_CUDA_ARCHS)" \
 		$(PIP) wheel -q --no-deps --no-build-isolation -w dist .
-	$(BIN)/python tests/check_wheel.py dist/mmvim-*.whl
+	$(BIN)/python tests/check_wheel.py --workers $(WORKERS) dist/mmvim-*.whl
 
 $(ABI)/.stamp: requirements/abi.txt
 	rm -rf $(ABI)
@@ -144,12 +142,12 @@ $(ABI)/.stamp: requirements/abi.txt
 	@touch $@
 
 test-abi: wheel $(ABI)/.stamp ## test the ops of the same wheel under another torch
-	$(BIN)/python tests/check_wheel.py --python $(ABI)/bin/python dist/mmvim-*.whl
+	$(BIN)/python tests/check_wheel.py --workers $(WORKERS) --python $(ABI)/bin/python dist/mmvim-*.whl
 
 test-pure: wheel ## test the ops of a wheel without the native library
 	rm -rf build/lib* build/bdist*
 	MMVIM_NO_EXT=1 MMVIM_FORCE_EXT=0 $(PIP) wheel -q --no-deps --no-build-isolation -w dist/pure .
-	MMVIM_FORCE_EXT=0 $(BIN)/python tests/check_wheel.py --pure dist/pure/mmvim-*.whl
+	MMVIM_FORCE_EXT=0 $(BIN)/python tests/check_wheel.py --workers $(WORKERS) --pure dist/pure/mmvim-*.whl
 
 clean: ## remove environments, builds and caches; data/ and work_dirs/ stay
 	rm -rf .venv .venv-* build dist *.egg-info mmvim/.mim ops/mmvim_ops/libmmvim_ops.* .mypy_cache .ruff_cache .pytest_cache

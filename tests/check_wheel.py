@@ -99,7 +99,7 @@ def new_environment(folder: str) -> Path:
     return Path(folder) / 'bin' / 'python'
 
 
-def run_ops_tests(python: Path, facts: dict[str, str]) -> None:
+def run_ops_tests(python: Path, facts: dict[str, str], workers: int) -> None:
     """Run the tests of the ops on what is installed, from a copy that has no sources beside it."""
     with tempfile.TemporaryDirectory() as folder:
         printed = subprocess.run(
@@ -120,10 +120,13 @@ def run_ops_tests(python: Path, facts: dict[str, str]) -> None:
         shutil.copytree(ROOT / 'tests' / 'ops', Path(folder, 'ops'))
         Path(folder, 'pytest.ini').write_text('[pytest]\nmarkers = slow\n')
         goldens = os.environ.get('MMVIM_GOLDENS', str(ROOT.parent / 'shared' / 'goldens'))
+        options = ['-q', '--import-mode=importlib', '-m', 'not slow']
+        if workers > 1:
+            options += ['-n', str(workers), '--dist', 'loadfile']
         subprocess.run(
-            [python, '-m', 'pytest', '-q', '--import-mode=importlib', '-m', 'not slow', 'ops'],
+            [python, '-m', 'pytest', *options, 'ops'],
             cwd=folder,
-            env={**os.environ, 'MMVIM_GOLDENS': goldens},
+            env={**os.environ, 'MMVIM_GOLDENS': goldens, 'OMP_NUM_THREADS': '1'},
             check=True,
         )
 
@@ -134,6 +137,7 @@ def main() -> None:
     parser.add_argument('wheel', type=Path)
     parser.add_argument('--python', type=Path, help='test the ops in the environment of this one')
     parser.add_argument('--pure', action='store_true', help='the wheel has no native library')
+    parser.add_argument('--workers', type=int, default=1, help='processes that share the tests')
     options = parser.parse_args()
     wheel: Path = options.wheel.resolve()
     check_contents(wheel)
@@ -145,7 +149,7 @@ def main() -> None:
         subprocess.run([python, '-m', 'pip', *install], check=True)
         if not options.python:
             subprocess.run([python, '-c', CHECK], cwd=folder, check=True)
-        run_ops_tests(python, facts)
+        run_ops_tests(python, facts, options.workers)
 
 
 if __name__ == '__main__':

@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 
-from mmvim.cli.devices import has_amp_accelerator
+from mmvim.engine.cpu_processes import has_amp_accelerator
 from mmvim.models import VisionMamba
 
 # Images this high, backbones about this wide.

@@ -14,7 +14,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from scaled_down import LOADERS, SIDE, WIDTH, WIDTH_KEYS, scaled
 
-from mmvim.cli.devices import has_amp_accelerator
+from mmvim.engine.cpu_processes import has_amp_accelerator
 from mmvim.models import VisionMamba
 
 HEAD_KEYS = ('conv_out_channels', 'fc_out_channels')

@@ -16,6 +16,8 @@ from mmengine.runner.checkpoint import CheckpointLoader, load_checkpoint, save_c
 
 from mmvim import compat
 
+pytestmark = pytest.mark.stack
+
 
 def python(code, *arguments):
     """Run code in a fresh interpreter, where nothing is imported yet."""

@@ -4,14 +4,9 @@ import os
 
 import torch
 from mmengine.config import Config
-from mmengine.device import (
-    get_device,
-    is_cuda_available,
-    is_mlu_available,
-    is_musa_available,
-    is_npu_available,
-)
+from mmengine.device import get_device
 
+from mmvim.engine.cpu_processes import has_amp_accelerator
 from mmvim.errors import UserError, first_line
 
 # What mmengine.dist reads from the environment for each launcher (mmengine 0.10).
@@ -30,11 +25,6 @@ _STARTED_BY = {
     'slurm': 'srun',
     'mpi': 'mpirun, with MASTER_ADDR set',
 }
-
-
-def has_amp_accelerator() -> bool:
-    """Whether there is a device that mmengine's ``AmpOptimWrapper`` accepts."""
-    return is_cuda_available() or is_npu_available() or is_mlu_available() or is_musa_available()
 
 
 def enter_launcher(launcher: str, local_rank: int) -> None:

@@ -1,21 +1,18 @@
 """What takes part in a run: hooks, the optimiser's construction, and what lets a run survive."""
 
-from mmvim.engine.hooks import (
+from mmvim.engine.hooks import NonFiniteLossHook, StrictCheckpointHook
+from mmvim.engine.layer_decay import LayerDecayOptimWrapperConstructor
+from mmvim.engine.resume import (
     AtomicCheckpointHook,
     DataPositionHook,
-    NonFiniteLossHook,
     RandomStateHook,
     SaveOnSignalHook,
-    StrictCheckpointHook,
-)
-from mmvim.engine.layer_decay import LayerDecayOptimWrapperConstructor
-from mmvim.engine.resume.resumable import (
+    SeededDataLoader,
     leave,
     make_resumable,
     resume_with_seed,
     use_atomic_checkpoints,
 )
-from mmvim.engine.resume.seeded_loader import SeededDataLoader
 
 __all__ = [
     'AtomicCheckpointHook',

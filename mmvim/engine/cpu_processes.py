@@ -12,13 +12,23 @@ from typing import Any
 
 import torch.distributed as torch_dist
 from mmengine.config import Config
+from mmengine.device import (
+    is_cuda_available,
+    is_mlu_available,
+    is_musa_available,
+    is_npu_available,
+)
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
 from mmengine.registry import MODEL_WRAPPERS
 from torch import nn
 
-from mmvim.cli.devices import has_amp_accelerator
 from mmvim.errors import UserError
+
+
+def has_amp_accelerator() -> bool:
+    """Whether there is a device that mmengine's ``AmpOptimWrapper`` accepts."""
+    return is_cuda_available() or is_npu_available() or is_mlu_available() or is_musa_available()
 
 
 @MODEL_WRAPPERS.register_module()

@@ -20,7 +20,7 @@ pytest.importorskip('mmdet')
 from scaled_down_detection import shrink, write_coco
 
 from mmvim.cli.config import require
-from mmvim.cli.devices import has_amp_accelerator
+from mmvim.engine.cpu_processes import has_amp_accelerator
 from mmvim.errors import UserError
 from mmvim.models import VisionMamba
 from mmvim.models.pos_embed import resize_pos_embed
@@ -62,7 +62,15 @@ def plain_text(monkeypatch):
 
 
 @pytest.mark.usefixtures('plain_text')
-@pytest.mark.parametrize('name', IDS)
+@pytest.mark.parametrize(
+    'name',
+    [
+        pytest.param(
+            name, marks=[pytest.mark.stack] * (name == VITDET.format('mask-rcnn', 'tiny', ''))
+        )
+        for name in IDS
+    ],
+)
 def test_trains_a_step_and_predicts(name, tmp_path):
     cfg = load(name)
     amp = cfg.optim_wrapper.type == 'AmpOptimWrapper'

@@ -12,6 +12,7 @@ pytest.importorskip('mmpretrain')
 
 from scaled_down_classification import shrink, write_images
 
+pytestmark = pytest.mark.stack
 ROOT = Path(__file__).parents[2]
 THEIRS = Path(importlib.util.find_spec('mmpretrain').origin).parent / '.mim' / 'tools' / 'train.py'
 

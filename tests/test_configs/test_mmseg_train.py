@@ -9,6 +9,7 @@ import pytest
 from mmengine.config import Config
 
 pytest.importorskip('mmseg')
+pytestmark = pytest.mark.stack
 ROOT = Path(__file__).parents[2]
 MMSEG_TRAIN = Path(importlib.util.find_spec('mmseg').origin).parent / '.mim' / 'tools' / 'train.py'
 

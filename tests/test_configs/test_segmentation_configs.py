@@ -30,6 +30,11 @@ FILES = sorted(
     and (path.parent.name != 'demo' or 'upernet' in path.stem)
 )
 IDS = [path.stem for path in FILES]
+# In mixed precision, and with compiled operators.
+STACK = {
+    'vim-tiny_upernet_4xb8-amp-60k_ade20k-512x512',
+    'vim-tiny_mask2former_8xb2-160k_ade20k-512x512',
+}
 UPERNET = 'upernet/vim-{}_upernet_4xb8-60k_ade20k-512x512{}.py'
 STOCK = Path(importlib.util.find_spec('mmseg').origin).parent / '.mim' / 'configs'
 
@@ -52,7 +57,13 @@ def is_missing(cfg):
     return None
 
 
-@pytest.mark.parametrize('file', FILES, ids=IDS)
+@pytest.mark.parametrize(
+    'file',
+    [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.stack] * (path.stem in STACK))
+        for path in FILES
+    ],
+)
 def test_trains_a_step_and_predicts(file, tmp_path):
     cfg = load(file)
     if (module := is_missing(cfg)) is not None:

@@ -39,6 +39,7 @@ def last(work_dir: Path) -> str:
     return (work_dir / 'last_checkpoint').read_text()
 
 
+@pytest.mark.stack
 @pytest.mark.parametrize('workers', [0, 2])
 @pytest.mark.parametrize('by_epoch', [False, True], ids=['iters', 'epochs'])
 def test_crashed_and_resumed(
@@ -105,6 +106,7 @@ def test_signalled_in_validation(
     assert same_state(tmp_path / 'whole' / final, tmp_path / 'broken' / final)
 
 
+@pytest.mark.stack
 def test_iterations_over_a_finite_sampler(
     train: Train, same_state: Same, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,6 +145,7 @@ def test_a_loop_that_drops_past_batches_gets_nothing_first() -> None:
     assert list(itertools.islice(_Forwarded(iter(range(9)), 3), 5)) == [None, None, None, 0, 1]
 
 
+@pytest.mark.stack
 def test_a_loop_that_shall_not_advance_still_goes_on_behind_the_past_data(
     train: Train, same_state: Same, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ from mmvim.checkpoints import convert_official
 from mmvim.models import VisionMamba
 from mmvim.models.layers import VimMixer
 
+pytestmark = pytest.mark.stack
 ARCH = dict(embed_dims=64, num_layers=4)
 # Golden -> class token it was made with, and how the model differs from the published default.
 CASES = {

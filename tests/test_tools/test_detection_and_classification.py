@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+pytestmark = pytest.mark.stack
 Run = Callable[..., Any]
 
 

@@ -1,8 +1,10 @@
 """Save checkpoints so that none is ever lost to an interruption or a full disk."""
 
+import copy
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.hooks import CheckpointHook
+from mmengine.logging import MessageHub
 from mmengine.runner import Runner
 
 from mmvim.atomic_files import ATOMIC_BACKEND, remove_partial_files, write_atomically
@@ -118,22 +121,15 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, Any]) -> None:
         """Let mmengine's method do it, but hold back the removals until all is saved."""
-        hub, backend = runner.message_hub, self.file_backend
-        before = {key: value for key, value in hub.runtime_info.items() if key.startswith('best_')}
-        paths = {
-            name: value.copy() if isinstance(value, dict) else value
-            for name, value in vars(self).items()
-            if name.startswith('best_ckpt_path')
-        }
+        backend = self.file_backend
+        own = {key: value for key, value in vars(self).items() if key.startswith('best_ckpt_path')}
+        own = copy.deepcopy(own)
         self.file_backend = held = _HeldRemovals(backend)
         try:
-            super()._save_best_checkpoint(runner, metrics)
+            with _restored_on_failure(runner.message_hub):
+                super()._save_best_checkpoint(runner, metrics)
         except OSError as error:
-            for key in [key for key in hub.runtime_info if key.startswith('best_')]:
-                hub.pop_info(key)
-            for key, value in before.items():
-                hub.update_info(key, value)
-            self.__dict__.update(paths)
+            self.__dict__.update(own)
             runner.logger.log(
                 logging.WARNING,
                 f'the best checkpoint could not be written to {self.out_dir} '
@@ -153,14 +149,11 @@ class AtomicCheckpointHook(CheckpointHook):
         **options: Any,
     ) -> None:
         """Save a checkpoint and note it as the last one; after an OSError all is as before."""
-        hub = runner.message_hub
-        info = dict(info or {}, last_ckpt=path)
-        before = {key: hub.get_info(key) for key in info if key in hub.runtime_info}
-        for key, value in info.items():
-            hub.update_info(key, value)
-        # Hooks may need something of all processes, where only the first one saves.
-        runner.call_hook('before_collective_checkpoint')
-        try:
+        with _restored_on_failure(runner.message_hub):
+            for key, value in dict(info or {}, last_ckpt=path).items():
+                runner.message_hub.update_info(key, value)
+            # Hooks may need something of all processes, where only the first one saves.
+            runner.call_hook('before_collective_checkpoint')
             runner.save_checkpoint(
                 self.out_dir,
                 Path(path).name,
@@ -172,12 +165,6 @@ class AtomicCheckpointHook(CheckpointHook):
             )
             if is_main_process():
                 write_atomically(Path(runner.work_dir, 'last_checkpoint'), str(path).encode())
-        except OSError:
-            for key in info:
-                hub.pop_info(key)
-            for key, value in before.items():
-                hub.update_info(key, value)
-            raise
         self.last_ckpt = path
         self.saved_iter = meta['iter']
 
@@ -198,6 +185,18 @@ class AtomicCheckpointHook(CheckpointHook):
             f'checkpoint {path} could not be written ({error.strerror or error}): make room there, '
             f'or name another folder in default_hooks.checkpoint.out_dir; {rest}'
         )
+
+
+@contextmanager
+def _restored_on_failure(hub: MessageHub) -> Iterator[None]:
+    """Put back what was noted in the hub after an OSError, and pass that on."""
+    before = dict(hub.runtime_info)
+    try:
+        yield
+    except OSError:
+        hub.runtime_info.clear()
+        hub.runtime_info.update(before)
+        raise
 
 
 def _remove(backend: Any, path: str) -> None:

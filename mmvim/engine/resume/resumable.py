@@ -9,7 +9,7 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from mmvim.engine.resume.data_position import DataPositionHook
-from mmvim.engine.resume.random_state_hook import RandomStateHook
+from mmvim.engine.resume.random_state import RandomStateHook
 from mmvim.engine.resume.save_on_signal import SaveOnSignalHook
 from mmvim.engine.resume.seeded_loader import SeededDataLoader
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.util
 import os
@@ -71,7 +72,10 @@ def emulation() -> Path:
     output = work / LIBRARY
     command = (*cxx, '-shared', '-Wl,-z,defs', *map(str, objects), *libraries, '-o', str(output))
     link = build._Step(output, objects, command)
-    build._execute(steps, link, work, build._jobs(os.environ))
+    work.mkdir(parents=True, exist_ok=True)
+    with open(work / 'lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # other processes of the tests compile the same
+        build._execute(steps, link, work, build._jobs(os.environ))
     return output
 
 
