@@ -61,9 +61,9 @@ def _selective(u: Shape, A: Shape, D: Shape | None, z: Shape | None) -> int:
     return scan_flops(u[0], u[1], u[2], A[1], D is not None, z is not None)
 
 
-def _bidirectional(x: Shape, dt_w: Shape, A: Shape) -> int:
+def _bidirectional(x: Shape, dt_w: Shape, A: Shape, z: Shape | None) -> int:
     batch, length, channels = x
-    scan = scan_flops(batch, length, channels, A[1], skip=True, gate=True)
+    scan = scan_flops(batch, length, channels, A[1], skip=True, gate=z is not None)
     return 2 * (scan + projection_flops(batch, length, dt_w[1], channels))
 
 
@@ -92,7 +92,7 @@ def _selective_backward_formula(*args: Any, **kwargs: Any) -> int:
     [_ops.bidirectional_selective_scan, _ops.chunked_bidirectional_selective_scan]
 )
 def _bidirectional_formula(*args: Any, **kwargs: Any) -> int:
-    return _bidirectional(args[0], args[4], args[8])
+    return _bidirectional(args[0], args[4], args[8], args[12])
 
 
 @register_flop_formula(
@@ -102,7 +102,7 @@ def _bidirectional_formula(*args: Any, **kwargs: Any) -> int:
     ]
 )
 def _bidirectional_backward_formula(*args: Any, **kwargs: Any) -> int:
-    return _RECOMPUTED * _bidirectional(args[1], args[5], args[9])
+    return _RECOMPUTED * _bidirectional(args[1], args[5], args[9], args[13])
 
 
 @register_flop_formula(_ops.conv1d_silu)

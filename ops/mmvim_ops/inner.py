@@ -159,7 +159,7 @@ class _Recomputing(torch.autograd.Function):
         dbls = _project(xs, projections)
         with full_precision(x.device):
             inputs = map(passes.readable, (*xs, *dbls, *scans, z))
-            out, checkpoints = passes.scan(*inputs, scale, passes.chunk)
+            out, checkpoints = passes.scan(*inputs, scale, False, passes.chunk)
         ctx.passes, ctx.scale = passes, scale
         ctx.save_for_backward(*tensors, *dbls, checkpoints)
         return out.to(x.dtype)

@@ -6,6 +6,10 @@ device. The others, the convolutions and the normalisation, are the compiled ker
 exported with them runs anywhere. Beyond the arguments of :mod:`mmvim_ops.functional`:
 
 * ``B``, ``C`` of ``selective_scan`` are always (B, L, groups, N).
+* ``z``: absent, there is no gate.
+* ``wide_out``: the bidirectional scan returns its sums as it has them, in float32 (in float64 for
+  float64 inputs), whatever the dtype of its inputs; its backward pass takes a ``grad_out`` of
+  either dtype.
 * ``chunk``: tokens between two saved states. ``checkpoints`` holds the state before every chunk, in
   scan order: (ceil(L / chunk), B, groups, N, E / groups); the bidirectional op has two groups of E.
 * ``needs``: which input gradients a backward computes; the others come back with no elements.
@@ -35,9 +39,8 @@ _SELECTIVE = (
 _SELECTIVE_OPTIONS = 'bool delta_softplus, bool reverse, SymInt groups, SymInt chunk'
 _BIDIRECTIONAL = (
     'Tensor x_f, Tensor x_b, Tensor dbl_f, Tensor dbl_b, Tensor dt_w_f, Tensor dt_w_b, '
-    'Tensor dt_b_f, Tensor dt_b_b, Tensor A_f, Tensor A_b, Tensor D_f, Tensor D_b, Tensor z'
+    'Tensor dt_b_f, Tensor dt_b_b, Tensor A_f, Tensor A_b, Tensor D_f, Tensor D_b, Tensor? z'
 )
-_BIDIRECTIONAL_OPTIONS = 'float scale, SymInt chunk'
 _CONV = 'Tensor x, Tensor weight, Tensor? bias'
 _BI_CONV = 'Tensor x, Tensor w_f, Tensor? b_f, Tensor w_b, Tensor? b_b'
 
@@ -53,11 +56,11 @@ _SCHEMAS = {
         f'{_SELECTIVE_OPTIONS}, bool[] needs, bool deterministic) -> {_results(8)}'
     ),
     'bidirectional_selective_scan': (
-        f'({_BIDIRECTIONAL}, {_BIDIRECTIONAL_OPTIONS}) -> {_results(2)}'
+        f'({_BIDIRECTIONAL}, float scale, bool wide_out, SymInt chunk) -> {_results(2)}'
     ),
     'bidirectional_selective_scan_backward': (
         f'(Tensor grad_out, {_BIDIRECTIONAL}, Tensor checkpoints, '
-        f'{_BIDIRECTIONAL_OPTIONS}, bool[] needs, bool deterministic) -> {_results(13)}'
+        f'float scale, SymInt chunk, bool[] needs, bool deterministic) -> {_results(13)}'
     ),
     'conv1d_silu': f'({_CONV}, bool reverse) -> Tensor',
     'conv1d_silu_backward': (
@@ -102,8 +105,9 @@ def _selective_backward_fake(*args: Any) -> tuple[Tensor, ...]:
 
 
 def _bidirectional_fake(*args: Any) -> tuple[Tensor, Tensor]:
-    x, A, chunk = args[0], args[8], args[14]
-    return x.new_empty(x.shape), _checkpoints_like(x, A, 2, 2, chunk)
+    x, A, wide_out, chunk = args[0], args[8], args[14], args[15]
+    out = x.new_empty(x.shape, dtype=wide_dtype(x.dtype) if wide_out else x.dtype)
+    return out, _checkpoints_like(x, A, 2, 2, chunk)
 
 
 def _bidirectional_backward_fake(*args: Any) -> tuple[Tensor, ...]:
@@ -150,6 +154,12 @@ def _setup_scan(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -
     ctx.save_for_backward(*tensors, checkpoints)
 
 
+def _setup_bidirectional(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _setup_scan(ctx, inputs, output)
+    scale, _, chunk = ctx.options  # how wide the output was shows in its gradient
+    ctx.options = (scale, chunk)
+
+
 def _setup_conv(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
     tensors = [value for value in inputs if value is None or isinstance(value, Tensor)]
     ctx.options = inputs[len(tensors) :]
@@ -192,7 +202,8 @@ def _bidirectional_rule(backward_op: Any) -> Callable[..., Any]:
         if grad_out is None:  # only the checkpoints were used, which are not differentiable
             return (None,) * len(ctx.needs_input_grad)
         deterministic = torch.are_deterministic_algorithms_enabled()
-        return _input_grads(ctx, backward_op, (grad_out,), 13, deterministic)
+        grads = _input_grads(ctx, backward_op, (grad_out,), 13, deterministic)
+        return (*grads, None)  # of `wide_out`, which is no option of the backward op
 
     return backward
 
@@ -243,7 +254,7 @@ _OPERATORS = {
     'bidirectional_selective_scan': _Operator(
         (chunked.bidirectional_forward, chunked.bidirectional_backward),
         (_bidirectional_fake, _bidirectional_backward_fake),
-        _setup_scan,
+        _setup_bidirectional,
         _bidirectional_rule,
     ),
     'conv1d_silu': _Operator(

@@ -18,7 +18,7 @@ __all__ = [
 
 # What the Python side expects of the library: raise it with every change of an operator's schema
 # or of an exported function, so that a library built before is told apart from one built after.
-INTERFACE = 2
+INTERFACE = 3
 LIBRARY = 'libmmvim_ops.so'
 SIDECAR = 'libmmvim_ops.json'
 OLDEST_TORCH = (2, 10)

@@ -138,7 +138,7 @@ def test_opcheck(dtype: torch.dtype, scan_inputs: Inputs, bidirectional_inputs: 
     ops, options = torch.ops.mmvim, (True, True, 2, 32)
     for op, tensors, rest in (
         (ops.selective_scan.default, one, options),
-        (ops.bidirectional_selective_scan.default, two, (0.5, 32)),
+        (ops.bidirectional_selective_scan.default, two, (0.5, False, 32)),
     ):
         leaves = [tensor.detach().clone().requires_grad_() for tensor in tensors]
         torch.library.opcheck(op, (*leaves, *rest))
@@ -147,7 +147,7 @@ def test_opcheck(dtype: torch.dtype, scan_inputs: Inputs, bidirectional_inputs: 
         ops.selective_scan_backward.default,
         (out, last_state, *one, checkpoints, *options, [True] * 8, True),
     )
-    out, checkpoints = ops.bidirectional_selective_scan(*two, 0.5, 32)
+    out, checkpoints = ops.bidirectional_selective_scan(*two, 0.5, False, 32)
     torch.library.opcheck(
         ops.bidirectional_selective_scan_backward.default,
         (out, *two, checkpoints, 0.5, 32, [True] * 13, True),

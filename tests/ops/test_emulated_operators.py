@@ -36,7 +36,7 @@ def test_opcheck_selective_scan(dtype: torch.dtype, optional: bool, scan_inputs:
 @pytest.mark.parametrize('dtype', DTYPES)
 def test_opcheck_bidirectional(dtype: torch.dtype, bidirectional_inputs: Inputs) -> None:
     tensors = [t.requires_grad_() for t in bidirectional_inputs(L=70, dtype=dtype).values()]
-    torch.library.opcheck(operator('bidirectional_selective_scan'), (*tensors, 0.5, 32))
+    torch.library.opcheck(operator('bidirectional_selective_scan'), (*tensors, 0.5, False, 32))
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
@@ -59,7 +59,7 @@ def test_opcheck_backwards(
             (out, grad_last_state, *tensors, checkpoints, *options, needs, deterministic),
         )
     tensors = list(bidirectional_inputs(L=70, dtype=dtype).values())
-    out, checkpoints = operator('bidirectional_selective_scan')(*tensors, 0.5, 32)
+    out, checkpoints = operator('bidirectional_selective_scan')(*tensors, 0.5, False, 32)
     for needs in ([True] * 13, [True, False] * 6 + [False], [False, True] * 6 + [True]):
         torch.library.opcheck(
             operator('bidirectional_selective_scan_backward'),
@@ -91,7 +91,7 @@ def test_a_chunk_that_is_no_number_of_tiles(
     with pytest.raises(RuntimeError, match=says):
         operator('selective_scan')(*(one[name] for name in SELECTIVE), True, False, 1, chunk)
     with pytest.raises(RuntimeError, match=says):
-        operator('bidirectional_selective_scan')(*both.values(), 0.5, chunk)
+        operator('bidirectional_selective_scan')(*both.values(), 0.5, False, chunk)
 
 
 def test_no_chunk(scan_inputs: Inputs) -> None:

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 import mmvim_ops
 from mmvim_ops import loading as native
+from mmvim_ops import reference
 from mmvim_ops.backends import chunked
 
 Inputs = Callable[..., dict[str, Tensor]]
@@ -62,11 +63,16 @@ def test_opcheck_selective_scan(
 
 
 @pytest.mark.parametrize(('family', 'dtype'), FAMILIES)
+@pytest.mark.parametrize(('gated', 'wide_out'), [(True, False), (True, True), (False, True)])
 def test_opcheck_bidirectional(
-    family: str, dtype: torch.dtype, bidirectional_inputs: Inputs
+    gated: bool, wide_out: bool, family: str, dtype: torch.dtype, bidirectional_inputs: Inputs
 ) -> None:
-    tensors = [t.requires_grad_() for t in bidirectional_inputs(L=9, dtype=dtype).values()]
-    torch.library.opcheck(operator(family, 'bidirectional_selective_scan'), (*tensors, 0.5, 4))
+    inputs = bidirectional_inputs(L=9, dtype=dtype)
+    tensors: list[Tensor | None] = [tensor.requires_grad_() for tensor in inputs.values()]
+    if not gated:
+        tensors[-1] = None
+    options = (0.5, wide_out, 4)
+    torch.library.opcheck(operator(family, 'bidirectional_selective_scan'), (*tensors, *options))
 
 
 @pytest.mark.parametrize(('family', 'dtype'), FAMILIES)
@@ -83,13 +89,16 @@ def test_opcheck_backwards(
             operator(family, 'selective_scan_backward'),
             (out, last_state, *tensors, checkpoints, *options, needs, True),
         )
-    tensors = list(bidirectional_inputs(L=9, dtype=dtype).values())
-    out, checkpoints = operator(family, 'bidirectional_selective_scan')(*tensors, 0.5, 4)
-    for needs in ([True] * 13, [True, False] * 6 + [False]):
-        torch.library.opcheck(
-            operator(family, 'bidirectional_selective_scan_backward'),
-            (out, *tensors, checkpoints, 0.5, 4, needs, True),
-        )
+    *rest, z = bidirectional_inputs(L=9, dtype=dtype).values()
+    for gate, wide_out in ((z, False), (None, True)):
+        inputs = (*rest, gate)
+        scan = operator(family, 'bidirectional_selective_scan')
+        out, checkpoints = scan(*inputs, 0.5, wide_out, 4)
+        for needs in ([True] * 13, [True, False] * 6 + [False]):
+            torch.library.opcheck(
+                operator(family, 'bidirectional_selective_scan_backward'),
+                (out, *inputs, checkpoints, 0.5, 4, needs, True),
+            )
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
@@ -230,7 +239,7 @@ def test_no_large_tensor(scan_inputs: Inputs, bidirectional_inputs: Inputs) -> N
 
     tensors = list(bidirectional_inputs(B=1, L=L, E=E, N=N, dtype=torch.float32).values())
     with LargestTensor() as forward:
-        results = chunked.bidirectional_forward(*tensors, 0.5, chunk)
+        results = chunked.bidirectional_forward(*tensors, 0.5, False, chunk)
     with LargestTensor() as backward:
         chunked.bidirectional_backward(
             results[0], *tensors, results[1], 0.5, chunk, [True] * 13, True
@@ -254,3 +263,40 @@ def test_saved_for_backward(bidirectional_inputs: Inputs) -> None:
     given = {leaf.data_ptr() for leaf in leaves}
     extra = [tensor for tensor in saved if tensor.data_ptr() not in given]
     assert [tensor.shape for tensor in extra] == [(4, 1, 2, 16, 40)]
+
+
+@pytest.mark.parametrize(('family', 'dtype'), FAMILIES)
+@pytest.mark.parametrize('gated', [True, False])
+@pytest.mark.parametrize('wide_out', [True, False])
+def test_gate_and_width_of_the_sums(
+    wide_out: bool,
+    gated: bool,
+    family: str,
+    dtype: torch.dtype,
+    bidirectional_inputs: Inputs,
+    value_and_grads: Inputs,
+    assert_close: Any,
+) -> None:
+    """Without a gate as with one that is 1; wide sums are not rounded to the inputs' dtype."""
+    inputs = bidirectional_inputs(L=70, dtype=dtype)
+    z = inputs.pop('z')
+    one = torch.full_like(z, 1.2784645427610738, dtype=torch.float64)  # silu of that is 1
+
+    def expected(z: Tensor = one, **tensors: Tensor) -> Tensor:
+        out: Tensor = reference.bidirectional_selective_scan(**tensors, z=z)
+        return out
+
+    def scan(z: Tensor | None = None, **tensors: Tensor) -> Tensor:
+        run = operator(family, 'bidirectional_selective_scan')
+        out: Tensor = run(*tensors.values(), z, 0.5, wide_out, 32)[0]
+        return out
+
+    if gated:
+        inputs['z'] = z
+    exact = {name: tensor.double() for name, tensor in inputs.items()}
+    actual = value_and_grads(scan, inputs)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    assert actual['out'].dtype == (wide if wide_out else dtype)
+    for name, tensor in inputs.items():
+        assert actual[f'grad of {name}'].dtype == tensor.dtype
+    assert_close(actual, value_and_grads(expected, exact))

@@ -123,8 +123,10 @@ struct ForwardResult {
   Tensor out, last_state, checkpoints;
 };
 
-ForwardResult run_forward(const Problem& problem, const Tensor& lead, bool want_last_state) {
-  ForwardResult result = {new_contiguous(lead), nothing(lead), problem.new_checkpoints(lead)};
+ForwardResult run_forward(const Problem& problem, const Tensor& lead, ScalarType out_type,
+                          bool want_last_state) {
+  ForwardResult result = {torch::stable::new_empty(lead, sizes_of(lead), out_type), nothing(lead),
+                          problem.new_checkpoints(lead)};
   if (want_last_state) {
     result.last_state = torch::stable::new_empty(
         lead, Sizes{problem.batch, problem.channels, problem.states}, ScalarType::Float);
@@ -290,7 +292,7 @@ std::tuple<Tensor, Tensor, Tensor> selective_scan(
     bool delta_softplus, bool reverse, int64_t groups, int64_t chunk) {
   const Problem problem = selective_problem(u, delta, A, B, C, D, z, delta_bias, delta_softplus,
                                             reverse, groups, chunk);
-  const ForwardResult result = run_forward(problem, u, true);
+  const ForwardResult result = run_forward(problem, u, u.scalar_type(), true);
   return {result.out, result.last_state, result.checkpoints};
 }
 
@@ -322,7 +324,7 @@ Problem bidirectional_problem(const Tensor& x_f, const Tensor& x_b, const Tensor
                               const Tensor& dbl_b, const Tensor& dt_w_f, const Tensor& dt_w_b,
                               const Tensor& dt_b_f, const Tensor& dt_b_b, const Tensor& A_f,
                               const Tensor& A_b, const Tensor& D_f, const Tensor& D_b,
-                              const Tensor& z, double scale, int64_t chunk) {
+                              const OptionalTensor& z, double scale, int64_t chunk) {
   check_chunk(chunk);
   Problem p = {};
   p.batch = x_f.size(0);
@@ -340,18 +342,19 @@ Problem bidirectional_problem(const Tensor& x_f, const Tensor& x_b, const Tensor
   for (const Tensor* dbl : {&dbl_f, &dbl_b}) p.rows.emplace_back(*dbl);
   p.parameters.emplace_back(A_f, dt_w_f, D_f, dt_b_f);
   p.parameters.emplace_back(A_b, dt_w_b, D_b, dt_b_b);
-  p.z = View(z);
+  p.z = view(z);
   return p;
 }
 
 std::tuple<Tensor, Tensor> bidirectional_selective_scan(
     const Tensor x_f, const Tensor x_b, const Tensor dbl_f, const Tensor dbl_b,
     const Tensor dt_w_f, const Tensor dt_w_b, const Tensor dt_b_f, const Tensor dt_b_b,
-    const Tensor A_f, const Tensor A_b, const Tensor D_f, const Tensor D_b, const Tensor z,
-    double scale, int64_t chunk) {
+    const Tensor A_f, const Tensor A_b, const Tensor D_f, const Tensor D_b,
+    const OptionalTensor z, double scale, bool wide_out, int64_t chunk) {
   const Problem problem = bidirectional_problem(x_f, x_b, dbl_f, dbl_b, dt_w_f, dt_w_b, dt_b_f,
                                                 dt_b_b, A_f, A_b, D_f, D_b, z, scale, chunk);
-  const ForwardResult result = run_forward(problem, x_f, false);
+  const ForwardResult result =
+      run_forward(problem, x_f, wide_out ? ScalarType::Float : x_f.scalar_type(), false);
   return {result.out, result.checkpoints};
 }
 
@@ -359,12 +362,12 @@ auto bidirectional_selective_scan_backward(
     const Tensor grad_out, const Tensor x_f, const Tensor x_b, const Tensor dbl_f,
     const Tensor dbl_b, const Tensor dt_w_f, const Tensor dt_w_b, const Tensor dt_b_f,
     const Tensor dt_b_b, const Tensor A_f, const Tensor A_b, const Tensor D_f, const Tensor D_b,
-    const Tensor z, const Tensor checkpoints, double scale, int64_t chunk,
+    const OptionalTensor z, const Tensor checkpoints, double scale, int64_t chunk,
     const std::vector<bool> needs, bool /*deterministic*/) {
   const Problem problem = bidirectional_problem(x_f, x_b, dbl_f, dbl_b, dt_w_f, dt_w_b, dt_b_f,
                                                 dt_b_b, A_f, A_b, D_f, D_b, z, scale, chunk);
   const BackwardResult result = run_backward(problem, grad_out, x_f, std::nullopt, checkpoints,
-                                             nullptr, needs[12] ? &z : nullptr);
+                                             nullptr, needs[12] && z ? &*z : nullptr);
   const int64_t N = problem.states, R = problem.rank;
   const Tensor* dbls[] = {&dbl_f, &dbl_b};
   const Tensor* parameters[4][2] = {
@@ -379,7 +382,7 @@ auto bidirectional_selective_scan_backward(
       if (needs[at]) grads[at] = unpack(result.parameters[d], places[i], *parameters[i][d]);
     }
   }
-  if (needs[12]) grads[12] = result.grad_z;
+  if (needs[12] && z) grads[12] = result.grad_z;
   return as_tuple<13>(grads);
 }
 

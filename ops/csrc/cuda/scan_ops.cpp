@@ -75,7 +75,8 @@ struct ForwardResult {
   Tensor out, last_state, checkpoints;
 };
 
-ForwardResult run_forward(const Scans& scans, const Tensor& lead, bool want_last_state) {
+ForwardResult run_forward(const Scans& scans, const Tensor& lead, ScalarType out_type,
+                          bool want_last_state) {
   const OnDeviceOf on(lead);
   ForwardProblem p;
   static_cast<Problem&>(p) = scans.problem;
@@ -95,7 +96,7 @@ ForwardResult run_forward(const Scans& scans, const Tensor& lead, bool want_last
     using T = decltype(value);
     scan_forward<T>(p, forward_split<T>(p, on.device()), on.device());
   });
-  result.out = to_type(out, lead.scalar_type());
+  result.out = to_type(out, out_type);
   return result;
 }
 
@@ -140,6 +141,9 @@ BackwardResult run_backward(const Scans& scans, const Tensor& lead, const Tensor
   BackwardResult result;
   BackwardProblem p;
   static_cast<Problem&>(p) = scans.problem;
+  STD_TORCH_CHECK(grad_out.scalar_type() != ScalarType::Float || scans.type == ScalarType::Float,
+                  "the CUDA kernels take a float32 gradient of float32 inputs only; convert the "
+                  "inputs, or use backend='chunked'");
   const RowsOf grad(grad_out, scans.type);
   const Tensor saved = to_contiguous(checkpoints);
   const Parameter last(grad_last_state);
@@ -218,7 +222,7 @@ std::tuple<Tensor, Tensor, Tensor> selective_scan(
     bool delta_softplus, bool reverse, int64_t groups, int64_t chunk) {
   const Scans scans = selective(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse,
                                 groups, chunk);
-  const ForwardResult result = run_forward(scans, u, true);
+  const ForwardResult result = run_forward(scans, u, u.scalar_type(), true);
   return {result.out, result.last_state, result.checkpoints};
 }
 
@@ -248,9 +252,10 @@ auto selective_scan_backward(const Tensor grad_out, const OptionalTensor grad_la
 Scans bidirectional(const Tensor& x_f, const Tensor& x_b, const Tensor& dbl_f, const Tensor& dbl_b,
                     const Tensor& dt_w_f, const Tensor& dt_w_b, const Tensor& dt_b_f,
                     const Tensor& dt_b_b, const Tensor& A_f, const Tensor& A_b, const Tensor& D_f,
-                    const Tensor& D_b, const Tensor& z, double scale, int64_t chunk) {
+                    const Tensor& D_b, const OptionalTensor& z, double scale, int64_t chunk) {
   CommonType common(x_f);
-  for (const Tensor* each : {&x_b, &dbl_f, &dbl_b, &z}) common.include(*each);
+  for (const Tensor* each : {&x_b, &dbl_f, &dbl_b}) common.include(*each);
+  common.include(z);
   Scans scans{common.type(), {}, {}, std::nullopt};
   const ScalarType type = scans.type;
   Problem& p = scans.problem;
@@ -270,7 +275,7 @@ Scans bidirectional(const Tensor& x_f, const Tensor& x_b, const Tensor& dbl_f, c
   };
   add(x_f, dbl_f, A_f, dt_w_f, D_f, dt_b_f);
   add(x_b, dbl_b, A_b, dt_w_b, D_b, dt_b_b);
-  scans.z.emplace(z, type);
+  if (z) scans.z.emplace(*z, type);
   scans.finish_problem(chunk);
   return scans;
 }
@@ -278,11 +283,15 @@ Scans bidirectional(const Tensor& x_f, const Tensor& x_b, const Tensor& dbl_f, c
 std::tuple<Tensor, Tensor> bidirectional_selective_scan(
     const Tensor x_f, const Tensor x_b, const Tensor dbl_f, const Tensor dbl_b,
     const Tensor dt_w_f, const Tensor dt_w_b, const Tensor dt_b_f, const Tensor dt_b_b,
-    const Tensor A_f, const Tensor A_b, const Tensor D_f, const Tensor D_b, const Tensor z,
-    double scale, int64_t chunk) {
+    const Tensor A_f, const Tensor A_b, const Tensor D_f, const Tensor D_b,
+    const OptionalTensor z, double scale, bool wide_out, int64_t chunk) {
   const Scans scans = bidirectional(x_f, x_b, dbl_f, dbl_b, dt_w_f, dt_w_b, dt_b_f, dt_b_b, A_f,
                                     A_b, D_f, D_b, z, scale, chunk);
-  const ForwardResult result = run_forward(scans, x_f, false);
+  STD_TORCH_CHECK(!wide_out || scans.type == ScalarType::Float,
+                  "the CUDA kernels keep float32 sums of float32 inputs only; convert the inputs, "
+                  "or use backend='chunked'");
+  const ForwardResult result =
+      run_forward(scans, x_f, wide_out ? ScalarType::Float : x_f.scalar_type(), false);
   return {result.out, result.checkpoints};
 }
 
@@ -290,12 +299,12 @@ auto bidirectional_selective_scan_backward(
     const Tensor grad_out, const Tensor x_f, const Tensor x_b, const Tensor dbl_f,
     const Tensor dbl_b, const Tensor dt_w_f, const Tensor dt_w_b, const Tensor dt_b_f,
     const Tensor dt_b_b, const Tensor A_f, const Tensor A_b, const Tensor D_f, const Tensor D_b,
-    const Tensor z, const Tensor checkpoints, double scale, int64_t chunk,
+    const OptionalTensor z, const Tensor checkpoints, double scale, int64_t chunk,
     const std::vector<bool> needs, bool deterministic) {
   const Scans scans = bidirectional(x_f, x_b, dbl_f, dbl_b, dt_w_f, dt_w_b, dt_b_f, dt_b_b, A_f,
                                     A_b, D_f, D_b, z, scale, chunk);
   const BackwardResult result = run_backward(scans, x_f, grad_out, std::nullopt, checkpoints,
-                                             false, needs[12], deterministic);
+                                             false, needs[12] && z, deterministic);
   const Tensor* xs[] = {&x_f, &x_b};
   const Tensor* dbls[] = {&dbl_f, &dbl_b};
   const std::vector<const Tensor*> parameters[] = {{&A_f, &dt_w_f, &D_f, &dt_b_f},
@@ -310,7 +319,7 @@ auto bidirectional_selective_scan_backward(
     sum_parameters(result.parameters[d], parameters[d], wanted,
                    {scans.problem.states, scans.problem.rank, 1, 1});
   }
-  if (needs[12]) grads[12] = to_type(*result.z, z.scalar_type());
+  if (needs[12] && z) grads[12] = to_type(*result.z, z->scalar_type());
   return as_tuple<13>(grads);
 }
 

@@ -210,8 +210,9 @@ def bidirectional_forward(
     A_b: Tensor,
     D_f: Tensor,
     D_b: Tensor,
-    z: Tensor,
+    z: Tensor | None,
     scale: float,
+    wide_out: bool,
     chunk: int,
 ) -> tuple[Tensor, Tensor]:
     """The kernel of ``mmvim::bidirectional_selective_scan``; see :mod:`mmvim_ops.library`."""
@@ -225,8 +226,10 @@ def bidirectional_forward(
     with full_precision(x_f.device):
         scan = _pair(x_f, (A_f, A_b), (D_f, D_b), (dt_b_f, dt_b_b), chunk)
         _, checkpoints = scan.forward(source.load, store)
-        out = both.mul_(F.silu(wide(z))).mul_(scale).to(x_f.dtype)
-    return out, checkpoints
+        if z is not None:
+            both.mul_(F.silu(wide(z)))
+        both.mul_(scale)
+    return both if wide_out else both.to(x_f.dtype), checkpoints
 
 
 def _pair(
@@ -255,7 +258,7 @@ def bidirectional_backward(
     A_b: Tensor,
     D_f: Tensor,
     D_b: Tensor,
-    z: Tensor,
+    z: Tensor | None,
     checkpoints: Tensor,
     scale: float,
     chunk: int,
@@ -267,6 +270,7 @@ def bidirectional_backward(
     need_x, need_dbl, need_w, need_bias, need_A, need_D = (
         any(needs[first : first + 2]) for first in range(0, 12, 2)
     )
+    need_z = needs[12] and z is not None
     grads = [_empty_grad(tensor, need, x_f) for tensor, need in zip(inputs, needs)]
     source = _Bidirectional((x_f, x_b), (dbl_f, dbl_b), (dt_w_f, dt_w_b), A_f.shape[1])
 
@@ -291,9 +295,11 @@ def bidirectional_backward(
                 order.write(both, tokens, y[:, :, d, 0], add=True)
 
     with full_precision(x_f.device):
-        gate, grad_gated = wide(z), wide(grad_out) * scale
-        grad_both = grad_gated * F.silu(gate)
-        both = torch.zeros_like(gate) if needs[12] else gate
+        gate = None if z is None else wide(z)
+        grad_both = grad_gated = wide(grad_out) * scale
+        if gate is not None:
+            grad_both = grad_gated * F.silu(gate)
+        both = torch.zeros_like(grad_both) if need_z else grad_both
         grad_weights = [torch.zeros_like(weight) for weight in source.dt_weights]
         wanted = Needs(
             u=need_x,
@@ -303,13 +309,13 @@ def bidirectional_backward(
             C=need_dbl,
             D=need_D,
             bias=need_bias,
-            y=needs[12],
+            y=need_z,
         )
         scan = _pair(x_f, (A_f, A_b), (D_f, D_b), (dt_b_f, dt_b_b), chunk)
         grad_A, grad_D, grad_bias = scan.backward(
             source.load, load_grad, store, checkpoints, None, wanted
         )
-        if needs[12]:
+        if gate is not None and need_z:
             grads[12].copy_(torch.ops.aten.silu_backward(grad_gated.mul_(both), gate))
     for first, pair in ((4, grad_weights), (6, grad_bias), (8, grad_A), (10, grad_D)):
         for index, value in enumerate(pair, start=first):
@@ -366,6 +372,6 @@ def bidirectional_selective_scan(
     chunk = chunk_length(batch, length, 2 * channels, A_f.shape[1], x_f.device)
     out: Tensor = torch.ops.mmvim.chunked_bidirectional_selective_scan(
         *(x_f, x_b, dbl_f, dbl_b, dt_w_f, dt_w_b, dt_b_f, dt_b_b),
-        *(A_f, A_b, D_f, D_b, z, scale, chunk),
+        *(A_f, A_b, D_f, D_b, z, scale, False, chunk),
     )[0]
     return out

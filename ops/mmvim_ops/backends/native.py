@@ -125,7 +125,7 @@ def bidirectional_selective_scan(
         kernels.operators.bidirectional_selective_scan.default,
         needs_grad,
         *map(kernels.readable, tensors),
-        *(scale, kernels.chunk if needs_grad else x_f.shape[1]),
+        *(scale, False, kernels.chunk if needs_grad else x_f.shape[1]),
     )[0]
     return out.to(x_f.dtype)
 
