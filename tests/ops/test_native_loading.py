@@ -138,7 +138,7 @@ CASES: list[tuple[Callable[[Path], None], str]] = [
 
 def load(folder: Path) -> ModuleType:
     """The loader of a folder, as a module of its own."""
-    spec = importlib.util.spec_from_file_location('native_copy', folder / 'native.py')
+    spec = importlib.util.spec_from_file_location('native_copy', folder / 'loading.py')
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
