@@ -1,6 +1,5 @@
 """Files of the patterns dataset: the three layouts, what is refused, and the command line."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -12,17 +11,17 @@ from mmvim.datasets.patterns import (
     CLASSES,
     PALETTE,
     TEXTURE_CLASSES,
-    PatternsError,
     PatternsSpec,
     generation,
 )
 from mmvim.datasets.patterns.generation import MANIFEST, generate, read_manifest
-from mmvim.datasets.patterns.layouts import Item, files, make_item, run_lengths
+from mmvim.datasets.patterns.layouts import Item, coco_annotation, files, make_item
 from mmvim.datasets.patterns.preview import draw_preview
+from mmvim.errors import UsageError, UserError
 
 SPEC = PatternsSpec(train=24, val=9, size=64, seed=7)
 TINY = PatternsSpec(train=3, val=2, size=64, seed=1)
-REPOSITORY = Path(__file__).parents[2]
+TOOL = 'dataset_converters/make_patterns'
 
 
 @pytest.fixture(scope='module')
@@ -30,22 +29,6 @@ def data(tmp_path_factory):
     out = tmp_path_factory.mktemp('data') / 'patterns'
     assert generate(out, SPEC)
     return out
-
-
-@pytest.fixture
-def cli(monkeypatch):
-    """The main function of the command line, given arguments."""
-    path = REPOSITORY / 'tools' / 'dataset_converters' / 'make_patterns.py'
-    spec = importlib.util.spec_from_file_location('make_patterns', path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
-    def run(*arguments):
-        argv = ['make_patterns.py', '--workers', '1', *map(str, arguments)]
-        monkeypatch.setattr('sys.argv', argv)
-        return module.main()
-
-    return run
 
 
 TINY_ARGUMENTS = ('--train', 3, '--val', 2, '--size', 64, '--seed', 1)
@@ -151,14 +134,16 @@ def test_one_layout_alone_has_the_same_files(data, tmp_path, layout):
     assert all(found[name] == expected[name] for name in found if name.startswith(layout))
 
 
-@pytest.mark.parametrize('mask', [np.zeros((4, 3), bool), np.ones((4, 3), bool)])
-def test_run_lengths_of_plain_masks(mask):
-    assert run_lengths(mask) == ([0, 12] if mask.any() else [12])
-
-
-def test_run_lengths_go_down_the_columns():
-    mask = np.array([[1, 0], [1, 1], [0, 1]], bool)
-    assert run_lengths(mask) == [0, 2, 2, 2]
+@pytest.mark.parametrize('filled', [(slice(2), slice(1)), (slice(None), slice(None)), (3, 2)])
+def test_annotation_holds_box_area_and_mask(filled):
+    mask_api = pytest.importorskip('pycocotools.mask')
+    mask = np.zeros((4, 3), bool)
+    mask[filled] = True
+    found = json.loads(json.dumps(coco_annotation(mask, 5, 7)))
+    np.testing.assert_array_equal(mask_api.decode(found['segmentation']), mask)
+    rows, columns = np.nonzero(mask)
+    assert found['bbox'] == [columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1]
+    assert (found['area'], found['category_id'], found['image_id']) == (mask.sum(), 5, 7)
 
 
 def test_spec_survives_json():
@@ -172,7 +157,7 @@ def test_spec_survives_json():
     [None, [], {}, {**SPEC.to_json(), 'train': '24'}, {**SPEC.to_json(), 'layouts': 'ade'}],
 )
 def test_broken_spec_is_refused(broken):
-    with pytest.raises(PatternsError):
+    with pytest.raises((TypeError, KeyError, UsageError)):
         PatternsSpec.from_json(broken)
 
 
@@ -189,7 +174,7 @@ def test_broken_spec_is_refused(broken):
     ],
 )
 def test_bad_spec(changes, words):
-    with pytest.raises(PatternsError, match=words):
+    with pytest.raises(UsageError, match=words):
         PatternsSpec(**changes)
 
 
@@ -197,7 +182,7 @@ def test_a_folder_with_other_files_is_refused_and_untouched(tmp_path):
     (tmp_path / 'thesis.txt').write_text('years of work')
     before = tree(tmp_path)
     for if_exists in ('refuse', 'keep'):
-        with pytest.raises(PatternsError, match='is not empty: add --force'):
+        with pytest.raises(UserError, match='is not empty: add --force'):
             generate(tmp_path, TINY, if_exists=if_exists)
         assert tree(tmp_path) == before
 
@@ -206,7 +191,7 @@ def test_a_folder_with_other_files_is_refused_and_untouched(tmp_path):
 def test_another_dataset_is_refused_and_untouched(tmp_path, if_exists):
     generate(tmp_path, TINY)
     before = tree(tmp_path)
-    with pytest.raises(PatternsError, match=r'3 \+ 2 images .* wanted: 24 \+ 9 images'):
+    with pytest.raises(UserError, match=r'3 \+ 2 images .* wanted: 24 \+ 9 images'):
         generate(tmp_path, SPEC, if_exists=if_exists)
     assert tree(tmp_path) == before
 
@@ -227,7 +212,7 @@ def test_replace_keeps_off_files_of_others(tmp_path):
     theirs = tmp_path / 'classes.json'
     theirs.write_text('theirs')
     before = tree(tmp_path)
-    with pytest.raises(PatternsError, match='was not written by this tool'):
+    with pytest.raises(UserError, match='was not written by this tool'):
         generate(tmp_path, TINY, if_exists='replace')
     assert tree(tmp_path) == before
 
@@ -242,7 +227,7 @@ def test_replace_beside_files_of_others(tmp_path):
 @pytest.mark.parametrize('content', ['', 'hello', '[]', '{"version": 1, "complete": true}'])
 def test_a_strange_manifest_is_a_strangers_file(tmp_path, content):
     (tmp_path / MANIFEST).write_text(content)
-    with pytest.raises(PatternsError, match='was not written by this tool'):
+    with pytest.raises(UserError, match='was not written by this tool'):
         generate(tmp_path, TINY, if_exists='replace')
     assert (tmp_path / MANIFEST).read_text() == content
 
@@ -265,8 +250,9 @@ def test_keep_mends_a_dataset_that_lost_a_file(tmp_path):
 def test_keep_does_not_take_an_older_version_for_this_one(tmp_path):
     generate(tmp_path, TINY)
     manifest = json.loads((tmp_path / MANIFEST).read_text())
-    (tmp_path / MANIFEST).write_text(json.dumps({**manifest, 'version': 0}))
-    with pytest.raises(PatternsError, match='of version 0'):
+    manifest['spec']['version'] = 0
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match='of version 0'):
         generate(tmp_path, TINY, if_exists='keep')
 
 
@@ -283,24 +269,25 @@ def test_an_interrupted_run_is_recognised(tmp_path, monkeypatch, if_exists):
         with pytest.raises(KeyboardInterrupt):
             generate(tmp_path / 'data', TINY)
     assert not read_manifest(tmp_path / 'data').complete
-    with pytest.raises(PatternsError, match='unfinished'):
+    with pytest.raises(UserError, match='unfinished'):
         generate(tmp_path / 'data', TINY)
     assert generate(tmp_path / 'data', TINY, if_exists=if_exists)
     generate(tmp_path / 'fresh', TINY)
     assert tree(tmp_path / 'data') == tree(tmp_path / 'fresh')
 
 
-def test_cli(cli, tmp_path, capsys):
+def test_tool(run, tmp_path, capsys):
     out = tmp_path / 'patterns'
-    assert cli('--out', out, *TINY_ARGUMENTS) == 0
+    base = (TOOL, '--workers', 1, '--out', out, *TINY_ARGUMENTS)
+    assert run(*base) == 0
     assert 'preview.png' in capsys.readouterr().out
     generate(tmp_path / 'same', TINY)
     assert tree(out) == tree(tmp_path / 'same')
-    assert cli('--out', out, *TINY_ARGUMENTS, '--if-missing') == 0
+    assert run(*base, '--if-missing') == 0
     assert 'already there' in capsys.readouterr().out
-    assert cli('--out', out, *TINY_ARGUMENTS) == 2
+    assert run(*base) == 1
     assert 'add --force' in capsys.readouterr().err
-    assert cli('--out', out, *TINY_ARGUMENTS, '--layouts', 'coco', '--force') == 0
+    assert run(*base, '--layouts', 'coco', '--force') == 0
     assert not (out / 'ade').exists()
 
 
@@ -311,23 +298,17 @@ def test_cli(cli, tmp_path, capsys):
         (['--size', 7], '--size is 7'),
         (['--seed', -2], '--seed is -2'),
         (['--workers', 0], '--workers is 0'),
-        (['--out', 'a_file'], 'is a file'),
-        (['--out', 'a_file/below'], 'cannot write to'),
+        (['--layouts', 'voc'], 'imagefolder'),
+        (['--out', 'a_file'], '--out a_file cannot be written (File exists)'),
+        (['--out', 'a_file/below'], 'cannot be written (Not a directory)'),
     ],
 )
-def test_cli_bad_input_is_one_sentence(cli, tmp_path, monkeypatch, capsys, arguments, words):
+def test_bad_input_is_one_sentence(run, tmp_path, monkeypatch, capsys, arguments, words):
     monkeypatch.chdir(tmp_path)
     Path('a_file').touch()
     before = tree(tmp_path)
-    assert cli('--out', 'data', *arguments) != 0
+    assert run(TOOL, '--out', 'data', *arguments) == (1 if '--out' in arguments else 2)
     message = capsys.readouterr().err
     assert words in message
     assert message.count('\n') == 1
     assert tree(tmp_path) == before
-
-
-def test_cli_unknown_layout(cli, capsys):
-    with pytest.raises(SystemExit) as stop:
-        cli('--out', 'data', '--layouts', 'voc')
-    assert stop.value.code == 2
-    assert 'imagefolder' in capsys.readouterr().err

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from rich.console import Console
 
 from mmvim.datasets.patterns import TEXTURE_CLASSES
-from mmvim.datasets.patterns.image_baseline import LinearResult
+from mmvim.datasets.patterns.linear_baselines import BaselineResult
 
 pytest.importorskip('mmpretrain')
 
@@ -34,7 +34,7 @@ def classes(demo):
 
 
 def linear(top1):
-    return LinearResult(TEXTURE_CLASSES, (top1,) * 8, top1, 1.0, {1.0: top1})
+    return BaselineResult(TEXTURE_CLASSES, (top1,) * 8, top1, {'penalty 1': top1})
 
 
 def counts(right, of=25):

@@ -1,29 +1,35 @@
 """Make the patterns dataset: textured objects on shaded backgrounds, for demos and tests."""
 
-import argparse
 import os
 import sys
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from rich.console import Console
+from mmvim.cli.arguments import PlainParser
+from mmvim.cli.output_folders import make_writable
+from mmvim.cli.progress import track
+from mmvim.cli.run_tool import run_tool
+from mmvim.datasets.patterns import LAYOUTS, PatternsSpec, generate
+from mmvim.errors import UsageError
 
-from mmvim.datasets.patterns import LAYOUTS, PatternsError, PatternsSpec, generate
 
-
-def parse_args() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    defaults = PatternsSpec()
+def main(argv: Sequence[str] | None = None) -> None:
+    """Make the dataset, unless it is there and may be kept."""
+    parser = PlainParser('Make the patterns dataset: textured objects on shaded backgrounds.')
     parser.add_argument('--out', type=Path, required=True, help='folder of the dataset')
-    parser.add_argument('--train', type=int, default=defaults.train, help='training images')
-    parser.add_argument('--val', type=int, default=defaults.val, help='validation images')
-    parser.add_argument('--size', type=int, default=defaults.size, help='side, in pixels')
-    parser.add_argument('--seed', type=int, default=defaults.seed)
-    parser.add_argument('--workers', type=int, default=os.cpu_count() or 1, help='processes')
+    spec = PatternsSpec()
+    for name, what in (
+        ('train', 'training images'),
+        ('val', 'validation images'),
+        ('size', 'side in pixels'),
+        ('seed', 'of all chance'),
+    ):
+        default = getattr(spec, name)
+        parser.add_argument(f'--{name}', type=int, default=default, help=f'{what} ({default})')
     parser.add_argument('--layouts', nargs='+', choices=LAYOUTS, default=list(LAYOUTS))
+    parser.add_argument('--workers', type=int, default=os.cpu_count() or 1, help='processes')
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument(
         '--force', action='store_true', help='replace the patterns dataset that --out holds'
@@ -31,43 +37,23 @@ def parse_args() -> argparse.Namespace:
     existing.add_argument(
         '--if-missing', action='store_true', help='do nothing if --out holds this very dataset'
     )
-    return parser.parse_args()
+    args = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    spec = PatternsSpec(args.train, args.val, args.size, args.seed, tuple(args.layouts))
+    if args.workers < 1:
+        raise UsageError(f'--workers is {args.workers}: at least 1 process is needed')
 
-
-def main() -> int:
-    """Make the dataset; one sentence and a code other than 0 if that cannot be done."""
-    args = parse_args()
-    console = Console(stderr=True)
+    make_writable(args.out, '--out')
     started = time.monotonic()
-    try:
-        spec = PatternsSpec(args.train, args.val, args.size, args.seed, tuple(args.layouts))
-        written = generate(
-            args.out,
-            spec,
-            workers=args.workers,
-            if_exists='replace' if args.force else 'keep' if args.if_missing else 'refuse',
-            console=console,
-        )
-    except PatternsError as error:
-        print(f'make_patterns: {error}', file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f'make_patterns: cannot write to {args.out}: {error}', file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(
-            f'make_patterns: interrupted; {args.out} is unfinished, --force or --if-missing '
-            'begin again',
-            file=sys.stderr,
-        )
-        return 130
-    if written:
-        print(f'{args.out}: written in {time.monotonic() - started:.0f} s', end='; ')
-    else:
-        print(f'{args.out}: already there', end='; ')
-    print(f'look at {args.out / "preview.png"}')
-    return 0
+    written = generate(
+        args.out,
+        spec,
+        workers=args.workers,
+        if_exists='replace' if args.force else 'keep' if args.if_missing else 'refuse',
+        track=partial(track, what='drawing patterns'),
+    )
+    how = f'written in {time.monotonic() - started:.0f} s' if written else 'already there'
+    print(f'{args.out}: {how}; look at {args.out / "preview.png"}')
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_tool(main))

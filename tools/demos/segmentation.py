@@ -59,7 +59,7 @@ def pixel_baseline() -> Result:
     """Train and test the classifier of single pixels."""
     report = ROOT / OUT / 'pixel_baseline.json'
     run('tools/analysis_tools/pixel_baseline.py', DATA, '--json', report)
-    iou = json.loads(report.read_text())['iou']
+    iou = json.loads(report.read_text())['per_class']
     return Result(np.array([np.nan if value is None else value for value in iou]))
 
 

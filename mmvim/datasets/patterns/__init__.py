@@ -2,14 +2,13 @@
 
 ``textures``, ``outlines`` and ``scenes`` are pure functions of a random generator;
 ``layouts`` turns scenes into the ADE20K, COCO and ImageFolder folder layouts;
-``generation`` writes a whole dataset; ``preview`` draws it; ``pixel_baseline`` measures how far a
-classifier gets that looks at single pixels and their nearest neighbours, ``image_baseline`` how far
-a linear one of whole pictures.
+``generation`` writes a whole dataset; ``preview`` draws it; ``linear_baselines`` measures how far
+linear classifiers get, of single pixels and their nearest neighbours and of whole pictures.
 """
 
 from mmvim.datasets.patterns.classes import BACKGROUND, CLASSES, PALETTE, TEXTURE_CLASSES
 from mmvim.datasets.patterns.generation import generate
-from mmvim.datasets.patterns.layouts import LAYOUTS, SPLITS, PatternsError, PatternsSpec
+from mmvim.datasets.patterns.layouts import LAYOUTS, SPLITS, PatternsSpec
 from mmvim.datasets.patterns.scenes import Scene, make_scene
 
 __all__ = [
@@ -19,7 +18,6 @@ __all__ = [
     'PALETTE',
     'SPLITS',
     'TEXTURE_CLASSES',
-    'PatternsError',
     'PatternsSpec',
     'Scene',
     'generate',

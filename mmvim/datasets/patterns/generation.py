@@ -9,7 +9,7 @@ import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -19,19 +19,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import cv2
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
+from mmvim.atomic_files import write_atomically
 from mmvim.datasets.patterns.layouts import (
     SPLITS,
-    PatternsError,
+    Item,
     PatternsSpec,
     Split,
     files,
@@ -42,12 +34,13 @@ from mmvim.datasets.patterns.layouts import (
     write_item,
 )
 from mmvim.datasets.patterns.preview import write_preview
+from mmvim.errors import UsageError, UserError
 
 MANIFEST = 'patterns.json'
-# Raise whenever the same spec gives other pictures than before.
-VERSION = 1
 
 IfExists = Literal['refuse', 'replace', 'keep']
+# Shows how far the work is: items -> the same items.
+Track = Callable[[Sequence[Item]], Iterable[Item]]
 
 
 @dataclass(frozen=True)
@@ -55,51 +48,42 @@ class Manifest:
     """What a folder holds.
 
     Attributes:
-        spec: The dataset.
+        spec: The dataset, and the version of the code that wrote it.
         complete: Whether all of its files were written.
-        version: ``VERSION`` of the code that wrote them.
     """
 
     spec: PatternsSpec
     complete: bool
-    version: int = VERSION
 
     def write(self, out: Path) -> None:
         """Put the manifest into a folder, in one step."""
         document = {
             'dataset': 'mmvim patterns',
-            'version': self.version,
             'complete': self.complete,
             'spec': self.spec.to_json(),
         }
-        partial_file = out / f'{MANIFEST}.tmp'
-        partial_file.write_text(json.dumps(document, indent=1) + '\n')
-        partial_file.replace(out / MANIFEST)
+        write_atomically(out / MANIFEST, (json.dumps(document, indent=1) + '\n').encode())
+
+    def is_whole(self, out: Path) -> bool:
+        """Whether the dataset was completed and has all of its files still."""
+        return self.complete and all((out / path).is_file() for path in files(self.spec))
 
 
 def read_manifest(out: Path) -> Manifest | None:
     """The manifest of a folder, or None where there is none that this module wrote."""
     try:
         document = json.loads((out / MANIFEST).read_text())
-        version, complete = document['version'], document['complete']
-        if type(version) is not int or type(complete) is not bool:
-            return None
-        return Manifest(PatternsSpec.from_json(document['spec']), complete, version)
-    except (FileNotFoundError, UnicodeDecodeError, ValueError, KeyError, TypeError):
+        return Manifest(PatternsSpec.from_json(document['spec']), document['complete'] is True)
+    except (FileNotFoundError, ValueError, KeyError, TypeError, UsageError):
         return None
 
 
-def _is_whole(out: Path, manifest: Manifest) -> bool:
-    """Whether a dataset was completed and has all of its files still."""
-    return manifest.complete and all((out / path).is_file() for path in files(manifest.spec))
-
-
-def _remove(out: Path, manifest: Manifest) -> None:
+def _remove(out: Path, spec: PatternsSpec) -> None:
     """Remove the files of a dataset and the folders that this leaves empty, but not ``out``."""
-    Manifest(manifest.spec, complete=False, version=manifest.version).write(out)
-    for path in files(manifest.spec):
+    Manifest(spec, complete=False).write(out)
+    for path in files(spec):
         (out / path).unlink(missing_ok=True)
-    nested = {parent for folder in folders(manifest.spec) for parent in (folder, *folder.parents)}
+    nested = {parent for folder in folders(spec) for parent in (folder, *folder.parents)}
     for folder in sorted(nested - {Path('.')}, key=lambda path: -len(path.parts)):
         if (out / folder).is_dir() and not any((out / folder).iterdir()):
             (out / folder).rmdir()
@@ -112,28 +96,25 @@ def _make_room(out: Path, spec: PatternsSpec, if_exists: IfExists) -> bool:
         False if the dataset is there already and was to be kept.
 
     Raises:
-        PatternsError: If the folder holds what must not be touched; then nothing was.
+        UserError: If the folder holds what must not be touched; then nothing was.
         OSError: If the folder cannot be made or written to.
     """
-    if out.exists() and not out.is_dir():
-        raise PatternsError(f'{out} is a file: give --out a folder')
-    if not out.exists() or not any(out.iterdir()):
-        out.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    if not any(out.iterdir()):
         return True
 
     old = read_manifest(out)
-    whole = old is not None and _is_whole(out, old)
+    whole = old is not None and old.is_whole(out)
     if if_exists == 'keep' and whole and old == Manifest(spec, complete=True):
         return False
     unfinished = old is not None and not whole
     if if_exists == 'refuse' or (if_exists == 'keep' and not unfinished):
-        if old is None:
-            content = 'is not empty'
-        elif unfinished:
+        content = 'is not empty'
+        if old is not None:
+            content = f'holds a patterns dataset ({old.spec}; wanted: {spec})'
+        if unfinished:
             content = 'holds an unfinished patterns dataset'
-        else:
-            content = f'holds a patterns dataset ({_describe(old)}; wanted: {_describe_spec(spec)})'
-        raise PatternsError(
+        raise UserError(
             f'{out} {content}: add --force to replace what this tool wrote there, '
             'or give --out another folder'
         )
@@ -141,25 +122,13 @@ def _make_room(out: Path, spec: PatternsSpec, if_exists: IfExists) -> bool:
     ours = set() if old is None else {Path(MANIFEST), *files(old.spec)}
     for path in (Path(MANIFEST), *files(spec)):
         if path not in ours and os.path.lexists(out / path):
-            raise PatternsError(
+            raise UserError(
                 f'{out / path} exists and was not written by this tool: move it away, '
                 'or give --out another folder'
             )
     if old is not None:
-        _remove(out, old)
+        _remove(out, old.spec)
     return True
-
-
-def _describe_spec(spec: PatternsSpec) -> str:
-    return (
-        f'{spec.train} + {spec.val} images of {spec.size} pixels, seed {spec.seed}, '
-        f'{" ".join(spec.layouts)}'
-    )
-
-
-def _describe(manifest: Manifest) -> str:
-    version = '' if manifest.version == VERSION else f', of version {manifest.version}'
-    return _describe_spec(manifest.spec) + version
 
 
 def _start_worker() -> None:
@@ -181,7 +150,7 @@ def _mapper(workers: int) -> Iterator[Any]:
         try:
             yield partial(pool.map, chunksize=16)
         except BrokenProcessPool:
-            raise PatternsError(
+            raise UserError(
                 'a worker process was killed, perhaps for want of memory: try fewer --workers'
             ) from None
         except BaseException:
@@ -189,24 +158,14 @@ def _mapper(workers: int) -> Iterator[Any]:
             raise
 
 
-def _write_items(out: Path, spec: PatternsSpec, workers: int, console: Console) -> None:
-    """Write all pictures and the COCO annotation files, with a progress bar."""
+def _write_items(out: Path, spec: PatternsSpec, workers: int, track: Track) -> None:
+    """Write all pictures and the COCO annotation files."""
     work = items(spec)
     # Workers need not share the current folder of the main process.
     write = partial(write_item, out.absolute(), spec)
     annotations: dict[Split, list[dict[str, Any]]] = {split: [] for split in SPLITS}
-    progress = Progress(
-        TextColumn('drawing patterns'),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn('ETA'),
-        TimeRemainingColumn(),
-        console=console,
-    )
-    with _mapper(workers) as ordered_map, progress:
-        results = zip(work, ordered_map(write, work), strict=True)
-        for item, found in progress.track(results, total=len(work)):
+    with _mapper(workers) as ordered_map:
+        for item, found in zip(track(work), ordered_map(write, work), strict=True):
             annotations[item.split] += found
     if 'coco' in spec.layouts:
         for split in SPLITS:
@@ -219,7 +178,7 @@ def generate(
     *,
     workers: int = 1,
     if_exists: IfExists = 'refuse',
-    console: Console | None = None,
+    track: Track = iter,
 ) -> bool:
     """Write a patterns dataset into a folder.
 
@@ -231,17 +190,15 @@ def generate(
         if_exists: What to do if ``out`` is not empty. 'refuse': raise. 'replace': remove the
             patterns dataset that is there, and no other file. 'keep': do nothing if it is the
             very dataset asked for; begin anew if it is an unfinished one; else raise.
-        console: Where progress is shown. Defaults to none.
+        track: Shows the progress. Defaults to nothing.
 
     Returns:
         False if nothing was done because the dataset was there, else True.
 
     Raises:
-        PatternsError: If ``workers`` is out of range or ``out`` must not be touched.
+        UserError: If ``out`` must not be touched.
         OSError: If ``out`` cannot be written to.
     """
-    if workers < 1:
-        raise PatternsError(f'--workers is {workers}: at least 1 process is needed')
     if not _make_room(out, spec, if_exists):
         return False
     Manifest(spec, complete=False).write(out)
@@ -250,6 +207,6 @@ def generate(
     write_classes(out)
     # The preview comes before the bulk: it can be looked at meanwhile.
     write_preview(out, spec)
-    _write_items(out, spec, workers, console or Console(quiet=True))
+    _write_items(out, spec, workers, track)
     Manifest(spec, complete=True).write(out)
     return True

@@ -16,16 +16,18 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
 
 from mmvim.datasets.patterns.classes import CLASSES, PALETTE, TEXTURE_CLASSES
 from mmvim.datasets.patterns.scenes import Scene, make_scene
+from mmvim.errors import UsageError
 
 Split = Literal['train', 'val']
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -37,13 +39,9 @@ VERSION = 1
 CLASSES_FILE = 'classes.json'
 PREVIEW_FILE = 'preview.png'
 
-_ADE_FOLDERS = {'train': 'training', 'val': 'validation'}
+ADE_FOLDERS = {'train': 'training', 'val': 'validation'}
 # Part of every item's seed: scenes and single objects are different draws.
 _SCENE, _SINGLE = 0, 1
-
-
-class PatternsError(ValueError):
-    """A request that cannot be met; its text is one sentence for the person who made it."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ class PatternsSpec:
         version: Version of the generator; files of another one are not taken for these.
 
     Raises:
-        PatternsError: If a value is out of range.
+        UsageError: If a value is out of range.
     """
 
     train: int = 2000
@@ -72,23 +70,29 @@ class PatternsSpec:
     def __post_init__(self) -> None:
         for split in SPLITS:
             if self.count(split) < 1:
-                raise PatternsError(
+                raise UsageError(
                     f'--{split} is {self.count(split)}: every split needs at least 1 image'
                 )
         if not SIZES[0] <= self.size <= SIZES[1]:
-            raise PatternsError(
+            raise UsageError(
                 f'--size is {self.size}: images are {SIZES[0]} to {SIZES[1]} pixels wide, since '
                 'textures repeat every 5 to 14 pixels whatever the size'
             )
         if self.seed < 0:
-            raise PatternsError(f'--seed is {self.seed}: seeds are not negative')
+            raise UsageError(f'--seed is {self.seed}: seeds are not negative')
         unknown = sorted(set(self.layouts) - set(LAYOUTS))
         if unknown or not self.layouts:
-            raise PatternsError(
+            raise UsageError(
                 f'--layouts is {" ".join(unknown) or "empty"}: choose from {" ".join(LAYOUTS)}'
             )
         ordered = tuple(name for name in LAYOUTS if name in self.layouts)
         object.__setattr__(self, 'layouts', ordered)
+
+    def __str__(self) -> str:
+        """One line for people."""
+        version = '' if self.version == VERSION else f', of version {self.version}'
+        counts = f'{self.train} + {self.val} images of {self.size} pixels, seed {self.seed}'
+        return f'{counts}, {" ".join(self.layouts)}{version}'
 
     def count(self, split: Split) -> int:
         """Number of images of a split."""
@@ -99,21 +103,8 @@ class PatternsSpec:
         return {**asdict(self), 'layouts': list(self.layouts)}
 
     @classmethod
-    def from_json(cls, data: object) -> 'PatternsSpec':
-        """The spec that ``to_json`` wrote.
-
-        Raises:
-            PatternsError: If ``data`` is anything else.
-        """
-        numbers = [field.name for field in fields(cls) if field.name != 'layouts']
-        if not (
-            isinstance(data, dict)
-            and set(data) == {*numbers, 'layouts'}
-            and all(type(data[name]) is int for name in numbers)
-            and isinstance(data['layouts'], list)
-            and all(isinstance(name, str) for name in data['layouts'])
-        ):
-            raise PatternsError('not the description of a patterns dataset')
+    def from_json(cls, data: dict[str, Any]) -> 'PatternsSpec':
+        """The spec that ``to_json`` wrote; TypeError, KeyError or UsageError for anything else."""
         return cls(**{**data, 'layouts': tuple(data['layouts'])})
 
 
@@ -166,9 +157,8 @@ def item_paths(spec: PatternsSpec, item: Item) -> dict[str, Path]:
         return {'imagefolder': folder / item.file_name}
     paths = {}
     if 'ade' in spec.layouts:
-        split = _ADE_FOLDERS[item.split]
-        paths['ade'] = Path('ade', 'images', split, item.file_name)
-        paths['ade_labels'] = Path('ade', 'annotations', split, item.file_name)
+        for name, kind in (('ade', 'images'), ('ade_labels', 'annotations')):
+            paths[name] = Path('ade', kind, ADE_FOLDERS[item.split], item.file_name)
     if 'coco' in spec.layouts:
         paths['coco'] = Path('coco', item.split, item.file_name)
     return paths
@@ -181,18 +171,15 @@ def coco_path(split: Split) -> Path:
 
 def folders(spec: PatternsSpec) -> list[Path]:
     """Every folder that holds files of a dataset, below the dataset's folder."""
-    found: dict[Path, None] = {}
-    for split in SPLITS:
-        if 'ade' in spec.layouts:
-            found[Path('ade', 'images', _ADE_FOLDERS[split])] = None
-            found[Path('ade', 'annotations', _ADE_FOLDERS[split])] = None
-        if 'coco' in spec.layouts:
-            found[Path('coco', split)] = None
-            found[Path('coco', 'annotations')] = None
-        if 'imagefolder' in spec.layouts:
-            # All classes even where a tiny split has none: readers number the folders they see.
-            found.update((Path('imagefolder', split, name), None) for name in TEXTURE_CLASSES)
-    return list(found)
+    every = {
+        'ade': [
+            f'{kind}/{name}' for kind in ('images', 'annotations') for name in ADE_FOLDERS.values()
+        ],
+        'coco': [*SPLITS, 'annotations'],
+        # All classes even where a tiny split has none: readers number the folders they see.
+        'imagefolder': [f'{split}/{name}' for split in SPLITS for name in TEXTURE_CLASSES],
+    }
+    return [Path(layout, name) for layout in spec.layouts for name in every[layout]]
 
 
 def files(spec: PatternsSpec) -> Iterator[Path]:
@@ -267,20 +254,6 @@ def _link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def run_lengths(mask: NDArray[np.bool_]) -> list[int]:
-    """COCO's uncompressed run-length encoding of a mask.
-
-    Args:
-        mask: (H, W) bool.
-
-    Returns:
-        Lengths of the runs of equal pixels down the columns, the first of zeros, perhaps empty.
-    """
-    flat = np.concatenate([[False], mask.ravel(order='F')])
-    starts = np.flatnonzero(flat[1:] != flat[:-1])
-    return [int(n) for n in np.diff(starts, prepend=0, append=mask.size)]
-
-
 def coco_annotation(mask: NDArray[np.bool_], label: int, image_id: int) -> dict[str, Any]:
     """One entry of COCO's ``annotations``, without ``id``.
 
@@ -292,14 +265,13 @@ def coco_annotation(mask: NDArray[np.bool_], label: int, image_id: int) -> dict[
     Returns:
         Box (x, y, width, height), area and run-length encoded mask of the visible part.
     """
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    top, left = int(rows[0]), int(columns[0])
+    encoded = coco_mask.encode(np.asfortranarray(mask, np.uint8))
     return {
         'image_id': image_id,
         'category_id': label,
-        'bbox': [left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1],
-        'area': int(mask.sum()),
-        'segmentation': {'size': list(mask.shape), 'counts': run_lengths(mask)},
+        'bbox': [int(number) for number in coco_mask.toBbox(encoded)],
+        'area': int(coco_mask.area(encoded)),
+        'segmentation': {**encoded, 'counts': encoded['counts'].decode()},
         'iscrowd': 0,
     }
 
