@@ -180,9 +180,8 @@ def count_flops(forward: ImageForward, images: Tensor) -> Count:
     tokens: list[int] = []
 
     def enter_norm(module: nn.Module, args: tuple[Any, ...]) -> None:
-        if len(args) == 1:  # with a stream to add to it is an operator of ours
-            seen.muted = True
-            counter.add(_RMS_NORM, 4 * args[0].numel())
+        seen.muted = True
+        counter.add(_RMS_NORM, 4 * args[0].numel())
 
     def leave_norm(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
         seen.muted = False

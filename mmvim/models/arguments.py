@@ -1,13 +1,17 @@
-"""Checks of a model's arguments: pure functions whose errors name what is valid."""
+"""Checks of a model's arguments: functions whose errors name what is valid."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from mmengine.model import BaseModule
 from mmengine.utils import to_2tuple
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _ESSENTIAL_ARCH = ('embed_dims', 'num_layers')
 _OPTIONAL_ARCH = ('d_state', 'd_conv', 'expand', 'dt_rank', 'conv_bias', 'proj_bias')
@@ -28,9 +32,18 @@ def check_keywords(cls: type, kwargs: Mapping[str, Any]) -> None:
             )
 
 
+class CheckedModule(BaseModule):
+    """A module that answers a misspelt argument with the nearest valid one."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Check the keywords."""
+        check_keywords(cls, kwargs)
+        return super().__new__(cls)
+
+
 def check_choice(name: str, value: object, valid: Collection[str]) -> None:
     """Raise ValueError unless ``value`` is one of the valid names."""
-    if value not in valid:
+    if value not in tuple(valid):  # a list or dict given has no hash
         raise ValueError(f'{name} must be one of {tuple(valid)}, got {value!r}.')
 
 
@@ -77,7 +90,7 @@ def parse_pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
         ValueError: If ``value`` is anything else.
     """
     pair = to_2tuple(value)
-    if len(pair) != 2 or not all(isinstance(v, int) and v > 0 for v in pair):
+    if len(pair) != 2 or not all(type(v) is int and v > 0 for v in pair):
         raise ValueError(f'{name} must be a positive int or two of them (H, W), got {value!r}.')
     return pair[0], pair[1]
 
@@ -86,11 +99,11 @@ def parse_out_indices(out_indices: int | Sequence[int], num_layers: int) -> tupl
     """Indices of tapped blocks, counted from the first, in the order given.
 
     Raises:
-        ValueError: If one is out of range or named twice, or there is none.
+        ValueError: If these are no ints, one is out of range or named twice, or there is none.
     """
-    given = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
+    given = tuple(out_indices) if isinstance(out_indices, Sequence) else (out_indices,)
     n = num_layers
-    if not given or not all(isinstance(i, int) and -n <= i < n for i in given):
+    if not given or not all(type(i) is int and -n <= i < n for i in given):
         raise ValueError(
             f'out_indices must be one or more ints in {-n} … {n - 1} (the model has {n} blocks), '
             f'got {out_indices!r}.'

@@ -1,8 +1,9 @@
-"""The patch grid of an image and the position embedding resized to it: pure functions."""
+"""The patch grid of an image, and position embeddings of other grids: pure functions."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,37 @@ def patch_grid(
     return rows, columns
 
 
+def pad_to_patches(
+    image: torch.Tensor, patch_size: tuple[int, int], patch_stride: tuple[int, int]
+) -> tuple[torch.Tensor, tuple[int, int]]:
+    """Pad an image at the bottom and right to whole strides.
+
+    Args:
+        image (torch.Tensor): Shape (B, C, H, W).
+        patch_size (tuple[int, int]): Height and width of a patch in pixels.
+        patch_stride (tuple[int, int]): Steps between patches in pixels.
+
+    Returns:
+        tuple[torch.Tensor, tuple[int, int]]: The padded image and its :func:`patch_grid`.
+
+    Raises:
+        ValueError: If the image is smaller than one patch.
+    """
+    size = (image.shape[2], image.shape[3])
+    if size[0] < patch_size[0] or size[1] < patch_size[1]:
+        raise ValueError(
+            f'the image of {size[0]}x{size[1]} pixels is smaller than one patch of '
+            f'{patch_size[0]}x{patch_size[1]}.'
+        )
+    grid = patch_grid(size, patch_size, patch_stride)
+    # With a stride above the patch size the last pixels of a side may lie in no patch.
+    bottom, right = (
+        max((n - 1) * stride + patch - pixels, 0)
+        for n, stride, patch, pixels in zip(grid, patch_stride, patch_size, size)
+    )
+    return F.pad(image, (0, right, 0, bottom)), grid
+
+
 def square_grid(rows: int) -> tuple[int, int]:
     """The square grid of a position embedding that comes without its grid.
 
@@ -40,10 +72,69 @@ def square_grid(rows: int) -> tuple[int, int]:
     side = math.isqrt(max(rows, 0))
     if rows < 1 or side * side != rows:
         raise ValueError(
-            f'the position embedding has {rows} patch rows, which is no square grid, and no '
-            'pos_embed_grid beside it tells its shape.'
+            f'it has {rows} patch rows, which is no square grid, and no pos_embed_grid beside it '
+            'tells its shape.'
         )
     return side, side
+
+
+def stored_grid(grid: Any, rows: int) -> tuple[int, int]:
+    """The grid that a checkpoint holds beside its position embedding, or else a square one.
+
+    Args:
+        grid (Any): Rows and columns (H, W), as they were read; None if there was nothing.
+        rows (int): Number of patch rows.
+
+    Raises:
+        ValueError: If the grid is none of these rows, or there is none and they are no square.
+    """
+    if grid is None:
+        return square_grid(rows)
+    try:
+        height, width = (int(n) for n in grid)
+    except (TypeError, ValueError, RuntimeError):
+        height = width = 0
+    if min(height, width) < 1 or height * width != rows:
+        raise ValueError(
+            f'the pos_embed_grid of {rows} patch rows must be two ints (H, W) of that product, '
+            f'got {grid!r}.'
+        )
+    return height, width
+
+
+def fit_pos_embed(
+    pos_embed: Any, grid: Any, target: tuple[int, int], mode: str = 'bicubic'
+) -> torch.Tensor:
+    """The position embedding of a checkpoint, as a model of another grid loads it.
+
+    Args:
+        pos_embed (Any): Patch rows (1, h·w, D), as they were read.
+        grid (Any): Their grid (h, w), as it was read; None if there was nothing: then the grid of
+            the model if the number of rows is its, or a square one.
+        target (tuple[int, int]): Grid (H, W) of the model.
+        mode (str): See :func:`resize_pos_embed`. Defaults to 'bicubic'.
+
+    Returns:
+        torch.Tensor: Shape (1, H·W, D).
+
+    Raises:
+        ValueError: If this is no position embedding, or its grid is unknown or wrong.
+    """
+    if not isinstance(pos_embed, torch.Tensor):
+        raise ValueError(f'it must be a tensor (1, rows, embed_dims), got {pos_embed!r}.')
+    if (
+        pos_embed.layout != torch.strided
+        or pos_embed.ndim != 3
+        or not pos_embed.is_floating_point()
+    ):
+        raise ValueError(
+            f'it must be a dense floating-point tensor (1, rows, embed_dims), got '
+            f'{pos_embed.dtype}, {pos_embed.layout} of shape {tuple(pos_embed.shape)}.'
+        )
+    rows = pos_embed.shape[1]
+    if grid is None and rows == math.prod(target):
+        return pos_embed
+    return resize_pos_embed(pos_embed, stored_grid(grid, rows), target, mode)
 
 
 def resize_pos_embed(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 # Placement of the class tokens -> how many there are.
 CLS_TOKENS = {'none': 0, 'head': 1, 'middle': 1, 'double': 2}
+OUT_TYPES = ('featmap', 'cls_token', 'avg_featmap', 'featmap_cls', 'raw')
 
 
 def cls_positions(cls_token: str, num_patches: int) -> tuple[int, ...]:
@@ -84,3 +87,30 @@ def split_tokens(sequence: torch.Tensor, cls_token: str) -> tuple[torch.Tensor, 
     patches = torch.cat([sequence[:, :first], sequence[:, first + 1 : last]], dim=1)
     cls_tokens = torch.cat([sequence[:, first : first + 1], sequence[:, last:]], dim=1)
     return patches, cls_tokens
+
+
+def format_output(
+    sequence: torch.Tensor, grid: tuple[int, int], out_type: str, cls_token: str
+) -> Any:
+    """What a backbone returns of a tapped sequence.
+
+    Args:
+        sequence (torch.Tensor): Patch and class tokens, (B, L, D).
+        grid (tuple[int, int]): Rows and columns of patches (H, W).
+        out_type (str): One of ``OUT_TYPES``.
+        cls_token (str): Placement of the class tokens, see :func:`cls_positions`.
+
+    Returns:
+        torch.Tensor | tuple[torch.Tensor, torch.Tensor]: 'featmap' (B, D, H, W); 'cls_token'
+        (B, D), the mean of two; 'avg_featmap' (B, D), the mean of the patches; 'featmap_cls', a
+        pair of the first two; 'raw', the sequence.
+    """
+    if out_type == 'raw':
+        return sequence
+    patches, cls_tokens = split_tokens(sequence, cls_token)
+    if out_type == 'cls_token':
+        return cls_tokens.mean(dim=1)
+    if out_type == 'avg_featmap':
+        return patches.mean(dim=1)
+    featmap = patches.transpose(1, 2).unflatten(2, grid).contiguous()
+    return (featmap, cls_tokens.mean(dim=1)) if out_type == 'featmap_cls' else featmap

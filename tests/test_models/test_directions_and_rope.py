@@ -1,6 +1,7 @@
 """Options of the backbone that no golden covers, against an independent derivation in float64."""
 
 import math
+import weakref
 
 import derivation
 import numpy as np
@@ -9,9 +10,8 @@ import torch
 
 from mmvim.checkpoints import to_official
 from mmvim.models import VisionMamba
-from mmvim.models.layers import VimMixer
 from mmvim.models.layers.rope import rope_table, rotate
-from mmvim.models.token_layout import cls_positions
+from mmvim.models.token_layout import CLS_TOKENS, cls_positions, split_tokens
 
 DIRECTIONS = ['none', 'sequence', 'block', 'block_published', 'ssm', 'ssm_conv']
 GRID = (2, 3)
@@ -140,16 +140,23 @@ def test_rope_table_is_the_published_one(goldens, case, grid):
         if f'x_{kind}' in golden:
             x = torch.from_numpy(golden[f'x_{kind}'])
             published = tuple(torch.from_numpy(golden[f'freqs_{name}']) for name in ('cos', 'sin'))
-            y = rotate(x, published, positions)
+            for _ in positions:
+                ones = torch.ones(1, published[0].shape[1])
+                published = tuple(
+                    torch.cat([still, part]) for still, part in zip((ones, 0 * ones), published)
+                )
+            y = rotate(x, published)
             np.testing.assert_allclose(y.numpy(), golden[f'y_{kind}'], rtol=0, atol=1e-10)
 
 
-def test_rope_leaves_class_tokens_alone():
-    table = rope_table(8, (2, 2))
-    tokens = torch.randn(1, 6, 8)
-    turned = rotate(tokens, table, (0, 5))
-    assert torch.equal(turned[:, [0, 5]], tokens[:, [0, 5]])
-    torch.testing.assert_close(turned[:, 1:5], rotate(tokens[:, 1:5], table, ()), rtol=0, atol=0)
+@pytest.mark.parametrize('cls_token', ['head', 'middle', 'double'])
+def test_rope_leaves_class_tokens_alone(cls_token):
+    tokens = torch.randn(1, 4 + CLS_TOKENS[cls_token], 8)
+    turned = rotate(tokens, rope_table(8, (2, 2), cls_token))
+    patches, still = split_tokens(turned, cls_token)
+    before = split_tokens(tokens, cls_token)
+    assert torch.equal(still, before[1])
+    assert torch.equal(patches, rotate(before[0], rope_table(8, (2, 2))))
 
 
 def test_sequence_flips_every_other_training_step():
@@ -201,5 +208,19 @@ def test_wrong_combinations_are_named():
         build(dict(embed_dims=18), rope='both')
     with pytest.raises(ValueError, match=r"rope must be one of .*got 'rows'"):
         build(rope='rows')
-    with pytest.raises(ValueError, match='reverse=True'):
-        VimMixer(8, direction='ssm', reverse=True)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('direction', ['ssm_conv', 'block_published'])
+def test_untapped_streams_are_not_kept(direction):
+    model = build(dict(num_layers=12), direction=direction, tap='mixer', out_indices=[1, 11])
+    seen, alive = [], []
+
+    def count(block, args):
+        seen.append(weakref.ref(args[0]))
+        alive.append(len({id(stream()) for stream in seen} - {id(None)}))
+
+    for block in model.layers:
+        block.register_forward_pre_hook(count)
+    model(image())
+    assert max(alive) <= 3  # the tapped one, that of this block and the one before

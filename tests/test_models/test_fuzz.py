@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mmvim.models import VisionMamba
-from mmvim.models.token_layout import CLS_TOKENS
+from mmvim.models.token_layout import CLS_TOKENS, OUT_TYPES
 
 CASES = 6000
 
@@ -26,7 +26,7 @@ def random_options(rng):
     cls_token = rng.choice(tuple(CLS_TOKENS))
     out_types = [
         name
-        for name in VisionMamba.OUT_TYPES
+        for name in OUT_TYPES
         if cls_token != 'none' or name not in ('cls_token', 'featmap_cls')
     ]
     tap = rng.choice(VisionMamba.TAPS)

@@ -11,9 +11,8 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import DefaultScope
 
 from mmvim.models import VisionMamba
-from mmvim.models.layers.norm import RMSNorm
 from mmvim.models.pos_embed import patch_grid, resize_pos_embed
-from mmvim.models.token_layout import cls_positions
+from mmvim.models.token_layout import cls_positions, format_output
 from mmvim.registry import MODELS
 
 TINY = dict(embed_dims=16, num_layers=3, d_state=4)
@@ -104,10 +103,46 @@ def test_non_square_position_embedding_keeps_its_shape_through_a_checkpoint():
     tall.load_state_dict(wide.state_dict())
     expected = resize_pos_embed(wide.pos_embed.data, (2, 9), (3, 6))
     torch.testing.assert_close(tall.pos_embed.data, expected, rtol=0, atol=0)
-    state = wide.state_dict()
-    del state['pos_embed_grid']
-    with pytest.raises(ValueError, match='18 patch rows, which is no square grid'):
+
+
+@pytest.mark.parametrize(
+    'changed, words',
+    [
+        (dict(pos_embed_grid=None), ['18 patch rows, which is no square grid']),
+        (dict(pos_embed_grid=torch.tensor([3, 7])), ['18 patch rows', '[3, 7]']),
+        (dict(pos_embed_grid=torch.tensor([-2, -9])), ['18 patch rows', '[-2, -9]']),
+        (dict(pos_embed_grid=torch.tensor(18)), ['18 patch rows', 'tensor(18)']),
+        (dict(pos_embed_grid='2x9'), ['18 patch rows', "'2x9'"]),
+        (dict(pos_embed='rows'), ['must be a tensor', "'rows'"]),
+        (dict(pos_embed=torch.tensor(1.0)), ['dense floating-point tensor', 'shape ()']),
+        (dict(pos_embed=torch.zeros(1, 18, 16).to_sparse()), ['dense', 'torch.sparse_coo']),
+        (dict(pos_embed=torch.zeros(1, 18, 16, dtype=torch.int64)), ['dense', 'torch.int64']),
+    ],
+)
+def test_bad_position_embeddings_of_a_checkpoint_are_named(changed, words):
+    state = make(img_size=(16, 72), cls_token='none').state_dict()
+    state = {k: v for k, v in (state | changed).items() if v is not None}
+    with pytest.raises(ValueError, match=r'^pos_embed does not fit the grid of') as caught:
         make(img_size=64, cls_token='none').load_state_dict(state)
+    for word in words:
+        assert word in str(caught.value), str(caught.value)
+
+
+def test_the_grid_survives_the_meta_device():
+    """It is saved, so it must not be what the memory happened to hold."""
+    source = make(img_size=(16, 72))
+    state = source.state_dict()
+    alone = {key: value for key, value in state.items() if key != 'pos_embed_grid'}
+    for given, assign in itertools.product((state, alone), (False, True)):
+        with torch.device('meta'):
+            model = make(img_size=(16, 72))
+        if not assign:
+            model.to_empty(device='cpu')
+            assert model.state_dict()['pos_embed_grid'].tolist() == [2, 9]
+        model.load_state_dict(given, assign=assign)
+        assert not any(value.is_meta for value in model.state_dict().values())
+        assert model.state_dict()['pos_embed_grid'].tolist() == [2, 9]
+        torch.testing.assert_close(model.eval()(image()), source.eval()(image()), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize('patches, middle', [(16, 8), (15, 7), (1, 0)])
@@ -134,7 +169,7 @@ def test_feature_maps_leave_the_class_token_out():
     for cls_token in ('none', 'head', 'middle', 'double'):
         model = make(cls_token=cls_token)
         tokens, grid = model._embed(image(24, 40))
-        featmap = model._format_output(tokens, grid)
+        featmap = format_output(tokens, grid, 'featmap', cls_token)
         patches = tokens
         positions = cls_positions(model.cls_token_type, 15)
         keep = [i for i in range(tokens.shape[1]) if i not in positions]
@@ -195,7 +230,7 @@ def test_out_norm():
 @pytest.mark.parametrize(
     'norm_cfg, norm_type',
     [
-        (dict(type='RMSNorm', eps=1e-6), RMSNorm),
+        (dict(type='RMSNorm', eps=1e-6), torch.nn.RMSNorm),
         (dict(type='LN', eps=1e-6), torch.nn.LayerNorm),
         (dict(type=torch.nn.LayerNorm), torch.nn.LayerNorm),
     ],
@@ -205,6 +240,44 @@ def test_norms(norm_cfg, norm_type):
     assert type(model.norm_f) is norm_type
     assert all(type(block.norm) is norm_type for block in model.layers)
     model(image())[0].sum().backward()
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_norms_without_parameters(dtype):
+    model = make(norm_cfg=dict(type='RMSNorm', elementwise_affine=False)).to(dtype)
+    (featmap,) = model(image().to(dtype))
+    assert featmap.dtype == dtype
+    mean_square = featmap.float().square().mean(dim=1)
+    torch.testing.assert_close(mean_square, torch.ones_like(mean_square), rtol=0, atol=2e-2)
+
+
+def test_norms_are_called_where_something_hangs_on_them():
+    model, x = make().eval(), image()
+    plain, seen = model(x), []
+    for block in model.layers:
+        block.norm.register_forward_hook(lambda norm, args, out: seen.append(out.shape))
+    torch.testing.assert_close(model(x), plain)
+    assert seen == [(2, 17, 16)] * 3
+    model.layers[1].norm.register_forward_hook(lambda norm, args, out: 2 * out)
+    assert not torch.allclose(model(x)[0], plain[0])
+
+
+def test_a_mixer_may_be_replaced_by_any_module():
+    """As grad-cam's ablation does."""
+    model, x = make().eval(), image()
+    plain = model(x)
+
+    class Wrapper(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, *args):
+            return self.inner(*args)
+
+    for block in model.layers:
+        block.mixer = Wrapper(block.mixer)
+    torch.testing.assert_close(model(x), plain, rtol=0, atol=0)
 
 
 def test_norm_of_the_default_scope():
@@ -371,15 +444,28 @@ def test_layer_depth():
         (dict(norm_cfg=dict(type='Norm')), ValueError, ['norm_cfg', 'Norm', 'RMSNorm']),
         (dict(norm_cfg=dict(eps=1)), ValueError, ['norm_cfg', 'type']),
         (dict(norm_cfg=dict(type='RMSNorm', epsilon=1)), TypeError, ['epsilon']),
+        *(
+            (dict(norm_cfg=cfg), error, ['norm_cfg', repr(cfg), 'over their channels', 'RMSNorm'])
+            for cfg, error in [
+                *((dict(type=name), ValueError) for name in ('BN', 'BN1d', 'SyncBN', 'IN', 'LN2d')),
+                (dict(type=torch.nn.Identity), ValueError),
+                (dict(type='GN'), TypeError),
+                (dict(type='GN', num_groups=4), TypeError),
+            ]
+        ),
         (dict(scan_backend='triton'), ValueError, ['backend', 'triton', 'chunked']),
         (dict(out_indices=[0, 3]), ValueError, ['out_indices', '3', '-3', '2']),
         (dict(out_indices=-4), ValueError, ['out_indices', '-4']),
         (dict(out_indices=[2, -1]), ValueError, ['out_indices', 'twice']),
-        (dict(out_indices=[]), ValueError, ['out_indices']),
+        *(
+            (dict(out_indices=given), ValueError, ['out_indices', 'one or more ints', repr(given)])
+            for given in ([], None, True, [0, True], {0: 1}, {0, 1}, '0', [0.0], [[0]])
+        ),
         (dict(cls_token='none', out_type='cls_token'), ValueError, ['out_type', 'cls_token']),
         (dict(cls_token='none', out_type='featmap_cls'), ValueError, ['out_type', 'cls_token']),
         (dict(tap='mixer'), ValueError, ['tap', 'out_norm', 'none']),
         (dict(frozen_stages=4), ValueError, ['frozen_stages', '4', '3']),
+        (dict(frozen_stages=True), ValueError, ['frozen_stages', 'True', '3']),
         (dict(drop_path_rate=1.0), ValueError, ['drop_path_rate', '1.0']),
         (dict(drop_rate=-0.1), ValueError, ['drop_rate', '-0.1']),
         (dict(img_size=4), ValueError, ['img_size', 'patch']),

@@ -28,6 +28,7 @@ from mmvim.cli.output_folders import make_writable
 from mmvim.cli.run_tool import run_tool
 from mmvim.errors import UsageError, UserError, first_line
 from mmvim.models import VisionMamba
+from mmvim.models.layers.direction import DIRECTIONS
 
 Shape = tuple[int, int]
 # As published, by head and size: of the released classifiers (1000 classes), and the paper's
@@ -84,7 +85,7 @@ def paper_scan(model: nn.Module, tokens: int) -> int | None:
     ]
     if not mixers:
         return None
-    directions = (1 if mixer.direction == 'none' else 2 for mixer in mixers)
+    directions = (2 if DIRECTIONS[mixer.direction].own else 1 for mixer in mixers)
     return sum(
         4 * tokens * mixer.inner_dims * mixer.d_state * count
         for mixer, count in zip(mixers, directions)

@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from mmengine.model import BaseModule
 from torch import nn
 
-from mmvim.models.arguments import check_keywords
+from mmvim.models.arguments import CheckedModule
 from mmvim.registry import MODELS
 
 
 @MODELS.register_module()
-class MaxPoolClsHead(BaseModule):
+class MaxPoolClsHead(CheckedModule):
     """Classifies every token and takes the greatest score of each class over the tokens.
 
     The 'max pool' of `Vision Mamba <https://arxiv.org/abs/2401.09417>`_ (Sec. 4.4, Tab. 5): the
@@ -37,11 +36,6 @@ class MaxPoolClsHead(BaseModule):
         TypeError: If an argument does not exist; the message names the nearest one.
         ValueError: If a number of classes or channels is not positive.
     """
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> MaxPoolClsHead:
-        """Refuse a misspelt argument with the nearest valid one in the message."""
-        check_keywords(cls, kwargs)
-        return super().__new__(cls)
 
     def __init__(
         self,

@@ -5,47 +5,20 @@ mmcv builds its norm layers by another library's rules and does not know ``RMSNo
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from mmengine.registry import DefaultScope
 from torch import nn
 
+from mmvim.models.layers.plain import is_plain
 from mmvim.registry import MODELS
 from mmvim_ops.functional import add_rms_norm
 
+MODELS.register_module(module=nn.RMSNorm)
 
-@MODELS.register_module()
-class RMSNorm(nn.RMSNorm):
-    """Root-mean-square normalisation that can add a block's output to the stream on the way.
-
-    Args:
-        *args (Any): Those of ``torch.nn.RMSNorm``.
-        **kwargs (Any): Those of ``torch.nn.RMSNorm``.
-    """
-
-    def forward(
-        self, x: torch.Tensor, stream: torch.Tensor | None = None, backend: str = 'auto'
-    ) -> Any:
-        """Normalise the last axis.
-
-        Args:
-            x (torch.Tensor): Shape (..., D).
-            stream (torch.Tensor | None): (B, L, D), to which ``x`` is added first. Defaults to
-                None.
-            backend (str): ``backend`` of :mod:`mmvim_ops` for the sum. Defaults to 'auto'.
-
-        Returns:
-            torch.Tensor | tuple[torch.Tensor, torch.Tensor]: The normalised tensor; with
-            ``stream`` also the sum.
-        """
-        if stream is None:
-            return super().forward(x)
-        if self.weight is None:
-            total = stream + x
-            return super().forward(total), total
-        eps = torch.finfo(stream.dtype).eps if self.eps is None else self.eps
-        return add_rms_norm(stream, x, self.weight, eps, backend)
+_EXAMPLES = "such as dict(type='RMSNorm', eps=1e-5) or dict(type='LN', eps=1e-6)"
 
 
 @MODELS.register_module()
@@ -79,6 +52,43 @@ class LN2d(nn.LayerNorm):
         return super().forward(x).permute(0, 3, 1, 2).contiguous()
 
 
+def normalise(norm: nn.Module, stream: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Normalise the residual stream in the dtype of the norm's parameters.
+
+    Args:
+        norm (nn.Module): What :func:`build_norm` built.
+        stream (torch.Tensor): Shape (B, L, D), at least float32.
+        dtype (torch.dtype): Dtype of the result of a norm without parameters.
+
+    Returns:
+        torch.Tensor: Shape (B, L, D).
+    """
+    param = next(norm.parameters(), None)
+    return norm(stream).to(dtype) if param is None else norm(stream.to(param.dtype))
+
+
+def add_and_normalise(
+    norm: nn.Module, stream: torch.Tensor, added: torch.Tensor, backend: str = 'auto'
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Add a block's output to the residual stream and normalise the sum, in one op if it can be.
+
+    Args:
+        norm (nn.Module): What :func:`build_norm` built.
+        stream (torch.Tensor): Shape (B, L, D), at least float32.
+        added (torch.Tensor): Shape (B, L, D).
+        backend (str): ``backend`` of :mod:`mmvim_ops`. Defaults to 'auto'.
+
+    Returns:
+        tuple[torch.Tensor, torch.Tensor]: The normalised sum and the sum.
+    """
+    if is_plain(norm, nn.RMSNorm):
+        assert isinstance(norm, nn.RMSNorm)
+        eps = torch.finfo(stream.dtype).eps if norm.eps is None else norm.eps
+        return add_rms_norm(stream, added, norm.weight, eps, backend)
+    total = stream + added
+    return normalise(norm, total, added.dtype), total
+
+
 def build_norm(norm_cfg: dict[str, Any], num_features: int) -> nn.Module:
     """Build the normalisation of a token's channels.
 
@@ -91,14 +101,12 @@ def build_norm(norm_cfg: dict[str, Any], num_features: int) -> nn.Module:
         nn.Module: A layer on tensors of shape (..., D).
 
     Raises:
-        ValueError: If the type is missing or known to no registry.
-        TypeError: If the layer does not take one of the arguments.
+        ValueError: If the type is missing or known to no registry, or its layer does not normalise
+            every token over its channels.
+        TypeError: If the layer does not take the arguments.
     """
     if not isinstance(norm_cfg, dict) or 'type' not in norm_cfg:
-        raise ValueError(
-            f"norm_cfg must be a dict with a 'type', such as dict(type='RMSNorm', eps=1e-5) or "
-            f"dict(type='LN', eps=1e-6); got {norm_cfg!r}."
-        )
+        raise ValueError(f"norm_cfg must be a dict with a 'type', {_EXAMPLES}; got {norm_cfg!r}.")
     args = dict(norm_cfg)
     requires_grad = args.pop('requires_grad', True)
     layer_type = args.pop('type')
@@ -109,13 +117,43 @@ def build_norm(norm_cfg: dict[str, Any], num_features: int) -> nn.Module:
             layer = MODELS.get(f'{scope.scope_name}.{layer_type}')
         if layer is None:
             raise ValueError(
-                f'norm_cfg type {layer_type!r} is in no registry; valid are RMSNorm, LN and '
-                'every normalisation over the last axis that a library in use registers '
-                "(with its scope, as 'mmpretrain.LN2d')."
+                f'norm_cfg type {layer_type!r} is in no registry; valid is a normalisation over '
+                f'the last axis, {_EXAMPLES}, or of a library in use, with its scope.'
             )
     else:
         layer = layer_type
-    norm: nn.Module = layer(num_features, **args)
+    try:
+        with torch.device('cpu'):
+            _check_last_axis(layer(num_features, **args), num_features)
+        norm: nn.Module = layer(num_features, **args)
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(
+            f'norm_cfg={norm_cfg!r} gives no normalisation of tokens (B, L, {num_features}) over '
+            f'their channels, {_EXAMPLES}: {error}'
+        ) from error
     for param in norm.parameters():
         param.requires_grad = requires_grad
     return norm
+
+
+@torch.no_grad()
+def _check_last_axis(norm: nn.Module, num_features: int) -> None:
+    """Try whether a norm treats every token for itself and takes its scale away.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    # Another number of tokens than of channels: a layer over another axis must not fit by chance.
+    shape = (2, 2 + (num_features == 2), num_features)
+    tokens = 1e3 * torch.arange(1.0, 1 + math.prod(shape)).sin().view(shape)
+    if type(tokens) is not torch.Tensor:
+        return  # no numbers to be had: FakeTensorMode
+    try:
+        normed, alone, doubled = norm(tokens), norm(tokens[:1, :1]), norm(2 * tokens)
+    except Exception as error:
+        raise ValueError(f'{type(error).__name__}: {error}') from error
+    if normed.shape != tokens.shape or not torch.allclose(normed[:1, :1], alone, atol=1e-3):
+        raise ValueError('what it makes of a token depends on the others.')
+    if not torch.allclose(normed, doubled, atol=1e-3):
+        raise ValueError('it lets a token of twice the size pass at twice the size.')

@@ -8,7 +8,7 @@ import torch
 from mmcv.cnn.bricks import DropPath
 from torch import nn
 
-from mmvim.models.layers.norm import RMSNorm, build_norm
+from mmvim.models.layers.norm import add_and_normalise, build_norm, normalise
 from mmvim.models.layers.vim_mixer import VimMixer
 
 
@@ -23,6 +23,7 @@ class VimBlock(nn.Module):
         norm_cfg (dict): Config of the normalisation.
         drop_path_rate (float): Probability to drop the block's *input* branch, that is the
             previous block's output, as published. Defaults to 0.
+        scan_backend (str): ``backend`` of :mod:`mmvim_ops`. Defaults to 'auto'.
         **mixer (Any): The other arguments of :class:`VimMixer`.
     """
 
@@ -31,15 +32,17 @@ class VimBlock(nn.Module):
         embed_dims: int,
         norm_cfg: dict[str, Any],
         drop_path_rate: float = 0.0,
+        scan_backend: str = 'auto',
         **mixer: Any,
     ) -> None:
         super().__init__()
         self.norm = build_norm(norm_cfg, embed_dims)
-        self.mixer = VimMixer(embed_dims, **mixer)
+        self.mixer = VimMixer(embed_dims, scan_backend=scan_backend, **mixer)
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
+        self.scan_backend = scan_backend
 
     def forward(
-        self, hidden: torch.Tensor, residual: torch.Tensor | None, flip: bool = False
+        self, hidden: torch.Tensor, residual: torch.Tensor | None, reverse: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Run the block.
 
@@ -47,7 +50,7 @@ class VimBlock(nn.Module):
             hidden (torch.Tensor): Output of the previous mixer, or the tokens, (B, L, D).
             residual (torch.Tensor | None): Residual stream before ``hidden`` was added,
                 (B, L, D); None for the first block, where ``hidden`` starts the stream.
-            flip (bool): See :meth:`VimMixer.forward`. Defaults to False.
+            reverse (bool): See :meth:`VimMixer.forward`. Defaults to False.
 
         Returns:
             tuple[torch.Tensor, torch.Tensor]: The mixer's output, and the stream it was computed
@@ -55,11 +58,8 @@ class VimBlock(nn.Module):
         """
         if residual is None:
             residual = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
-        elif isinstance(self.norm, RMSNorm):
-            backend = self.mixer.scan_backend
-            normed, residual = self.norm(self.drop_path(hidden), residual, backend)
-            return self.mixer(normed, flip), residual
+            normed = normalise(self.norm, residual, hidden.dtype)
         else:
-            residual = residual + self.drop_path(hidden)
-        normed = self.norm(residual.to(self.mixer.in_proj.weight.dtype))
-        return self.mixer(normed, flip), residual
+            hidden = self.drop_path(hidden)
+            normed, residual = add_and_normalise(self.norm, residual, hidden, self.scan_backend)
+        return self.mixer(normed, reverse), residual

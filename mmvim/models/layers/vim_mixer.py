@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mmvim.models.arguments import check_choice
+from mmvim.models.layers.direction import DIRECTIONS
 from mmvim_ops.functional import (
     bi_conv1d_silu,
     bidirectional_selective_scan,
@@ -16,8 +18,6 @@ from mmvim_ops.functional import (
     vim_inner,
 )
 from mmvim_ops.precision import full_precision
-
-DIRECTIONS = ('none', 'ssm', 'ssm_conv')
 
 # Range of the step size dt at initialisation (Mamba, Sec. 3.6; published defaults).
 _DT_MIN, _DT_MAX, _DT_FLOOR = 1e-3, 1e-1, 1e-4
@@ -42,13 +42,10 @@ class VimMixer(nn.Module):
             Defaults to 'auto'.
         conv_bias (bool): Whether the convolution has a bias. Defaults to True.
         proj_bias (bool): Whether input and output projection have a bias. Defaults to False.
-        direction (str): 'none' scans in one direction; 'ssm' adds a backward scan with its own A
-            that shares everything else; 'ssm_conv' gives the backward direction its own
-            convolution and projections too. Defaults to 'ssm_conv'.
+        direction (str): A row of :data:`DIRECTIONS`, which says what a second, reverse scan has
+            to itself, or that there is none. Defaults to 'ssm_conv'.
         average_directions (bool): Whether 'ssm_conv' halves the sum of both directions; 'ssm'
             always sums, as published. Defaults to True.
-        reverse (bool): Whether 'none' scans from the last token to the first, convolution
-            included, as if the sequence were flipped before and after. Defaults to False.
         layer_scale_init (float | None): Initial value of a learnt scale per channel on the
             output; None for no such scale. Defaults to None.
         scan_backend (str): ``backend`` of :mod:`mmvim_ops`, for the convolutions too.
@@ -66,22 +63,18 @@ class VimMixer(nn.Module):
         proj_bias: bool = False,
         direction: str = 'ssm_conv',
         average_directions: bool = True,
-        reverse: bool = False,
         layer_scale_init: float | None = None,
         scan_backend: str = 'auto',
     ) -> None:
         super().__init__()
-        if direction not in DIRECTIONS:
-            raise ValueError(f'direction must be one of {DIRECTIONS}, got {direction!r}.')
-        if reverse and direction != 'none':
-            raise ValueError(f"reverse=True is for direction='none' alone, got {direction!r}.")
+        check_choice('direction', direction, DIRECTIONS)
         self.embed_dims = embed_dims
         self.d_state = d_state
         self.inner_dims = expand * embed_dims
         self.dt_rank = math.ceil(embed_dims / 16) if dt_rank == 'auto' else int(dt_rank)
         self.direction = direction
-        self.reverse = reverse
-        self.scale = 0.5 if direction == 'ssm_conv' and average_directions else 1.0
+        self._own = DIRECTIONS[direction].own
+        self.scale = 0.5 if DIRECTIONS[direction].averages and average_directions else 1.0
         self.scan_backend = scan_backend
 
         self.in_proj = nn.Linear(embed_dims, 2 * self.inner_dims, bias=proj_bias)
@@ -90,9 +83,9 @@ class VimMixer(nn.Module):
         self.dt_proj = nn.Linear(self.dt_rank, self.inner_dims)
         self.A_log = nn.Parameter(torch.empty(self.inner_dims, d_state))
         self.D = nn.Parameter(torch.empty(self.inner_dims))
-        if direction != 'none':
+        if self._own:
             self.A_b_log = nn.Parameter(torch.empty(self.inner_dims, d_state))
-        if direction == 'ssm_conv':
+        if 'conv1d' in self._own:
             self.conv1d_b = self._conv(d_conv, conv_bias)
             self.x_proj_b = nn.Linear(self.inner_dims, self.dt_rank + 2 * d_state, bias=False)
             self.dt_proj_b = nn.Linear(self.dt_rank, self.inner_dims)
@@ -116,9 +109,9 @@ class VimMixer(nn.Module):
         A = -(1 … N) per channel (S4D-real, Mamba Sec. 3.6), D = 1, dt weights uniform within
         ±R^(-1/2), dt bias by inverse softplus, other linear biases 0.
         """
-        both = self.direction == 'ssm_conv'
+        both = 'conv1d' in self._own
         states = torch.arange(1, self.d_state + 1, dtype=torch.float32)
-        for A_log in [self.A_log] if self.direction == 'none' else [self.A_log, self.A_b_log]:
+        for A_log in [self.A_log, self.A_b_log] if self._own else [self.A_log]:
             A_log.copy_(states.log().expand_as(A_log))
         for D in [self.D, self.D_b] if both else [self.D]:
             D.fill_(1.0)
@@ -132,21 +125,22 @@ class VimMixer(nn.Module):
             dt = log_dt.exp().clamp(min=_DT_FLOOR)
             dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
 
-    def forward(self, tokens: torch.Tensor, flip: bool = False) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, reverse: bool = False) -> torch.Tensor:
         """Mix the tokens of each sequence.
 
         Args:
             tokens (torch.Tensor): Shape (B, L, D).
-            flip (bool): Whether a scan in one direction takes the other one this time; both
-                directions take no notice. Defaults to False.
+            reverse (bool): Whether the one scan runs from the last token to the first,
+                convolution included, as if the sequence were flipped before and after; two scans
+                take no notice. Defaults to False.
 
         Returns:
             torch.Tensor: Shape (B, L, D).
         """
         x, z = self.in_proj(tokens).chunk(2, dim=-1)  # (B, L, E) each, views
-        if self.direction == 'none':
-            mixed = self._scan_one(x, z, self.reverse != flip)
-        elif self.direction == 'ssm_conv' and self._projections_are_plain():
+        if not self._own:
+            mixed = self._scan_one(x, z, reverse)
+        elif 'conv1d' in self._own and self._projections_are_plain():
             mixed = self._inner(x, z)
         else:
             mixed = self._scan_both(x, z)
@@ -210,7 +204,7 @@ class VimMixer(nn.Module):
 
     def _scan_both(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         """Both directions, op by op: x, z (B, L, E) -> (B, L, E)."""
-        own = self.direction == 'ssm_conv'
+        own = 'conv1d' in self._own
         weight, bias = self.conv1d.weight.squeeze(1), self.conv1d.bias
         if own:
             x_f, x_b = bi_conv1d_silu(

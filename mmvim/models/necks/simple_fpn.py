@@ -8,15 +8,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule, build_norm_layer
-from mmengine.model import BaseModule
 from torch import nn
 
-from mmvim.models.arguments import check_keywords
+from mmvim.models.arguments import CheckedModule
 from mmvim.registry import MODELS
 
 
 @MODELS.register_module()
-class SimpleFPN(BaseModule):
+class SimpleFPN(CheckedModule):
     """A pyramid made of the last map alone, or of several maps of one stride.
 
     After `Exploring Plain Vision Transformer Backbones for Object Detection
@@ -53,11 +52,6 @@ class SimpleFPN(BaseModule):
         >>> [tuple(level.shape) for level in neck((torch.rand(1, 192, 8, 12),))]
         [(1, 64, 32, 48), (1, 64, 16, 24), (1, 64, 8, 12), (1, 64, 4, 6), (1, 64, 2, 3)]
     """
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> SimpleFPN:
-        """Refuse a misspelt argument with the nearest valid one in the message."""
-        check_keywords(cls, kwargs)
-        return super().__new__(cls)
 
     def __init__(
         self,
