@@ -55,13 +55,6 @@ def in_mmpretrain():
         yield
 
 
-@pytest.fixture
-def plain_text(monkeypatch):
-    """Configs are logged without being formatted, which takes longer than a step of training."""
-    monkeypatch.setattr(Config, 'pretty_text', property(lambda cfg: f'cfg = {cfg.to_dict()!r}'))
-
-
-@pytest.mark.usefixtures('plain_text')
 @pytest.mark.parametrize('name', IDS)
 def test_trains_a_step_and_predicts(name, tmp_path):
     cfg = load(name)
@@ -215,7 +208,6 @@ def test_learning_rate_over_the_run(name):
         assert rates[epoch * steps : (epoch + 1) * steps] == pytest.approx([expected] * steps)
 
 
-@pytest.mark.usefixtures('plain_text')
 @pytest.mark.parametrize('name', FINE_TUNES)
 def test_fine_tune_starts_from_a_whole_checkpoint_at_a_constant_rate(name, tmp_path):
     """The head too; the position embedding resized; the average from there; no schedule."""
@@ -258,7 +250,6 @@ def test_fine_tune_starts_from_a_whole_checkpoint_at_a_constant_rate(name, tmp_p
             torch.testing.assert_close(state[key], value, rtol=0, atol=0, msg=key)
 
 
-@pytest.mark.usefixtures('plain_text')
 @pytest.mark.parametrize('lost', ['head.fc.bias', 'backbone.layers.3.mixer.D'])
 def test_fine_tune_refuses_a_checkpoint_with_a_gap(lost, tmp_path):
     cfg = load(FINE_TUNES[0])
@@ -272,7 +263,6 @@ def test_fine_tune_refuses_a_checkpoint_with_a_gap(lost, tmp_path):
         Runner.from_cfg(cfg).train()
 
 
-@pytest.mark.usefixtures('plain_text')
 def test_metrics_on_known_answers(tmp_path):
     """A checkpoint without an average, as a converted one is: two of three labels are right."""
     cfg = load(TINY)

@@ -55,13 +55,6 @@ def in_mmdet():
         yield
 
 
-@pytest.fixture
-def plain_text(monkeypatch):
-    """Configs are logged without being formatted, which takes longer than a step of training."""
-    monkeypatch.setattr(Config, 'pretty_text', property(lambda cfg: f'cfg = {cfg.to_dict()!r}'))
-
-
-@pytest.mark.usefixtures('plain_text')
 @pytest.mark.parametrize(
     'name',
     [

@@ -42,12 +42,6 @@ def scaled_down(name, folder):
     return cfg, source
 
 
-@pytest.fixture(autouse=True)
-def plain_text(monkeypatch):
-    """Configs are logged without being formatted, which takes longer than a step of training."""
-    monkeypatch.setattr(Config, 'pretty_text', property(lambda cfg: f'cfg = {cfg.to_dict()!r}'))
-
-
 def trained(cfg):
     """The model after its one iteration, and what the log said at the start."""
     lines = []
