@@ -1,5 +1,6 @@
 """The loader whose samples depend on their position alone."""
 
+import multiprocessing
 import random
 from typing import Any
 
@@ -123,12 +124,27 @@ def test_processes_share_the_samples_of_one() -> None:
     assert two == [sorted(batch) for batch in one]
 
 
-def test_workers_start_with_the_first_batch() -> None:
-    loader = make(num_workers=1, persistent_workers=True)
+@pytest.mark.parametrize('persistent', [False, True])
+def test_workers_start_with_the_first_batch_and_stop_when_told(persistent: bool) -> None:
+    loader = make(num_workers=1, persistent_workers=persistent)
     batches = iter(loader)
-    assert loader._iterator is None
+    assert not multiprocessing.active_children()
     next(batches)
-    assert loader._iterator is not None
+    (worker,) = multiprocessing.active_children()
+    loader.stop()
+    assert not worker.is_alive()
+
+
+def test_workers_stop_although_an_error_holds_on_to_them() -> None:
+    class Broken(Drawing):
+        def __getitem__(self, index: int) -> list[float]:
+            raise ValueError('broken')
+
+    loader = SeededDataLoader.take_over(DataLoader(Broken(), batch_size=1, num_workers=1), 0)
+    with pytest.raises(ValueError, match='broken') as error:
+        list(loader)
+    loader.stop()
+    assert not multiprocessing.active_children() and error.tb is not None
 
 
 def test_a_batch_sampler_of_its_own_keeps_its_size() -> None:

@@ -131,7 +131,7 @@ class SeededDataLoader(DataLoader[Any]):
     """
 
     batches: SeededBatches
-    _running: Generator[Any, None, None] | None
+    _latest: Any
 
     @classmethod
     def can_take_over(cls, loader: DataLoader[Any]) -> bool:
@@ -158,7 +158,7 @@ class SeededDataLoader(DataLoader[Any]):
         seeded.generator = torch.Generator().manual_seed(seed)
         assert loader.batch_sampler is not None
         seeded.batches = SeededBatches(loader.batch_sampler, seed, *get_dist_info())
-        seeded._running = None
+        seeded._latest = None
         return seeded
 
     @property
@@ -166,14 +166,14 @@ class SeededDataLoader(DataLoader[Any]):
         return self.batches
 
     def __iter__(self) -> Generator[Any, None, None]:  # type: ignore[override]
-        self._running = self._one_pass()
-        return self._running
-
-    def _one_pass(self) -> Generator[Any, None, None]:
         yield from super().__iter__()
 
+    def _get_iterator(self) -> Any:
+        self._latest = super()._get_iterator()
+        return self._latest
+
     def stop(self) -> None:
-        """End the pass that goes on, and the workers."""
-        if self._running is not None:
-            self._running.close()
-        self._iterator = None
+        """End the workers; torch waits 5 s for each if garbage collection has to do it."""
+        if hasattr(self._latest, '_shutdown_workers'):
+            self._latest._shutdown_workers()
+        self._latest = self._iterator = None
