@@ -7,31 +7,21 @@ model in turn.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarking import backbone_report, backbones, machine
+from benchmarking import backbone_report, backbones, machine, report
+from benchmarking.arguments import check_measuring, measuring_parser
 from benchmarking.memory import free_bytes, peak_bytes
-from benchmarking.report import Progress, Row
-from benchmarking.timing import (
-    Effort,
-    Failed,
-    Timing,
-    capture,
-    checked_device,
-    interleave,
-    is_out_of_memory,
-    release,
-)
+from benchmarking.report import Row
+from benchmarking.timing import OOM, Timing, capture, interleave, is_out_of_memory, release
 from torch import Tensor, nn
 
 from mmvim_ops import BACKENDS
@@ -70,37 +60,12 @@ class Setting:
         """Patches and the class token."""
         return (self.resolution // backbones.PATCH) ** 2 + 1
 
-    @property
-    def cost(self) -> float:
-        """About proportional to the time DeiT takes: 24 D + 4 L operations per token and channel.
-
-        Feed-forward and projections, and the two products of attention (12 layers of each).
-        """
-        dims = 64 * backbones.DEIT_HEADS[self.size]
-        work = self.batch * self.tokens * dims * (24 * dims + 4 * self.tokens)
-        return work * (3 if self.mode == 'training' else 1)
-
 
 def parse_arguments(argv: Sequence[str]) -> Namespace:
-    """The command line."""
-    parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument('--out', type=Path, required=True, metavar='DIR', help='for the report')
-    parser.add_argument('--sizes', nargs='+', choices=list(backbones.DEIT_HEADS), default=['tiny'])
+    """The command line; dtypes other than float32 run under autocast."""
+    parser = measuring_parser(__doc__, list(backbones.DEIT_HEADS), DTYPES, EXECUTIONS)
     parser.add_argument('--resolutions', nargs='+', type=int, default=list(RESOLUTIONS))
     parser.add_argument('--modes', nargs='+', choices=MODES, default=list(MODES))
-    parser.add_argument('--batch', nargs='+', type=int, default=[1], metavar='B')
-    parser.add_argument(
-        '--dtypes', nargs='+', choices=DTYPES, default=['float32'], help='the others by autocast'
-    )
-    parser.add_argument('--device', default='cpu', help='cpu (default), cuda, cuda:1')
-    parser.add_argument('--threads', nargs='+', type=int, default=[torch.get_num_threads()])
-    parser.add_argument(
-        '--execution',
-        nargs='+',
-        choices=EXECUTIONS,
-        default=['eager'],
-        help='as it is (default), torch.compile, CUDA graphs, or both',
-    )
     parser.add_argument(
         '--with-neck', action='store_true', help='four taps and the pyramid of UperNet (mmseg)'
     )
@@ -113,54 +78,25 @@ def parse_arguments(argv: Sequence[str]) -> Namespace:
         help='with Vim itself recomputing its blocks in training (with_cp) among them',
     )
     parser.add_argument('--deit-from', choices=backbones.DEIT_LIBRARIES)
-    parser.add_argument('--rounds', type=int, default=5, help='at least (default: %(default)s)')
-    parser.add_argument(
-        '--seconds',
-        type=float,
-        default=2.0,
-        help='measured per setting, at least (default: %(default)s)',
-    )
-    parser.add_argument('--no-memory', action='store_true', help='time alone')
     args = parser.parse_args(argv)
-    for name in ('batch', 'threads'):
-        if min(getattr(args, name)) < 1:
-            parser.error(f'--{name} takes numbers from 1 on, got {min(getattr(args, name))}')
     odd = [size for size in args.resolutions if size < 1 or size % backbones.PATCH]
     if odd:
         parser.error(f'--resolutions takes multiples of {backbones.PATCH} pixels, got {odd}')
     args.resolutions = sorted(set(args.resolutions))
-    try:
-        importlib.import_module('mmvim')
-    except ImportError as error:
-        parser.error(str(error))
     args.deit_from = args.deit_from or backbones.installed_deit()
     if args.deit_from is None or importlib.util.find_spec(args.deit_from) is None:
         wanted = args.deit_from or ' or '.join(backbones.DEIT_LIBRARIES)
         parser.error(f'DeiT needs {wanted}, which is not installed')
     if args.with_neck and importlib.util.find_spec('mmseg') is None:
         parser.error("--with-neck needs mmseg's Feature2Pyramid, and mmseg is not installed")
-    try:
-        args.effort = Effort(args.rounds, args.seconds)
-        args.device = checked_device(args.device)
-        args.out.mkdir(parents=True, exist_ok=True)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-    if args.device.type == 'cpu' and any('graphs' in name for name in args.execution):
-        parser.error('--execution graphs needs --device cuda: a CPU has no CUDA graphs')
+    check_measuring(parser, args)
     return args
 
 
 def all_settings(args: Namespace) -> Iterator[Setting]:
     """Every combination; the resolution changes first."""
-    for values in product(
-        args.execution,
-        args.threads,
-        args.modes,
-        args.dtypes,
-        args.batch,
-        args.sizes,
-        args.resolutions,
-    ):
+    first = (args.execution, args.threads, args.modes, args.dtypes)
+    for values in product(*first, args.batch, args.sizes, args.resolutions):
         yield Setting(*values)
 
 
@@ -212,7 +148,7 @@ def too_large(name: str, setting: Setting, device: torch.device) -> str | None:
         return None
     training = setting.mode == 'training'
     needed = backbones.score_bytes(setting.size, setting.batch, setting.tokens, training)
-    free = free_bytes(device)
+    free = free_bytes()
     if free is None or needed < _FREE_SHARE * free:
         return None
     return f'OOM (scores {needed / 2**30:.0f} GiB, free {free / 2**30:.0f})'
@@ -223,6 +159,7 @@ def measure(setting: Setting, args: Namespace) -> list[Row]:
     generator = torch.Generator().manual_seed(0)
     shape = (setting.batch, 3, setting.resolution, setting.resolution)
     image = torch.randn(shape, generator=generator).to(args.device)
+    about = (setting.size, setting.resolution, args.with_neck, args.scan_backend, args.deit_from)
     rows, steps = {}, {}
     for name in ('vim', *args.against):
         row = rows[name] = dict(asdict(setting), model=name, tokens=setting.tokens, status='ok')
@@ -231,14 +168,7 @@ def measure(setting: Setting, args: Namespace) -> list[Row]:
             row['status'] = reason
             continue
         torch.manual_seed(0)
-        model = backbones.build(
-            name,
-            setting.size,
-            setting.resolution,
-            args.with_neck,
-            args.scan_backend,
-            args.deit_from,
-        ).to(args.device)
+        model = backbones.build(name, *about).to(args.device)
         weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
         row.update(parameters=sum(tensor.numel() for tensor in model.parameters()))
         step = Step(model, setting, image)
@@ -253,28 +183,19 @@ def measure(setting: Setting, args: Namespace) -> list[Row]:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            row['status'] = 'OOM'
+            row['status'] = OOM
             release(args.device)
         else:
             steps[name] = step.run
-    timings = interleave(steps, args.device, args.effort, warm=True)
-    for name, timing in timings.items():
-        if isinstance(timing, Failed):
-            rows[name]['status'] = timing.reason
-        else:
-            rows[name].update(figures(timing, setting.batch))
+    for name, timing in interleave(steps, args.device, args.effort, warm=True).items():
+        if not isinstance(timing, Timing):
+            rows[name]['status'] = timing
+            continue
+        rows[name].update(median_seconds=timing.median, spread=timing.spread)
+        rows[name]['images_per_second'] = setting.batch / timing.median
+        rows[name]['rounds'] = len(timing.samples)
     add_ratios(list(rows.values()))
     return list(rows.values())
-
-
-def figures(timing: Timing, batch: int) -> dict[str, float]:
-    """What follows from the samples of one model, all of it from their median."""
-    return dict(
-        median_seconds=timing.median,
-        images_per_second=batch / timing.median,
-        spread=timing.spread,
-        rounds=len(timing.samples),
-    )
 
 
 def add_ratios(rows: list[Row]) -> None:
@@ -290,7 +211,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure all settings; the report is written anew after each of them."""
     argv = sys.argv[1:] if argv is None else list(argv)
     args = parse_arguments(argv)
-    settings = list(all_settings(args))
     result: dict[str, Any] = dict(
         tool='benchmark_backbone',
         command=machine.command_line(__file__, argv),
@@ -300,20 +220,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         scan_backend=args.scan_backend,
         deit_from=args.deit_from,
         with_neck=args.with_neck,
-        paper=backbone_report.PAPER,
         rows=[],
     )
-    progress = Progress([setting.cost for setting in settings])
-    for setting in settings:
+    settings = list(all_settings(args))
+    for number, setting in enumerate(settings, start=1):
         where = f'{setting.resolution}² B {setting.batch} {setting.dtype} {setting.execution}'
-        progress.step(f'{setting.size} {setting.mode} {where}')
+        what = f'{setting.size} {setting.mode} {where}'
+        print(f'[{number}/{len(settings)}] {what}', file=sys.stderr, flush=True)
         torch.set_num_threads(setting.threads)
         if 'compiled' in setting.execution:
             torch._dynamo.reset()  # every setting is compiled for itself
         result['rows'] += measure(setting, args)
         release(args.device)
-        backbone_report.write(args.out, result)
-    progress.close()
+        result['crossovers'] = backbone_report.crossovers(result['rows'])
+        report.write(args.out, 'backbone', result, backbone_report.to_markdown(result))
     backbone_report.plot(args.out, result)
     print(f'report: {args.out / "backbone.md"}')
     return 0

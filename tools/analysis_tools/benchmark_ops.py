@@ -6,27 +6,23 @@ Times are medians of interleaved samples: one of each contender in turn.
 
 from __future__ import annotations
 
-import json
+import multiprocessing
 import os
-import subprocess
 import sys
-from argparse import SUPPRESS, ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from itertools import product
-from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
-from benchmarking import machine, ops_report
+from benchmarking import machine, ops_report, report
+from benchmarking.arguments import check_measuring, measuring_parser
 from benchmarking.ceilings import clock_under_load, copy_bandwidth, exp_loops, mufu_rate
-from benchmarking.memory import (
-    FAITHFUL_MALLOC,
-    peak_bytes,
-    resident_peak_bytes,
-    saved_bytes,
-)
-from benchmarking.report import Progress, Row
+from benchmarking.memory import FAITHFUL_MALLOC, peak_bytes, resident_peak_bytes, saved_bytes
+from benchmarking.report import Row
 from benchmarking.scan_cases import (
     DTYPES,
     PARTS,
@@ -41,29 +37,23 @@ from benchmarking.scan_cases import (
     make_work,
 )
 from benchmarking.timing import (
+    OOM,
     Call,
-    Effort,
-    Failed,
     Timing,
     capture,
-    checked_device,
     interleave,
     is_out_of_memory,
     release,
 )
 
 PASSES = ('forward', 'forward + backward')
-EXECUTIONS = ('eager', 'graphs')
 _DEFAULT_CONTENDERS = ['auto', 'chunked', 'reference', PUBLISHED]
-_CHILD_FLAG = '--resident-peak-of'
-_CHILD_WARM_UP_TOKENS = 32
-_CHILD_SECONDS = 600
+_CHILD_WARM_UP_TOKENS, _CHILD_SECONDS = 32, 600
 
 
 def parse_arguments(argv: Sequence[str]) -> Namespace:
     """The command line."""
-    parser = ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument('--out', type=Path, metavar='DIR', help='folder for the report')
+    parser = measuring_parser(__doc__, list(SIZES), list(DTYPES), ('eager', 'graphs'))
     parser.add_argument(
         '--contenders',
         nargs='+',
@@ -73,21 +63,8 @@ def parse_arguments(argv: Sequence[str]) -> Namespace:
         'they run here)',
     )
     parser.add_argument('--parts', nargs='+', choices=PARTS, default=list(PARTS))
-    parser.add_argument('--sizes', nargs='+', choices=list(SIZES), default=['tiny'])
-    parser.add_argument('--batch', nargs='+', type=int, default=[1], metavar='B')
     parser.add_argument(
         '--lengths', nargs='+', type=int, default=[197, 1024, 4096], metavar='L', help='tokens'
-    )
-    parser.add_argument('--dtypes', nargs='+', choices=list(DTYPES), default=['float32'])
-    parser.add_argument('--device', default='cpu', help='cpu (default), cuda, cuda:1')
-    parser.add_argument('--threads', nargs='+', type=int, default=[torch.get_num_threads()])
-    parser.add_argument(
-        '--execution',
-        nargs='+',
-        choices=EXECUTIONS,
-        default=['eager'],
-        help='as it is (default), or each pass replayed as a CUDA graph: small cases without the '
-        'time of their launches',
     )
     parser.add_argument(
         '--splits',
@@ -104,45 +81,21 @@ def parse_arguments(argv: Sequence[str]) -> Namespace:
         metavar='L',
         help='the token loop is left out of longer sequences (default: %(default)s)',
     )
-    parser.add_argument('--rounds', type=int, default=5, help='at least (default: %(default)s)')
-    parser.add_argument(
-        '--seconds',
-        type=float,
-        default=2.0,
-        help='measured per case and pass, at least (default: %(default)s)',
-    )
-    parser.add_argument('--no-memory', action='store_true', help='time alone')
-    parser.add_argument(_CHILD_FLAG, help=SUPPRESS)
     args = parser.parse_args(argv)
-    if args.resident_peak_of is not None:
-        return args
-    if args.out is None:
-        parser.error('--out DIR is required: the folder for the report')
-    for name in ('batch', 'lengths', 'threads'):
-        if min(getattr(args, name)) < 1:
-            parser.error(f'--{name} takes numbers from 1 on, got {min(getattr(args, name))}')
-    try:
-        args.effort = Effort(args.rounds, args.seconds)
-        args.device = checked_device(args.device)
-        args.out.mkdir(parents=True, exist_ok=True)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-    if args.device.type == 'cpu' and 'graphs' in args.execution:
-        parser.error('--execution graphs needs --device cuda: a CPU has no CUDA graphs')
+    check_measuring(parser, args)
     if args.device.type == 'cpu' and args.splits:
         parser.error('--splits needs --device cuda: it chooses among the CUDA kernels')
-    given = args.contenders
     splits = [name for name, split in SPLIT_CONTENDERS.items() if split in args.splits]
-    args.contenders = [*(given or _DEFAULT_CONTENDERS), *splits]
+    asked = [*(args.contenders or ()), *splits]
+    args.contenders = [*(args.contenders or _DEFAULT_CONTENDERS), *splits]
     args.left_out = {}
     for name in list(args.contenders):
-        problems = {part: contender_problem(name, part, args.device) for part in args.parts}
-        if all(problems.values()):
-            reason = next(reversed(problems.values()))
-            if name in (*(given or ()), *splits):
-                parser.error(f'{name} cannot run here: {reason}')
+        problems = [contender_problem(name, part, args.device) for part in args.parts]
+        if all(problems):
+            if name in asked:
+                parser.error(f'{name} cannot run here: {problems[-1]}')
             args.contenders.remove(name)
-            args.left_out[name] = reason
+            args.left_out[name] = problems[-1]
     return args
 
 
@@ -156,7 +109,6 @@ def all_cases(args: Namespace) -> Iterator[tuple[int, Case]]:
 
 def measure(case: Case, ceilings: Row, args: Namespace) -> list[Row]:
     """One row per execution, pass and contender of a case."""
-    threads = ceilings['threads']
     names = [
         name
         for name in args.contenders
@@ -174,52 +126,50 @@ def measure(case: Case, ceilings: Row, args: Namespace) -> list[Row]:
     rows = []
     for execution, kind in product(args.execution, PASSES):
         calls, failed = ready_calls(works, execution, kind, args.device)
-        failed.update(refused)
-        timings = interleave({**calls, **beside}, args.device, args.effort)
+        timings = interleave({**calls, **beside}, args.device, args.effort) | failed | refused
         rates = {
             loop.name: loop.count / timing.median / 1e9
             for loop in loops
             if isinstance(timing := timings[loop.name], Timing)
         }
         for name in names:
-            timing = failed.get(name) or timings[name]
-            row: Row = dict(asdict(case), threads=threads, execution=execution)
+            timing = timings[name]
+            row: Row = dict(asdict(case), threads=ceilings['threads'], execution=execution)
             row.update(contender=name, kind=kind)
             row.update(inner_channels=case.channels, states=STATES, dt_rank=case.rank)
-            row['status'] = 'ok' if isinstance(timing, Timing) else timing.reason
+            row['status'] = 'ok' if isinstance(timing, Timing) else timing
             if isinstance(timing, Timing):
-                ours = timings.get(args.contenders[0])
                 moved = works[name].least_bytes(case.output_bytes)[kind]
-                row.update(figures(timing, ours, case, kind, moved))
+                row.update(figures(timing, timings.get(args.contenders[0]), case, kind, moved))
                 row.update(gigaexp_per_second_of_loops=rates, difference=differences.get(name))
             rows.append(row)
         del calls  # with the memory of their graphs
     add_shares([row for row in rows if row['status'] == 'ok'], ceilings)
     if not args.no_memory:
-        add_memory(rows, works, case, threads, args.device)
+        add_memory(rows, works, case, args.device)
     return rows
 
 
-def without_kernel(works: dict[str, Work]) -> dict[str, Timing | Failed]:
+def without_kernel(works: dict[str, Work]) -> dict[str, str]:
     """Takes what cannot run with its number of threads a channel out of ``works``; says why."""
-    refused: dict[str, Timing | Failed] = {}
+    refused = {}
     for name in [name for name, work in works.items() if work.split]:
         try:
             works[name].forward_backward()
         except RuntimeError as error:
             if is_out_of_memory(error):
                 continue  # told of the pass that it happens in
-            refused[name] = Failed(str(error).splitlines()[0])
+            refused[name] = str(error).splitlines()[0]
             del works[name]
     return refused
 
 
 def ready_calls(
     works: dict[str, Work], execution: str, kind: str, device: torch.device
-) -> tuple[dict[str, Call], dict[str, Timing | Failed]]:
+) -> tuple[dict[str, Call], dict[str, str]]:
     """What to time of each contender; and which of them cannot be captured for lack of memory."""
     calls: dict[str, Call] = {}
-    failed: dict[str, Timing | Failed] = {}
+    failed = {}
     for name, work in works.items():
         call = work.forward if kind == 'forward' else work.forward_backward
         try:
@@ -227,7 +177,7 @@ def ready_calls(
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            failed[name] = Failed('OOM')
+            failed[name] = OOM
             release(device)
     return calls, failed
 
@@ -245,7 +195,7 @@ def _outputs(works: dict[str, Work]) -> dict[str, torch.Tensor]:
 
 
 def figures(
-    timing: Timing, ours: Timing | Failed | None, case: Case, kind: str, moved: int
+    timing: Timing, ours: Timing | str | None, case: Case, kind: str, moved: int
 ) -> dict[str, float | None]:
     """What follows from the samples of a contender, all of it from their median.
 
@@ -308,9 +258,7 @@ def compare(outputs: dict[str, torch.Tensor], against: str) -> dict[str, float]:
     }
 
 
-def add_memory(
-    rows: list[Row], works: dict[str, Work], case: Case, threads: int, device: torch.device
-) -> None:
+def add_memory(rows: list[Row], works: dict[str, Work], case: Case, device: torch.device) -> None:
     """Fill peak, saved and resident bytes in; a replayed graph allocates nothing."""
     for name, work in works.items():
         mine = [
@@ -321,7 +269,7 @@ def add_memory(
         if not mine:
             continue
         saved = saved_bytes(work.forward_with_graph, work.parameters)
-        resident = resident_peaks(name, case, threads) if device.type == 'cpu' else {}
+        resident = resident_peaks(name, case, mine[0]['threads']) if device.type == 'cpu' else {}
         for row in mine:
             call = work.forward if row['kind'] == 'forward' else work.forward_backward
             row['peak_bytes'] = peak_bytes(call, device)
@@ -334,44 +282,30 @@ def resident_peaks(name: str, case: Case, threads: int) -> dict[str, int | None]
 
     Empty, with a line on stderr, if that process fails.
     """
-    spec = json.dumps(dict(case=asdict(case), contender=name, threads=threads))
+    spawn = multiprocessing.get_context('spawn')
     try:
-        result = subprocess.run(
-            [sys.executable, str(Path(__file__).resolve()), _CHILD_FLAG, spec],
-            env={**os.environ, **FAITHFUL_MALLOC},
-            capture_output=True,
-            text=True,
-            timeout=_CHILD_SECONDS,
-            check=True,
-        )
-    except subprocess.SubprocessError as error:  # out of memory, or far too slow
-        print(f'no resident memory of {name}: {error}', file=sys.stderr)
+        with mock.patch.dict(os.environ, FAITHFUL_MALLOC), ProcessPoolExecutor(1, spawn) as pool:
+            return pool.submit(_resident_peaks_here, name, case, threads).result(_CHILD_SECONDS)
+    except Exception as error:  # out of memory, killed, or far too slow
+        print(f'no resident memory of {name}: {error!r}', file=sys.stderr)
         return {}
-    peaks: dict[str, int | None] = json.loads(result.stdout.splitlines()[-1])
-    return peaks
 
 
-def print_resident_peaks(spec: str) -> None:
-    """The other side of :func:`resident_peaks`."""
-    given = json.loads(spec)
-    torch.set_num_threads(given['threads'])
-    case, device = Case(**given['case']), torch.device('cpu')
+def _resident_peaks_here(name: str, case: Case, threads: int) -> dict[str, int | None]:
+    torch.set_num_threads(threads)
+    device = torch.device('cpu')
     # Code, thread pools and caches come into memory with a first, short call.
     short = replace(case, batch=1, length=min(case.length, _CHILD_WARM_UP_TOKENS))
-    make_work(given['contender'], short, device).forward_backward()
-    work = make_work(given['contender'], case, device)
-    calls = {'forward': work.forward, 'forward + backward': work.forward_backward}
-    print(json.dumps({kind: resident_peak_bytes(call) for kind, call in calls.items()}))
+    make_work(name, short, device).forward_backward()
+    work = make_work(name, case, device)
+    calls = dict(zip(PASSES, (work.forward, work.forward_backward)))
+    return {kind: resident_peak_bytes(call) for kind, call in calls.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure all cases; the report is written anew after each of them."""
     argv = sys.argv[1:] if argv is None else list(argv)
     args = parse_arguments(argv)
-    if args.resident_peak_of is not None:
-        print_resident_peaks(args.resident_peak_of)
-        return 0
-    steps = list(all_cases(args))
     result: dict[str, Any] = dict(
         tool='benchmark_ops',
         command=machine.command_line(__file__, argv),
@@ -384,19 +318,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         ceilings=[],
         rows=[],
     )
-    progress = Progress([case.batch * case.length * case.channels for _, case in steps])
-    last_threads = None
-    for threads, case in steps:
-        progress.step(f'{case.part} {case.size} B {case.batch} L {case.length} {case.dtype}')
-        if threads != last_threads:
+    steps = list(all_cases(args))
+    for number, (threads, case) in enumerate(steps, start=1):
+        what = f'{case.part} {case.size} B {case.batch} L {case.length} {case.dtype}'
+        print(f'[{number}/{len(steps)}] {what}', file=sys.stderr, flush=True)
+        if not result['ceilings'] or threads != result['ceilings'][-1]['threads']:
             torch.set_num_threads(threads)
-            ceilings = _ceilings(threads, args)
-            result['ceilings'].append(ceilings)
-            last_threads = threads
-        result['rows'] += measure(case, ceilings, args)
+            result['ceilings'].append(_ceilings(threads, args))
+        result['rows'] += measure(case, result['ceilings'][-1], args)
         release(args.device)
-        ops_report.write(args.out, result)
-    progress.close()
+        report.write(args.out, 'ops', result, ops_report.to_markdown(result))
     ops_report.plot(args.out, result)
     print(f'report: {args.out / "ops.md"}')
     return 0

@@ -108,7 +108,7 @@ def test_scores_that_do_not_fit_are_not_tried(monkeypatch: pytest.MonkeyPatch) -
     # scores and probabilities of one layer; in training the probabilities of all twelve
     assert backbones.score_bytes('tiny', 2, tokens, False) == 2 * 4 * 2 * 3 * tokens**2
     assert backbones.score_bytes('base', 1, tokens, True) == 13 * 4 * 12 * tokens**2
-    monkeypatch.setattr(benchmark_backbone, 'free_bytes', lambda device: 8 * 2**30)
+    monkeypatch.setattr(benchmark_backbone, 'free_bytes', lambda: 8 * 2**30)
     large = setting(resolution=2048, mode='training')
     reason = too_large('deit-plain', large, CPU)
     assert reason == 'OOM (scores 39 GiB, free 8)'

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from benchmarking.backbone_report import crossings, verdict
 from benchmarking.ceilings import exp_loops, mufu_rate
-from benchmarking.crossover import crossings, verdict
 from benchmarking.memory import free_bytes, peak_bytes, resident_peak_bytes, saved_bytes
-from benchmarking.report import Progress, seconds_text, significant, table, write_json
-from benchmarking.timing import Effort, Failed, Timing, interleave, is_out_of_memory
+from benchmarking.report import significant, table, write
+from benchmarking.timing import OOM, Effort, Timing, interleave, is_out_of_memory
 
 CPU = torch.device('cpu')
 MEBI = 2**20
@@ -59,7 +59,7 @@ def test_out_of_memory_becomes_a_row_and_other_errors_stay_errors() -> None:
 
     effort = Effort(rounds=1, seconds=0)
     timings = interleave({'greedy': greedy, 'modest': lambda: None}, CPU, effort)
-    assert timings['greedy'] == Failed('OOM')
+    assert timings['greedy'] == OOM
     assert isinstance(timings['modest'], Timing)
     with pytest.raises(ZeroDivisionError):
         interleave({'wrong': lambda: 1 / 0}, CPU, effort)
@@ -136,7 +136,7 @@ def test_saved_bytes_of_the_scan_are_its_inputs_and_states() -> None:
 
 
 def test_free_memory_is_less_than_all_of_it() -> None:
-    free = free_bytes(CPU)
+    free = free_bytes()
     assert free is None or 0 < free < 2**60
 
 
@@ -205,30 +205,8 @@ def test_tables_keep_their_columns() -> None:
 
 
 def test_json_refuses_what_is_no_number(tmp_path) -> None:
-    path = tmp_path / 'a.json'
-    write_json(path, dict(a=1.5))
+    write(tmp_path, 'a', dict(a=1.5), '# A\n')
     with pytest.raises(ValueError):
-        write_json(path, dict(a=math.nan))
-    assert json.loads(path.read_text()) == dict(a=1.5)
-    assert [file.name for file in tmp_path.iterdir()] == ['a.json']
-
-
-def test_the_time_left_follows_the_costs(capsys: pytest.CaptureFixture[str]) -> None:
-    now = 100.0
-    progress = Progress([1, 3, 6], clock=lambda: now)
-    assert progress.left() is None
-    progress.step('a')
-    now += 20  # a unit of cost takes 20 s
-    assert progress.left() == pytest.approx(180)
-    progress.step('b')
-    now += 60
-    progress.step('c')
-    progress.close()
-    lines = capsys.readouterr().err.splitlines()
-    assert lines == ['[1/3] a', '[2/3] b, about 3 min left', '[3/3] c, about 2 min left']
-    assert [seconds_text(s) for s in (12.4, 89, 600, 4800)] == [
-        '12 s',
-        '89 s',
-        '10 min',
-        '1 h 20 min',
-    ]
+        write(tmp_path, 'a', dict(a=math.nan), '')
+    assert json.loads((tmp_path / 'a.json').read_text()) == dict(a=1.5)
+    assert (tmp_path / 'a.md').read_text() == '# A\n'

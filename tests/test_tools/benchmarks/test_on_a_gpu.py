@@ -14,7 +14,15 @@ from typing import Any
 import benchmark_ops
 import pytest
 import torch
-from benchmarking import build_baseline, ceilings, machine, ops_report, scan_cases, timing
+from benchmarking import (
+    arguments,
+    build_baseline,
+    ceilings,
+    machine,
+    ops_report,
+    scan_cases,
+    timing,
+)
 from benchmarking.ceilings import ExpLoop
 from benchmarking.memory import peak_bytes
 from benchmarking.scan_cases import Case, Work
@@ -117,7 +125,7 @@ def contenders(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> Gpu:
     every = {name: BackendStatus(True, '') for name in ('cuda', 'chunked')}
     monkeypatch.setattr(scan_cases, 'available_backends', lambda: every)
     monkeypatch.setattr(benchmark_ops, 'make_work', make_work)
-    monkeypatch.setattr(benchmark_ops, 'checked_device', lambda name: CUDA)
+    monkeypatch.setattr(arguments, 'checked_device', lambda name: CUDA)
     monkeypatch.setattr(benchmark_ops, 'copy_bandwidth', lambda device, effort: 4e12)
     monkeypatch.setattr(
         native, 'force_splits', lambda f, b: gpu.splits.append((f, b)), raising=False
@@ -197,7 +205,7 @@ def test_no_room_for_a_graph_is_a_row(gpu: Gpu, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(benchmark_ops, 'capture', full)
     work = scan_cases.make_work('chunked', Case('scan', 'nano', 1, 8, 'float32'), CPU)
     calls, failed = benchmark_ops.ready_calls({'a': work}, 'graphs', 'forward', CUDA)
-    assert calls == {} and failed == {'a': timing.Failed('OOM')}
+    assert calls == {} and failed == {'a': timing.OOM}
     calls, failed = benchmark_ops.ready_calls({'a': work}, 'eager', 'forward', CUDA)
     assert calls == {'a': work.forward} and failed == {}
 
@@ -249,9 +257,9 @@ def test_without_a_compiler_torch_exp2_is_timed(capsys: pytest.CaptureFixture[st
 
 
 def test_a_numbered_gpu_becomes_the_current_one(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing.torch, 'empty', lambda size, device: None)
-    assert timing.checked_device('cuda:1') == torch.device('cuda:1')
-    assert timing.checked_device('cuda') == CUDA
+    monkeypatch.setattr(arguments.torch, 'empty', lambda size, device: None)
+    assert arguments.checked_device('cuda:1') == torch.device('cuda:1')
+    assert arguments.checked_device('cuda') == CUDA
     assert gpu.log == ['set cuda:1']
 
 
@@ -266,8 +274,7 @@ def test_the_commands_of_the_documents_are_understood(
 ) -> None:
     benchmark_backbone = pytest.importorskip('benchmark_backbone')
     pytest.importorskip('mmpretrain')
-    for tool in (benchmark_ops, benchmark_backbone):
-        monkeypatch.setattr(tool, 'checked_device', torch.device)
+    monkeypatch.setattr(arguments, 'checked_device', torch.device)
     monkeypatch.setattr(benchmark_ops, 'contender_problem', lambda *_: None)
     monkeypatch.delenv('TORCH_CUDA_ARCH_LIST', raising=False)
     docs = (machine.ROOT / 'docs' / name for name in ('benchmarks/README.md', 'dev/gpu_runbook.md'))
@@ -303,5 +310,5 @@ def test_rounds_go_on_after_a_contender_ran_out_of_memory(gpu: Gpu) -> None:
 
     effort = Effort(rounds=2, seconds=0)
     timings = timing.interleave({'a': greedy, 'b': lambda: gpu.run('b')}, CUDA, effort)
-    assert timings['a'] == timing.Failed('OOM')
+    assert timings['a'] == timing.OOM
     assert isinstance(timings['b'], timing.Timing) and timings['b'].median == pytest.approx(2e-3)

@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarking.crossover import crossings, verdict
-from benchmarking.report import (
-    Row,
-    facts,
-    load_pyplot,
-    mebibytes,
-    percent,
-    plain_log_ticks,
-    significant,
-    table,
-    threads_text,
-    write_json,
-    write_text,
-)
+from benchmarking import report
+from benchmarking.report import Row, mebibytes, percent, significant, threads_text
 
 # Vim-Ti against DeiT-Ti with plain attention, batch inference on a GPU (arXiv 2401.09417, figure 1
-# and section 4): resolution, speed of Vim over DeiT, memory of Vim over DeiT.
-PAPER: list[dict[str, float | None]] = [
-    dict(resolution=512, speed=1.0, memory=None),
-    dict(resolution=1248, speed=2.8, memory=1 - 0.868),
-]
+# and section 4), over the resolution: times its speed, and % of its memory.
+PAPER_SPEED = ([512, 1248], [1.0, 2.8])
+PAPER_MEMORY = ([1248], [100 - 86.8])
 NAMES = {
     'vim': 'Vim',
     'deit-sdpa': 'DeiT, SDPA',
@@ -34,7 +22,8 @@ NAMES = {
     'vim-with-cp': 'Vim, blocks recomputed',
 }
 _GROUP = ('execution', 'threads', 'mode', 'dtype', 'batch', 'size')
-_PLOTTED_GROUPS = 6
+# Ratios this close to 1 are told as equal: less than what a repetition may differ by.
+_EQUAL = 0.02
 _READING = """\
 `Vim ÷` is the time of Vim over that of the model in the row, from the medians of interleaved
 samples: below 1 Vim is faster. `spread` is the distance between the quartiles over the median.
@@ -46,21 +35,6 @@ _NECK = {
     False: 'Both end in the class token, as for classification.',
     True: 'Both give four taps to the feature pyramid of UperNet, Vim without a class token.',
 }
-
-
-def write(folder: Path, result: dict[str, Any]) -> None:
-    """Write ``backbone.json``, crossovers included, and ``backbone.md``."""
-    result['crossovers'] = crossovers(result['rows'])
-    write_json(folder / 'backbone.json', result)
-    write_text(folder / 'backbone.md', to_markdown(result))
-
-
-def grouped(rows: Iterable[Row]) -> list[tuple[dict[str, Any], list[Row]]]:
-    """Rows that differ in resolution and model alone, together."""
-    groups: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        groups.setdefault(tuple(row[key] for key in _GROUP), []).append(row)
-    return [(dict(zip(_GROUP, key)), members) for key, members in groups.items()]
 
 
 def curve(rows: Iterable[Row], model: str, key: str) -> tuple[list[int], list[float]]:
@@ -78,41 +52,92 @@ def rivals(rows: Iterable[Row]) -> list[str]:
 def crossovers(rows: Iterable[Row]) -> list[Row]:
     """Per group and rival: where time and memory are equal, and a sentence on where Vim loses."""
     found = []
-    for group, members in grouped(rows):
+    for group, members in report.grouped(rows, _GROUP):
         for model in rivals(members):
             sizes, ratios = curve(members, model, 'vim_time_ratio')
-            name = f'Vim-{group["size"]}'
             row: Row = dict(group, model=model, time=crossings(sizes, ratios))
             row['memory'] = crossings(*curve(members, model, 'vim_memory_ratio'))
-            row['sentence'] = verdict(name, NAMES[model], sizes, ratios)
+            row['sentence'] = verdict(f'Vim-{group["size"]}', NAMES[model], sizes, ratios)
             found.append(row)
     return found
+
+
+def crossings(sizes: Sequence[float], ratios: Sequence[float]) -> list[float]:
+    """Where a ratio passes 1, interpolated linearly between the logarithms of both.
+
+    Args:
+        sizes: Increasing, positive.
+        ratios: Ours over theirs at each size, positive.
+
+    Returns:
+        Every size at which the ratio is 1 or changes from one side of it to the other; empty if
+        it stays on one side.
+
+    Raises:
+        ValueError: The sequences differ in length, or the sizes do not increase.
+    """
+    if len(sizes) != len(ratios):
+        raise ValueError(f'{len(sizes)} sizes and {len(ratios)} ratios: give one ratio a size')
+    if any(a >= b for a, b in pairwise(sizes)):
+        raise ValueError(f'sizes must increase, got {list(sizes)}')
+    points = [(math.log(size), math.log(ratio)) for size, ratio in zip(sizes, ratios)]
+    found = []
+    for index, (x, y) in enumerate(points):
+        if y == 0:
+            found.append(float(sizes[index]))
+        elif index + 1 < len(points):
+            next_x, next_y = points[index + 1]
+            if y * next_y < 0:
+                found.append(math.exp(x + (next_x - x) * y / (y - next_y)))
+    return found
+
+
+def verdict(ours: str, theirs: str, sizes: Sequence[int], ratios: Sequence[float]) -> str:
+    """One sentence on where we lose and where we win.
+
+    Args:
+        ours: What we are called, at the beginning of a sentence.
+        theirs: What the other is called.
+        sizes: Increasing image sizes in pixels.
+        ratios: Our time over theirs at each size.
+    """
+    by_outcome: dict[str, list[str]] = {}
+    for size, ratio in zip(sizes, ratios):
+        outcome = 'equals' if abs(ratio - 1) < _EQUAL else 'loses to' if ratio > 1 else 'beats'
+        by_outcome.setdefault(outcome, []).append(f'{size} ({ratio:.2f})')
+    parts = [
+        f'{outcome} {theirs} at {", ".join(by_outcome[outcome])}'
+        for outcome in ('loses to', 'equals', 'beats')
+        if outcome in by_outcome
+    ]
+    if not parts:
+        return f'{ours} and {theirs}: nothing was measured at a common size.'
+    meet = ' and '.join(f'{size:.0f}' for size in crossings(sizes, ratios))
+    end = f'; the times meet at about {meet} pixels' if meet else '; the times do not meet there'
+    return f'{ours} {", ".join(parts)}{end}.'
 
 
 def to_markdown(result: dict[str, Any]) -> str:
     """The report as Markdown. A CPU's absolute times stay out: they are the machine's mood."""
     on_gpu = result['device'] == 'cuda'
-    neck = _NECK[result['with_neck']]
+    title = 'Vim against DeiT' + (', with the feature pyramid' if result['with_neck'] else '')
     parts = [
-        '# Vim against DeiT' + (', with the feature pyramid' if result['with_neck'] else ''),
-        f'```bash\n{result["command"]}\n```',
-        facts('Machine', result['machine']),
-        facts('Versions', result['versions']),
-        _READING.format(library=result['deit_from'], neck=neck),
+        *report.preamble(title, result),
+        _READING.format(library=result['deit_from'], neck=_NECK[result['with_neck']]),
         'The **paper** reports, for Vim-Ti against DeiT-Ti with plain attention, batch inference '
         'on a GPU: 2.8 times the speed and 86.8% less memory at 1248², equal speed at 512².',
     ]
-    for group, members in grouped(result['rows']):
+    header = ['resolution', 'tokens', 'model', 'Vim ÷', 'spread']
+    header += ['ms', 'images/s'] if on_gpu else []
+    header += ['peak MiB', 'Vim ÷ peak']
+    for group, members in report.grouped(result['rows'], _GROUP):
         parts.append(f'## {group_title(group, on_gpu)}')
         parts += [
             row['sentence']
             for row in result['crossovers']
             if all(row[key] == value for key, value in group.items())
         ]
-        header = ['resolution', 'tokens', 'model', 'Vim ÷', 'spread']
-        header += ['ms', 'images/s'] if on_gpu else []
-        header += ['peak MiB', 'Vim ÷ peak']
-        parts.append(table([_cells(row, on_gpu) for row in members], header))
+        parts.append(report.table([_cells(row, on_gpu) for row in members], header))
     return '\n\n'.join(parts) + '\n'
 
 
@@ -141,52 +166,22 @@ def _cells(row: Row, on_gpu: bool) -> list[object]:
 
 def plot(folder: Path, result: dict[str, Any]) -> None:
     """Write ``backbone.png``: speed and memory of Vim over DeiT, beside the paper's figures."""
-    pyplot = load_pyplot()
-    groups = grouped(result['rows'])[:_PLOTTED_GROUPS]
-    if pyplot is None:
-        return
-    figure, axes = pyplot.subplots(
-        len(groups), 2, figsize=(10, 3.4 * len(groups)), squeeze=False, layout='constrained'
-    )
-    for (group, members), (speed, memory) in zip(groups, axes):
+
+    def draw(group: dict[str, Any], members: list[Row], speed: Any, memory: Any) -> None:
         speed.set_title(f'Vim-{group_title(group, result["device"] == "cuda")}', fontsize='medium')
         for model in rivals(members):
             sizes, ratios = curve(members, model, 'vim_time_ratio')
             speed.plot(sizes, [1 / ratio for ratio in ratios], marker='o', label=NAMES[model])
             sizes, ratios = curve(members, model, 'vim_memory_ratio')
-            memory.plot(sizes, [100 * r for r in ratios], marker='o', label=NAMES[model])
+            memory.plot(sizes, [100 * ratio for ratio in ratios], marker='o', label=NAMES[model])
         if (group['mode'], group['size']) == ('inference', 'tiny'):
-            draw_paper(speed, memory)
+            for axis, (sizes, values) in ((speed, PAPER_SPEED), (memory, PAPER_MEMORY)):
+                star = dict(marker='*', markersize=12, color='black', linestyle='none')
+                axis.plot(sizes, values, label='paper: GPU, plain attention', **star)
         speed.set_ylabel('speed of Vim ÷ speed of DeiT')
-        speed.set_yscale('log')
-        plain_log_ticks(speed.yaxis)
         memory.set_ylabel('memory of Vim, % of DeiT')
-        memory.set_ylim(bottom=0)
         for axis, equal in ((speed, 1), (memory, 100)):
             axis.axhline(equal, color='grey', linewidth=0.8)
-            axis.set_xscale('log')
-            ticks = sorted({row['resolution'] for row in members})
-            axis.set_xticks(ticks, [str(tick) for tick in ticks])
-            axis.minorticks_off()
-            axis.set_xlabel('side of the image, pixels')
-            axis.grid(alpha=0.3)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc='outside lower center', ncols=3, fontsize='small')
-    figure.savefig(folder / 'backbone.png', dpi=120)
-    pyplot.close(figure)
 
-
-def draw_paper(speed: Any, memory: Any) -> None:
-    """The paper's figures, as stars of their own."""
-    label = 'paper: GPU, plain attention'
-    for axis, key, factor in ((speed, 'speed', 1), (memory, 'memory', 100)):
-        points = [(p['resolution'], p[key]) for p in PAPER if p[key] is not None]
-        axis.plot(
-            [size for size, _ in points],
-            [factor * (value or 0) for _, value in points],
-            linestyle='none',
-            marker='*',
-            markersize=12,
-            color='black',
-            label=label,
-        )
+    groups = report.grouped(result['rows'], _GROUP)
+    report.plot(folder / 'backbone.png', groups, 'resolution', 'side of the image, pixels', draw)

@@ -56,22 +56,19 @@ def score_bytes(size: str, batch: int, tokens: int, training: bool) -> int:
 
 
 class _TimmTaps(nn.Module):
-    """A VisionTransformer of timm that returns its taps as feature maps."""
+    """A VisionTransformer of timm: (B, 3, H, W) -> four feature maps (B, D, H/16, W/16)."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W) -> four (B, D, H/16, W/16)."""
-        taps = self.model.forward_intermediates(
-            image, indices=list(_DEIT_TAPS), intermediates_only=True
-        )
-        return tuple(taps)
+        taps = list(_DEIT_TAPS)
+        return tuple(self.model.forward_intermediates(image, indices=taps, intermediates_only=True))
 
 
 class WithNeck(nn.Module):
-    """A backbone and the four-level pyramid that UperNet puts behind it."""
+    """A backbone and UperNet's pyramid: (B, 3, H, W) -> maps at strides 4, 8, 16 and 32."""
 
     def __init__(self, backbone: nn.Module, embed_dims: int) -> None:
         super().__init__()
@@ -80,8 +77,7 @@ class WithNeck(nn.Module):
         self.backbone = backbone
         self.neck = Feature2Pyramid(embed_dims, norm_cfg=dict(type='BN', requires_grad=True))
 
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W) -> feature maps at strides 4, 8, 16 and 32."""
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
         levels: tuple[Tensor, ...] = self.neck(self.backbone(image))
         return levels
 
@@ -108,37 +104,19 @@ def build(
         deit_library: One of :data:`DEIT_LIBRARIES`. Defaults to the first that is installed.
     """
     importlib.import_module('mmvim')  # first: it mends a torchvision that would fail to import
-    if name in ('vim', 'vim-with-cp'):
-        model = _vim(size, resolution, with_neck, scan_backend, name == 'vim-with-cp')
+    if name.startswith('vim'):
+        from mmvim.models import VisionMamba
+
+        options: dict[str, Any] = dict(out_type='cls_token')
+        if with_neck:
+            options = dict(cls_token='none', out_norm='none', out_indices=_VIM_TAPS)
+        options.update(with_cp=name == 'vim-with-cp', scan_backend=scan_backend)
+        model: nn.Module = VisionMamba(size, img_size=resolution, **options)
     else:
-        library = deit_library or installed_deit()
-        builder = {'mmpretrain': _mmpretrain_deit, 'timm': _timm_deit}.get(library or '')
-        if builder is None:
-            raise ValueError(f'DeiT from {library}: valid are {", ".join(DEIT_LIBRARIES)}')
+        builders = {'mmpretrain': _mmpretrain_deit, 'timm': _timm_deit}
+        builder = builders[deit_library or installed_deit() or DEIT_LIBRARIES[0]]
         model = builder(size, resolution, with_neck, name == 'deit-plain')
     return WithNeck(model, 64 * DEIT_HEADS[size]) if with_neck else model
-
-
-def _vim(size: str, resolution: int, taps: bool, scan_backend: str, with_cp: bool) -> nn.Module:
-    from mmvim.models import VisionMamba
-
-    if not taps:
-        return VisionMamba(
-            size,
-            img_size=resolution,
-            out_type='cls_token',
-            with_cp=with_cp,
-            scan_backend=scan_backend,
-        )
-    return VisionMamba(
-        size,
-        img_size=resolution,
-        cls_token='none',
-        out_norm='none',
-        out_indices=_VIM_TAPS,
-        with_cp=with_cp,
-        scan_backend=scan_backend,
-    )
 
 
 def _mmpretrain_deit(size: str, resolution: int, taps: bool, plain: bool) -> nn.Module:

@@ -7,8 +7,8 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 
@@ -34,31 +34,17 @@ template <typename T> T ex2_loop(T x) {{
 """
 
 
-@dataclass(frozen=True)
-class ExpLoop:
-    """A loop of nothing but exponentials.
-
-    Attributes:
-        name: What it is, for the report.
-        call: Runs it once.
-        count: Exponentials a run, over all threads.
-    """
+class ExpLoop(NamedTuple):
+    """A loop of nothing but exponentials: name, a call, and exponentials a call in all threads."""
 
     name: str
     call: Callable[[], object]
     count: int
 
 
-def copy_bandwidth(device: torch.device, effort: Effort, size: int | None = None) -> float:
-    """Bytes read and written per second by a copy far larger than any cache.
-
-    Args:
-        device: Where to copy; on a CPU with as many threads as torch is set to.
-        effort: How long to measure.
-        size: Bytes of the source; 256 MiB on a CPU and 1 GiB on a GPU where not given.
-    """
-    if size is None:
-        size = _CUDA_COPY if device.type == 'cuda' else _CPU_COPY
+def copy_bandwidth(device: torch.device, effort: Effort) -> float:
+    """Bytes read and written per second by a copy far larger than any cache, with all threads."""
+    size = _CUDA_COPY if device.type == 'cuda' else _CPU_COPY
     source = torch.ones(size // 4, device=device)
     target = torch.zeros_like(source)
     timing = interleave({'copy': lambda: target.copy_(source)}, device, effort)['copy']

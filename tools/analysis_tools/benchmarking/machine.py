@@ -20,21 +20,22 @@ from mmvim_ops import loading as native
 
 ROOT = Path(__file__).parents[3]
 _PACKAGES = (
-    'mmvim',
-    'mamba-ssm',
-    'causal-conv1d',
-    'triton',
-    'mmengine',
-    'mmcv',
-    'mmsegmentation',
-    'mmpretrain',
-    'timm',
+    *('mmvim', 'mamba-ssm', 'causal-conv1d', 'triton'),
+    *('mmengine', 'mmcv', 'mmsegmentation', 'mmpretrain', 'timm'),
 )
 
 
 def describe_machine(device: torch.device) -> dict[str, str]:
     """What the figures depend on, as far as it can be read here; name to value."""
-    machine = {'cpu': _cpu_name(), 'cores': _cores()}
+    machine = {'cpu': platform.processor() or platform.machine()}
+    with suppress(OSError, StopIteration):
+        text = Path('/proc/cpuinfo').read_text()
+        machine['cpu'] = next(re.finditer(r'^model name\s*:\s*(.+)$', text, re.MULTILINE))[1]
+        clock = next(re.finditer(r'^cpu MHz\s*:\s*([\d.]+)$', text, re.MULTILINE))[1]
+        machine['cpu'] += f', {float(clock):.0f} MHz as the system reports it'
+    machine['cores'] = str(os.cpu_count())
+    if hasattr(os, 'sched_getaffinity') and len(os.sched_getaffinity(0)) != os.cpu_count():
+        machine['cores'] = f'{len(os.sched_getaffinity(0))} of {machine["cores"]}'
     machine['cpu features of torch'] = torch.backends.cpu.get_cpu_capability()
     if native.problem() is None:
         machine['instruction set of the native library'] = native.isa()
@@ -63,23 +64,19 @@ def describe_versions() -> dict[str, str]:
     if torch.version.cuda is not None:
         versions['cuda of torch'] = torch.version.cuda
     for package in _PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
+    versions['native library'] = 'none'
     if native.problem() is None:
         built = native.info()
         texts = (f'{key} {built[key]}' for key in ('version', 'compiler', 'torch') if key in built)
         versions['native library'] = ', '.join(texts)
         if built.get('cuda'):
-            versions['its CUDA kernels'] = (
-                f'{" ".join(built["cuda"]["archs"])}, {built["cuda"]["nvcc"]}'
-            )
-    else:
-        versions['native library'] = 'none'
-    revision = git_revision()
-    if revision is not None:
-        versions['revision'] = revision
+            cuda = built['cuda']
+            versions['its CUDA kernels'] = f'{" ".join(cuda["archs"])}, {cuda["nvcc"]}'
+    with suppress(OSError, subprocess.SubprocessError):  # outside a repository
+        versions['revision'] = _git('rev-parse', '--short=10', 'HEAD')
+        versions['revision'] += '+' if _git('status', '--porcelain', '-uno') else ''
     return versions
 
 
@@ -101,35 +98,7 @@ def command_line(script: str, argv: Sequence[str]) -> str:
     return ' '.join([*variables, 'python', path, shlex.join(argv)]).rstrip()
 
 
-def git_revision() -> str | None:
-    """The commit the code is at, with '+' if files differ from it; None outside a repository."""
-
-    def git(*arguments: str) -> str:
-        command = ['git', '-C', str(ROOT), *arguments]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-        return result.stdout.strip()
-
-    try:
-        revision = git('rev-parse', '--short=10', 'HEAD')
-        changed = git('status', '--porcelain', '--untracked-files=no')
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return revision + ('+' if changed else '')
-
-
-def _cpu_name() -> str:
-    try:
-        text = Path('/proc/cpuinfo').read_text()
-    except OSError:
-        return platform.processor() or platform.machine()
-    name = re.search(r'^model name\s*:\s*(.+)$', text, re.MULTILINE)
-    clock = re.search(r'^cpu MHz\s*:\s*([\d.]+)$', text, re.MULTILINE)
-    words = [platform.machine() if name is None else name[1].strip()]
-    words += [] if clock is None else [f'{float(clock[1]):.0f} MHz as the system reports it']
-    return ', '.join(words)
-
-
-def _cores() -> str:
-    total = os.cpu_count() or 1
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else total
-    return str(total) if usable == total else f'{usable} of {total}'
+def _git(*arguments: str) -> str:
+    command = ['git', '-C', str(ROOT), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    return result.stdout.strip()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 Call = Callable[[], object]
-_STATUS, _CLEAR = Path('/proc/self/status'), Path('/proc/self/clear_refs')
 # For a process whose resident memory is to follow its allocations: blocks above 64 KiB come from
 # the system and go back to it at once (glibc).
 FAITHFUL_MALLOC = {
@@ -21,6 +19,7 @@ FAITHFUL_MALLOC = {
     'MALLOC_TRIM_THRESHOLD_': '65536',
     'MALLOC_ARENA_MAX': '1',
 }
+os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # the profiler writes lines of its own to stderr
 
 
 def peak_bytes(call: Call, device: torch.device) -> int:
@@ -40,10 +39,7 @@ def peak_bytes(call: Call, device: torch.device) -> int:
         torch.cuda.synchronize(device)
         del result
         return torch.cuda.max_memory_allocated(device) - before
-    with (
-        _silent_stderr(),
-        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled,
-    ):
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         call()
     assert profiled.profiler is not None and profiled.profiler.kineto_results is not None
     events = profiled.profiler.kineto_results.events()
@@ -54,20 +50,6 @@ def peak_bytes(call: Call, device: torch.device) -> int:
             held += change.nbytes()
             peak = max(peak, held)
     return peak
-
-
-@contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """The profiler of recent torch builds writes lines of its own to file descriptor 2."""
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 def saved_bytes(call: Call, parameters: Iterable[Tensor] = ()) -> int:
@@ -101,46 +83,32 @@ def resident_peak_bytes(call: Call) -> int | None:
     """The most resident memory of this process during a call, above what it had before, in bytes.
 
     Meant for a fresh process started with :data:`FAITHFUL_MALLOC`. None where the system does not
-    say (Linux does) or the mark cannot be told from an earlier one.
+    say; Linux does.
     """
     try:
-        _CLEAR.write_text('5')  # sets the high-water mark to the present size
-        was_reset = True
+        Path('/proc/self/clear_refs').write_text('5')  # sets the high-water mark to the present
+        before = _kilobytes('/proc/self/status', 'VmRSS')
+        call()
+        after = _kilobytes('/proc/self/status', 'VmHWM')
     except OSError:
-        was_reset = False
-    before = _status()
-    call()
-    after = _status()
-    if before is None or after is None or not (was_reset or after[0] > before[0]):
         return None
-    return max(0, after[0] - before[1])
+    return None if before is None or after is None else max(0, 1024 * (after - before))
 
 
-def _status() -> tuple[int, int] | None:
-    """High-water mark and present resident size, in bytes."""
+def free_bytes() -> int | None:
+    """Memory of the CPU that can still be taken, in bytes; None where the system does not say."""
+    limits = []
     try:
-        text = _STATUS.read_text()
-    except OSError:
-        return None
-    found = [re.search(rf'^{key}:\s+(\d+) kB', text, re.MULTILINE) for key in ('VmHWM', 'VmRSS')]
-    if found[0] is None or found[1] is None:
-        return None
-    return 1024 * int(found[0][1]), 1024 * int(found[1][1])
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """Memory that can still be taken, in bytes; None where the system does not say."""
-    if device.type == 'cuda':
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        text = Path('/proc/meminfo').read_text()
-    except OSError:
-        return None
-    found = re.search(r'^MemAvailable:\s+(\d+) kB', text, re.MULTILINE)
-    limits = [] if found is None else [1024 * int(found[1])]
-    try:  # a container's own limit
-        limit = int(Path('/sys/fs/cgroup/memory.max').read_text())
-        limits.append(limit - int(Path('/sys/fs/cgroup/memory.current').read_text()))
+        available = _kilobytes('/proc/meminfo', 'MemAvailable')
+        limits += [] if available is None else [1024 * available]
+        group = Path('/sys/fs/cgroup')  # a container's own limit; 'max' is none
+        limit, used = ((group / f'memory.{name}').read_text() for name in ('max', 'current'))
+        limits.append(int(limit) - int(used))
     except (OSError, ValueError):
-        pass  # no such limit, or 'max'
+        pass
     return min(limits, default=None)
+
+
+def _kilobytes(file: str, key: str) -> int | None:
+    found = re.search(rf'^{key}:\s+(\d+) kB', Path(file).read_text(), re.MULTILINE)
+    return None if found is None else int(found[1])

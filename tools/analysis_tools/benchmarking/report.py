@@ -1,18 +1,17 @@
-"""Reports: Markdown tables, JSON, progress with the time left."""
+"""What both reports are made of: Markdown, JSON, plots."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
-_SECONDS_BETWEEN_LINES = 10.0
+Groups = list[tuple[dict[str, Any], list[Row]]]
+_PLOTTED_GROUPS = 6
 
 
 def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:
@@ -29,6 +28,13 @@ def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:
 def facts(title: str, values: Mapping[str, str]) -> str:
     """Name-value pairs as one Markdown paragraph."""
     return f'**{title}**: ' + '; '.join(f'{name} {value}' for name, value in values.items()) + '.'
+
+
+def preamble(title: str, result: Mapping[str, Any]) -> list[str]:
+    """The paragraphs that every report begins with."""
+    command = f'```bash\n{result["command"]}\n```'
+    about = [facts(name, result[name.lower()]) for name in ('Machine', 'Versions')]
+    return [f'# {title}', command, *about]
 
 
 def significant(value: float | None, digits: int = 3) -> str | None:
@@ -57,103 +63,62 @@ def threads_text(threads: int) -> str:
     return f'{threads} thread{"" if threads == 1 else "s"}'
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file in one step: a run that is stopped leaves the old one or the new one."""
-    partial = path.with_name(path.name + '.partial')
-    partial.write_text(text, encoding='utf-8')
-    os.replace(partial, path)
+def grouped(rows: Iterable[Row], keys: Sequence[str]) -> Groups:
+    """Rows that have all of these values in common, together."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return [(dict(zip(keys, values)), members) for values, members in groups.items()]
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a result as JSON, non-finite numbers refused."""
-    write_text(path, json.dumps(content, indent=1, allow_nan=False) + '\n')
+def write(folder: Path, name: str, result: Mapping[str, Any], markdown: str) -> None:
+    """Write the result as JSON, non-finite numbers refused, and as Markdown."""
+    content = json.dumps(result, indent=1, allow_nan=False) + '\n'
+    (folder / f'{name}.json').write_text(content, encoding='utf-8')
+    (folder / f'{name}.md').write_text(markdown, encoding='utf-8')
 
 
-def load_pyplot() -> Any | None:
-    """Matplotlib's pyplot drawing to files, or None (and one line) where it is not installed."""
-    try:
-        import matplotlib
-    except ImportError:
-        print('no plot: matplotlib is not installed', file=sys.stderr)
-        return None
-    matplotlib.use('Agg')
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def plain_log_ticks(axis: Any) -> None:
-    """Label a logarithmic axis of matplotlib with plain numbers at 1, 2, 5, 10 and so on."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter('{x:g}')
-    axis.set_minor_formatter(NullFormatter())
-
-
-def seconds_text(seconds: float) -> str:
-    """Seconds for people: '40 s', '3 min', '1 h 20 min'."""
-    if seconds < 90:
-        return f'{seconds:.0f} s'
-    minutes = round(seconds / 60)
-    return f'{minutes} min' if minutes < 60 else f'{minutes // 60} h {minutes % 60} min'
-
-
-class Progress:
-    """Says on stderr how far a run is and about how long the rest takes.
-
-    A bar where rich is installed and stderr is a terminal, else a line every ten seconds.
+def plot(
+    file: Path,
+    groups: Groups,
+    x: str,
+    label: str,
+    draw: Callable[[dict[str, Any], list[Row], Any, Any], None],
+) -> None:
+    """Two panels a group, for the first groups; one line on stderr where matplotlib is missing.
 
     Args:
-        costs: How long each step takes, in any unit: the time left is what the steps done so far
-            took, scaled by their costs.
-        clock: Where the time comes from; for tests.
+        file: The picture to write.
+        groups: What to draw.
+        x: Key of the horizontal axis, which is logarithmic with a tick a value.
+        label: Its label.
+        draw: Draws a group into its left panel, logarithmic too, and its right one, from zero on.
     """
-
-    def __init__(self, costs: Sequence[float], clock: Callable[[], float] = time.monotonic) -> None:
-        self._costs, self._clock = list(costs), clock
-        self._begin = self._spoke = clock()
-        self._done = 0
-        self._bar = self._make_bar()
-        if self._bar is not None:
-            self._task = self._bar.add_task('', total=sum(self._costs))
-            self._bar.start()
-
-    @staticmethod
-    def _make_bar() -> Any | None:
-        if not sys.stderr.isatty():
-            return None
-        try:
-            from rich.console import Console
-            from rich.progress import BarColumn, TextColumn
-            from rich.progress import Progress as Bar
-        except ImportError:
-            return None
-        return Bar(TextColumn('{task.description}'), BarColumn(), console=Console(stderr=True))
-
-    def left(self) -> float | None:
-        """Seconds that the rest will take about; None before the first step is done."""
-        done = sum(self._costs[: self._done])
-        if not done:
-            return None
-        return (self._clock() - self._begin) * sum(self._costs[self._done :]) / done
-
-    def step(self, what: str) -> None:
-        """The next step begins."""
-        left = self.left()
-        rest = '' if left is None else f', about {seconds_text(left)} left'
-        text = f'[{self._done + 1}/{len(self._costs)}] {what}{rest}'
-        now = self._clock()
-        if self._bar is not None:
-            done = sum(self._costs[: self._done])
-            self._bar.update(self._task, description=text, completed=done)
-        elif not self._done or now - self._spoke >= _SECONDS_BETWEEN_LINES:
-            print(text, file=sys.stderr, flush=True)
-            self._spoke = now
-        self._done += 1
-
-    def close(self) -> None:
-        """The last step is over."""
-        if self._bar is not None:
-            self._bar.update(self._task, completed=sum(self._costs))
-            self._bar.stop()
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator, NullFormatter
+    except ImportError:
+        print('no plot: matplotlib is not installed', file=sys.stderr)
+        return
+    groups = groups[:_PLOTTED_GROUPS]
+    if not groups:
+        return
+    figure = Figure(figsize=(10, 3.3 * len(groups)), layout='constrained')
+    axes = figure.subplots(len(groups), 2, squeeze=False)
+    for (group, members), (left, right) in zip(groups, axes):
+        draw(group, members, left, right)
+        left.set_yscale('log')
+        left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        left.yaxis.set_major_formatter('{x:g}')
+        left.yaxis.set_minor_formatter(NullFormatter())
+        right.set_ylim(bottom=0)
+        ticks = sorted({row[x] for row in members})
+        for axis in (left, right):
+            axis.set_xscale('log')
+            axis.set_xticks(ticks, [str(tick) for tick in ticks])
+            axis.xaxis.set_minor_locator(LogLocator(subs=()))
+            axis.set_xlabel(label)
+            axis.grid(alpha=0.3)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc='outside lower center', ncols=3, fontsize='small')
+    figure.savefig(file, dpi=120)

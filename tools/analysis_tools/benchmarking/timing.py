@@ -13,7 +13,7 @@ from itertools import count
 import torch
 
 Call = Callable[[], object]
-
+OOM = 'OOM'
 _GRAPH_WARM_UPS = 3
 # How torch says that memory is short, on a GPU (a type of its own) and on a CPU (by its text).
 _OUT_OF_MEMORY_TEXTS = ("can't allocate memory", 'not enough memory', 'out of memory')
@@ -45,15 +45,8 @@ class Timing:
         return (third - first) / self.median
 
 
-@dataclass(frozen=True)
-class Failed:
-    """Why a call could not be timed.
-
-    Attributes:
-        reason: For the table, such as 'OOM'.
-    """
-
-    reason: str
+# Or why a call could not be timed, for the table.
+Timings = dict[str, Timing | str]
 
 
 @dataclass(frozen=True)
@@ -109,24 +102,6 @@ def capture(call: Call) -> Call:
     return graph.replay
 
 
-def checked_device(name: str) -> torch.device:
-    """The device of that name; if it is a GPU with a number, events are recorded there.
-
-    Raises:
-        ValueError: The device is neither 'cpu' nor 'cuda', or not usable here; says why.
-    """
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(str(error).splitlines()[0]) from None
-    if device.type not in ('cpu', 'cuda'):
-        raise ValueError(f'--device {name}: only cpu and cuda are measured')
-    if device.index is not None and device.type == 'cuda':
-        torch.cuda.set_device(device)
-    return device
-
-
 def sample(call: Call, loops: int, device: torch.device) -> float:
     """Seconds per call over ``loops`` calls; on a GPU between two events of its stream."""
     if device.type == 'cuda':
@@ -146,7 +121,7 @@ def sample(call: Call, loops: int, device: torch.device) -> float:
 
 def interleave(
     calls: Mapping[str, Call], device: torch.device, effort: Effort, warm: bool = False
-) -> dict[str, Timing | Failed]:
+) -> Timings:
     """Time several calls in turn, so that all of them meet the same state of the machine.
 
     Every call is warmed up once, then once more to find how many fit into a sample. Each round
@@ -161,9 +136,9 @@ def interleave(
 
     Returns:
         Name to timing, in the order given. A call that runs out of memory is left out of the
-        rounds and comes back as :class:`Failed`.
+        rounds and comes back as :data:`OOM`.
     """
-    results: dict[str, Timing | Failed] = {}
+    results: Timings = dict.fromkeys(calls, OOM)
     loops: dict[str, int] = {}
     for name, call in calls.items():
         try:
@@ -173,7 +148,6 @@ def interleave(
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            results[name] = Failed('OOM')
             release(device)
         else:
             loops[name] = max(1, math.ceil(effort.sample_seconds / once))
@@ -192,8 +166,7 @@ def interleave(
                 samples[name].append(sample(calls[name], loops[name], device))
     finally:
         gc.enable()
-    results.update({name: Timing(tuple(samples[name]), loops[name]) for name in names})
-    return {name: results[name] for name in calls}
+    return results | {name: Timing(tuple(samples[name]), loops[name]) for name in names}
 
 
 def release(device: torch.device) -> None:
