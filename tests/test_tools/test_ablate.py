@@ -17,7 +17,7 @@ pytest.importorskip('mmpretrain')
 @pytest.fixture
 def ablate(monkeypatch, tmp_path):
     """The tool, its data small; what it would train is recorded, and logs ever better figures."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / 'tools'))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / 'tools' / 'demos'))
     import ablate as module
 
     data = tmp_path / 'patterns'

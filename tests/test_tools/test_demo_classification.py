@@ -94,7 +94,6 @@ def test_table_has_both_by_class(demo, classes):
 
 
 def test_pictures(demo, classes, tmp_path):
-    demo.plt.switch_backend('Agg')
     predictions = write_predictions(tmp_path, right=3)
     demo.draw_examples(predictions, classes, tmp_path / 'examples.png')
     demo.draw_confusion(counts(3, of=5), classes, tmp_path / 'confusion.png')

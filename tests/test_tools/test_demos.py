@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import sys
 from pathlib import Path
 
 import cv2
@@ -25,7 +26,8 @@ def detection(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(ROOT / 'tools' / 'demos'))
     import detection as module
 
-    monkeypatch.setattr(module, 'ROOT', tmp_path)
+    for owner in (module, sys.modules['common']):
+        monkeypatch.setattr(owner, 'ROOT', tmp_path)
     return module
 
 
@@ -135,8 +137,8 @@ def test_pictures_hold_truth_and_prediction(config, detection, tmp_path):
     unsure = dict(truth, masks=masks, scores=torch.tensor([detection.MIN_SCORE / 2]))
     sample = dict(img_path='0.png', gt_instances=truth, pred_instances=unsure)
     (tmp_path / 'dump.pkl').write_bytes(pickle.dumps([sample]))
-    sheet = detection.draw_predictions(tmp_path / 'dump.pkl', tmp_path / 'pictures', config)
-    assert sheet.is_file()
+    detection.draw_predictions(tmp_path / 'dump.pkl', tmp_path / 'pictures', config)
+    assert (tmp_path / 'pictures.png').is_file()
     drawn = cv2.imread(str(tmp_path / 'pictures' / '0.png'))
     left, right = np.hsplit(drawn, 2)
     assert left.shape[0] == 32 * detection.ENLARGED
@@ -144,3 +146,49 @@ def test_pictures_hold_truth_and_prediction(config, detection, tmp_path):
     assert (left[middle, middle] != 128).any()
     # A prediction of a low score is none.
     assert (right[middle, middle] == 128).all()
+
+
+@pytest.fixture
+def segmentation(monkeypatch, tmp_path):
+    """The demo of segmentation, its repository an empty folder."""
+    monkeypatch.syspath_prepend(str(ROOT / 'tools' / 'demos'))
+    import segmentation as module
+
+    monkeypatch.setattr(module, 'ROOT', tmp_path)
+    return module
+
+
+@pytest.mark.parametrize(
+    'ours, vit, found',
+    [((60.0, 60.0), 63.0, 0), ((40.0, 79.0), None, 1), ((90.0, 19.0), 10.0, 2), ((80, 80), 90, 1)],
+)
+def test_gate_of_segmentation(segmentation, ours, vit, found):
+    results = {segmentation.OURS: segmentation.Result(np.array(ours))}
+    if vit is not None:
+        results[segmentation.VIT] = segmentation.Result(np.array([vit, vit]))
+    assert len(segmentation.shortcomings(results, ['a', 'b'])) == found
+
+
+def test_pictures_and_table_of_segmentation(segmentation, tmp_path):
+    config = Config.fromfile(ROOT / segmentation.CONFIGS[segmentation.OURS])
+    truth, predicted = torch.zeros(1, 32, 32, dtype=torch.long), torch.ones(1, 32, 32).long()
+    samples = []
+    for number in range(3):
+        cv2.imwrite(str(tmp_path / f'{number}.png'), np.full((32, 32, 3), 128, np.uint8))
+        held = dict(gt_sem_seg=dict(data=truth), pred_sem_seg=dict(data=predicted))
+        samples.append(dict(held, img_path=f'{number}.png'))
+    (tmp_path / 'dump.pkl').write_bytes(pickle.dumps(samples))
+    segmentation.draw_predictions(tmp_path / 'dump.pkl', tmp_path / 'pictures', config)
+    drawn = cv2.imread(str(tmp_path / 'pictures' / '2.png'))[..., ::-1]
+    palette = config.metainfo.palette
+    assert drawn.shape == (64, 2 * (3 * 32 + 2 * 4), 3)
+    assert [drawn[32, x].tolist() for x in (32, 104, 176)] == [
+        [128] * 3,
+        [*palette[0]],
+        [*palette[1]],
+    ]
+    assert (tmp_path / 'pictures.png').is_file()
+    iou = segmentation.per_class_iou(tmp_path / 'dump.pkl', 3)
+    assert iou[:2].tolist() == [0, 0] and np.isnan(iou[2])
+    table = segmentation.to_table({'ours': segmentation.Result(iou)}, ['a', 'b', 'c'])
+    assert [*table.columns[1].cells] == ['0.0', '0.0', 'nan', '0.0', '-', '-']

@@ -5,18 +5,16 @@ prints them.
 """
 
 import argparse
-import shutil
 import sys
-import time
-from dataclasses import asdict
 from pathlib import Path
 
 import cv2
 import torch
-from common import DATA, ROOT, conclude, draw_curves, make_data, read_curves, run
+from common import DATA, ROOT, begin_anew, conclude, draw_curves, make_data, read_curves, run, save
 from matplotlib import pyplot as plt
 from mmengine.config import Config
-from mmengine.fileio import dump, load
+from mmengine.fileio import load
+from mmpretrain.evaluation import ConfusionMatrix
 from rich.console import Console
 from rich.table import Table
 
@@ -25,7 +23,7 @@ from mmvim.datasets.patterns.linear_baselines import BaselineResult, image_basel
 CONFIG = 'configs/demo/vim-nano_1xb16-1150_patterns-128x128.py'
 OUT = Path('work_dirs/demo-cls')
 # Examples of each class.
-PICTURES = 4
+EXAMPLES = 4
 
 # The gate of the demo: below or above it the command fails.
 MIN_TOP1, MAX_LINEAR_TOP1 = 80.0, 40.0
@@ -37,35 +35,26 @@ def train_and_test(config: Config) -> float:
     Returns:
         Minutes of training, with its validations.
     """
-    start = time.perf_counter()
-    run('tools/train.py', CONFIG, '--work-dir', OUT / 'train')
-    minutes = (time.perf_counter() - start) / 60
+    minutes = run('tools/train.py', CONFIG, '--work-dir', OUT / 'train')
     checkpoint = OUT / 'train' / f'iter_{config.train_cfg.max_iters}.pth'
-    run(
-        *('tools/test.py', CONFIG, checkpoint),
-        *('--work-dir', OUT / 'test', '--dump', OUT / 'predictions.pkl'),
-    )
+    test = ('--work-dir', OUT / 'test', '--dump', OUT / 'predictions.pkl')
+    run('tools/test.py', CONFIG, checkpoint, *test)
     return minutes
 
 
-def linear_baseline() -> BaselineResult:
-    """Fit and test the linear classifier of raw pixels; the result goes to ``linear.json``."""
+def baseline() -> BaselineResult:
+    """Fit and test the linear classifier of raw pixels."""
     print('\nLogistic regression on the raw pixels', flush=True)
-    result = image_baseline(load_objects(ROOT / DATA, 'train'), load_objects(ROOT / DATA, 'val'))
-    dump(asdict(result), str(ROOT / OUT / 'linear.json'))
-    return result
+    return image_baseline(load_objects(ROOT / DATA, 'train'), load_objects(ROOT / DATA, 'val'))
 
 
 def confusion(predictions: Path, num_classes: int) -> torch.Tensor:
     """Numbers of images (num_classes, num_classes) by class and prediction."""
-    from mmpretrain.evaluation import ConfusionMatrix
-
     samples = load(predictions)
-    return ConfusionMatrix.calculate(
-        torch.cat([sample['pred_label'] for sample in samples]),
-        torch.cat([sample['gt_label'] for sample in samples]),
-        num_classes,
+    predicted, true = (
+        torch.cat([sample[key] for sample in samples]) for key in ('pred_label', 'gt_label')
     )
+    return ConfusionMatrix.calculate(predicted, true, num_classes)
 
 
 def to_table(counts: torch.Tensor, linear: BaselineResult, classes: list[str]) -> Table:
@@ -75,8 +64,8 @@ def to_table(counts: torch.Tensor, linear: BaselineResult, classes: list[str]) -
     table.add_column('Vim-nano', justify='right')
     table.add_column('linear', justify='right')
     ours = 100 * counts.diagonal() / counts.sum(dim=1)
-    for name, accuracy, baseline in zip(classes, ours.tolist(), linear.per_class):
-        table.add_row(name, f'{accuracy:.1f}', f'{baseline:.1f}')
+    for name, accuracy, other in zip(classes, ours.tolist(), linear.per_class):
+        table.add_row(name, f'{accuracy:.1f}', f'{other:.1f}')
     table.add_section()
     table.add_row('top-1', f'{top1(counts):.1f}', f'{linear.score:.1f}', style='bold')
     return table
@@ -89,38 +78,28 @@ def top1(counts: torch.Tensor) -> float:
 
 def draw_confusion(counts: torch.Tensor, classes: list[str], file: Path) -> None:
     """Draw who is taken for whom."""
-    from mmpretrain.evaluation import ConfusionMatrix
-
     names = [name.replace('_', '\n') for name in classes]
-    figure = ConfusionMatrix.plot(counts, include_values=True, classes=names, show=False)
-    figure.savefig(file, dpi=90, bbox_inches='tight')
-    plt.close(figure)
+    save(ConfusionMatrix.plot(counts, include_values=True, classes=names, show=False), file)
 
 
 def draw_examples(predictions: Path, classes: list[str], file: Path) -> None:
     """Draw the first images of every class with what they are taken for, mistakes in red."""
     samples = load(predictions)
-    figure, axes = plt.subplots(
-        PICTURES, len(classes), figsize=(1.7 * len(classes), 2 * PICTURES + 0.4), squeeze=False
-    )
+    size = (1.7 * len(classes), 2 * EXAMPLES + 0.4)
+    figure, axes = plt.subplots(EXAMPLES, len(classes), figsize=size, squeeze=False)
+    words = [name.replace('_', ' ') for name in classes]
     for axis in axes.flat:
         axis.axis('off')
     for label, column in enumerate(axes.T):
-        column[0].text(
-            *(0.5, 1.25, classes[label].replace('_', ' ')),
-            **dict(transform=column[0].transAxes, ha='center', weight='bold'),
-        )
+        about = dict(transform=column[0].transAxes, ha='center', weight='bold')
+        column[0].text(0.5, 1.25, words[label], **about)
         mine = [sample for sample in samples if int(sample['gt_label']) == label]
         for axis, sample in zip(column, mine):
-            predicted = int(sample['pred_label'])
+            predicted, score = int(sample['pred_label']), float(sample['pred_score'].max())
             axis.imshow(cv2.imread(str(ROOT / sample['img_path']))[..., ::-1])
-            axis.set_title(
-                f'{classes[predicted].replace("_", " ")}  {float(sample["pred_score"].max()):.2f}',
-                **dict(fontsize=8, color='black' if predicted == label else 'red'),
-            )
-    figure.tight_layout()
-    figure.savefig(file, dpi=110)
-    plt.close(figure)
+            colour = 'black' if predicted == label else 'red'
+            axis.set_title(f'{words[predicted]}  {score:.2f}', fontsize=8, color=colour)
+    save(figure, file)
 
 
 def shortcomings(counts: torch.Tensor, linear: BaselineResult) -> list[str]:
@@ -139,16 +118,12 @@ def shortcomings(counts: torch.Tensor, linear: BaselineResult) -> list[str]:
 def main() -> int:
     """Run the demo; the exit code is 1 if the gate is missed."""
     argparse.ArgumentParser(description=__doc__).parse_args()
-    plt.switch_backend('Agg')  # no display needed
-
     make_data()
-    # Everything below is measured afresh; a result of an earlier run must not slip in.
-    shutil.rmtree(ROOT / OUT, ignore_errors=True)
-    (ROOT / OUT).mkdir(parents=True)
+    begin_anew(OUT)
     config = Config.fromfile(ROOT / CONFIG)
     classes = list(config.metainfo.classes)
     minutes = train_and_test(config)
-    linear = linear_baseline()
+    linear = baseline()
 
     predictions = ROOT / OUT / 'predictions.pkl'
     counts = confusion(predictions, len(classes))
@@ -160,18 +135,16 @@ def main() -> int:
         {'Vim-nano': curves['accuracy/top1']},
         *('validation top-1 (%)', MIN_TOP1, ROOT / OUT / 'curves.png'),
     )
-    console = Console()
-    console.print()
-    console.print(to_table(counts, linear, classes))
-    console.print(f'training: {minutes:.1f} min')
+    table = to_table(counts, linear, classes)
+    Console().print('', table, f'training: {minutes:.1f} min', sep='\n')
     places = {
         'the data': DATA / 'preview.png',
         'who is taken for whom': OUT / 'confusion.png',
-        f'{PICTURES} images of each class with their predictions': OUT / 'examples.png',
+        f'{EXAMPLES} images of each class with their predictions': OUT / 'examples.png',
         'loss and top-1': OUT / 'curves.png',
         'logs and checkpoints': OUT,
     }
-    return conclude(console, places, shortcomings(counts, linear))
+    return conclude(places, shortcomings(counts, linear))
 
 
 if __name__ == '__main__':

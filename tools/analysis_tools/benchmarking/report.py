@@ -96,7 +96,7 @@ def plot(
     """
     try:
         from matplotlib.figure import Figure
-        from matplotlib.ticker import LogLocator, NullFormatter
+        from matplotlib.ticker import LogLocator
     except ImportError:
         print('no plot: matplotlib is not installed', file=sys.stderr)
         return
@@ -110,13 +110,12 @@ def plot(
         left.set_yscale('log')
         left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         left.yaxis.set_major_formatter('{x:g}')
-        left.yaxis.set_minor_formatter(NullFormatter())
         right.set_ylim(bottom=0)
         ticks = sorted({row[x] for row in members})
         for axis in (left, right):
             axis.set_xscale('log')
             axis.set_xticks(ticks, [str(tick) for tick in ticks])
-            axis.xaxis.set_minor_locator(LogLocator(subs=()))
+            axis.minorticks_off()
             axis.set_xlabel(label)
             axis.grid(alpha=0.3)
     handles, labels = axes[0][0].get_legend_handles_labels()

@@ -14,13 +14,10 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from demos.common import DATA, ROOT, make_data, open_work_dir, read_curves, run
+from common import DATA, ROOT, make_data, open_work_dir, read_curves, run
 from matplotlib import pyplot as plt
 from mmengine.config import Config
-from rich.console import Console
-from rich.table import Table
 
 from mmvim.cli.arguments import PlainParser
 from mmvim.cli.config import load_config
@@ -179,46 +176,35 @@ def rows_of(results: Results, table: str) -> list[Row]:
     return sorted(rows, key=lambda row: ORDERS[table].index(row.name))
 
 
-def cells(results: Results, table: str) -> tuple[list[str], list[list[str]]]:
-    """Head and body of one table as text."""
+def to_markdown(results: Results, table: str) -> str:
+    """One table, the design's without mIoU: it only classifies."""
     head = [table, 'ImageNet top-1 (paper)', 'ADE20K mIoU (paper)', OURS]
-    body = []
+    lines = [head, ['---'] * len(head)]
     for row in rows_of(results, table):
         known = ['-' if value is None else f'{value:.1f}' for value in (row.top1, row.miou)]
-        values = results[row]
-        ours = f'{statistics.mean(values):.1f}'
-        if len(values) > 1:
-            ours += f' ± {statistics.stdev(values):.1f}'
-        body.append([row.name, *known, ours])
-    if table == 'design':  # Only classified.
-        head.pop(2)
-        for line in body:
-            line.pop(2)
-    return head, body
+        ours = f'{statistics.mean(results[row]):.1f}'
+        if len(results[row]) > 1:
+            ours += f' ± {statistics.stdev(results[row]):.1f}'
+        lines.append([row.name, *known, ours])
+    kept = [line if table == 'direction' else [*line[:2], line[3]] for line in lines]
+    return '\n'.join(f'| {" | ".join(line)} |' for line in kept)
 
 
-def precision() -> str:
-    """How far a figure of ours may be off by the choice of the validation images alone."""
-    count = json.loads((ROOT / DATA / MANIFEST).read_text())['spec']['val']
-    return f'{count} validation images: the standard error is up to {50 / count**0.5:.1f} points'
-
-
-def as_markdown(results: Results, args: Namespace) -> str:
-    """Both tables as a document that says how they were made."""
-    words = ['python tools/ablate.py', '--seeds', *map(str, args.seeds)]
+def as_document(results: Results, args: Namespace) -> str:
+    """Both tables, and how they were made."""
+    words = ['python tools/demos/ablate.py', '--seeds', *map(str, args.seeds)]
     words += ['--cfg-options', *args.cfg_options] if args.cfg_options else []
+    # How far a figure of ours may be off by the choice of the validation images alone.
+    count = json.loads((ROOT / DATA / MANIFEST).read_text())['spec']['val']
     text = [
         '# Ablations',
-        f'Figures in the columns "{OURS}" are the top-1 of `{args.small}` at the end of training, '
-        f'with the direction or the design of the row; made by `{" ".join(words)}`. {precision()}.',
+        f'Figures in the columns "{OURS}" are the top-1 in per cent of `{args.small}` at the end '
+        f'of training, with the direction or the design of the row; made by `{" ".join(words)}`. '
+        f'{count} validation images: the standard error is up to {50 / count**0.5:.1f} points.',
     ]
     if len(args.seeds) > 1:
         text.append(f'Mean and standard deviation over {len(args.seeds)} seeds.')
-    for table in ORDERS:
-        head, body = cells(results, table)
-        if body:
-            lines = [head, ['---'] * len(head), *body]
-            text.append('\n'.join(f'| {" | ".join(line)} |' for line in lines))
+    text += [to_markdown(results, table) for table in ORDERS if rows_of(results, table)]
     return '\n\n'.join(text) + '\n'
 
 
@@ -244,10 +230,9 @@ def draw(results: Results, file: Path) -> None:
     plt.close(figure)
 
 
-def write(results: Results, args: Namespace) -> list[Path]:
-    """Write Markdown, JSON and the plot."""
-    files = [args.out / f'ablation.{suffix}' for suffix in ('md', 'json', 'png')]
-    files[0].write_text(as_markdown(results, args))
+def write(results: Results, args: Namespace) -> None:
+    """Write Markdown, JSON and the plot; print the first, and where they are."""
+    document = as_document(results, args)
     entries = [
         dict(
             table=row.table,
@@ -257,16 +242,18 @@ def write(results: Results, args: Namespace) -> list[Path]:
         )
         for row, values in results.items()
     ]
-    held: dict[str, Any] = dict(small=args.small, options=args.cfg_options, rows=entries)
-    files[1].write_text(json.dumps(held, indent=1) + '\n')
-    draw(results, files[2])
-    return files
+    held = dict(small=args.small, options=args.cfg_options, rows=entries)
+    (args.out / 'ablation.md').write_text(document)
+    (args.out / 'ablation.json').write_text(json.dumps(held, indent=1) + '\n')
+    draw(results, args.out / 'ablation.png')
+    print(document)
+    for suffix in ('md', 'json', 'png'):
+        print(args.out / f'ablation.{suffix}')
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read all configs first, then train one after the other."""
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
-    plt.switch_backend('Agg')  # no display needed
     rows = [row for config in args.configs for row in read_rows(config)]
     small = load_config(str(ROOT / args.small))
     make_writable(args.out, '--out')
@@ -275,18 +262,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for number, row in enumerate(rows, start=1):
         print(f'\n[{number}/{len(rows)}] {row.table}: {row.name}', flush=True)
         results[row] = [train(row, seed, small, args) for seed in args.seeds]
-    console = Console()
-    for table in ORDERS:
-        head, body = cells(results, table)
-        if body:
-            printed = Table(head[0], title=f'Ablation: {table}, in per cent', caption=precision())
-            for name in head[1:]:
-                printed.add_column(name, justify='right')
-            for line in body:
-                printed.add_row(*line)
-            console.print(printed)
-    for file in write(results, args):
-        console.print(str(file), highlight=False, soft_wrap=True)
+    write(results, args)
 
 
 if __name__ == '__main__':
