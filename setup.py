@@ -32,6 +32,7 @@ class BuildWithMim(build_py):
         super().run()
         if self.editable_mode:
             self._fill(ROOT / 'mmvim' / '.mim', link=True)
+            self._point_mim_to_sources(Path(self.get_finalized_command('install').install_lib))
         else:
             self._fill(Path(self.build_lib) / 'mmvim' / '.mim', link=False)
 
@@ -47,6 +48,15 @@ class BuildWithMim(build_py):
                 shutil.copytree(source, target / name, ignore=shutil.ignore_patterns('__pycache__'))
             else:
                 shutil.copy2(source, target / name)
+
+    def _point_mim_to_sources(self, wheel):
+        """Names the sources' folder as the first module of an editable distribution.
+
+        An editable install has no folder ``mmvim`` in site-packages; mim then takes the first line
+        of top_level.txt, below site-packages or, as here, absolute.
+        """
+        (modules,) = wheel.glob('*.dist-info/top_level.txt')
+        modules.write_text(f'{ROOT / "mmvim"}\n{modules.read_text()}')
 
     def get_outputs(self, include_bytecode=True):
         outputs = super().get_outputs(include_bytecode)

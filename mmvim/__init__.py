@@ -1,8 +1,9 @@
 """mmvim: the Vision Mamba (Vim) backbone for OpenMMLab's dense-prediction libraries.
 
 Importing the package registers its modules under the scope ``mmvim`` in the registries of
-mmengine, so that ``type='mmvim.VisionMamba'`` works inside any mmseg, mmdet or mmpretrain config.
-None of these three has to be installed for the import to succeed.
+mmengine, so that ``type='mmvim.VisionMamba'`` works inside any mmseg, mmdet or mmpretrain config,
+and its configs, so that ``_base_ = 'mmvim::…'`` does. None of these three libraries has to be
+installed for the import to succeed.
 """
 
 from mmvim import compat as _compat
@@ -10,7 +11,45 @@ from mmvim import compat as _compat
 _compat.check_stack()
 _compat.mend()
 
-from mmvim import checkpoints, engine, models  # noqa: E402 (the stack is checked first)
+# The stack is checked first.
+from mmvim import checkpoints, engine, models  # noqa: E402
+from mmvim.checkpoints import PretrainedVim  # noqa: E402
+from mmvim.engine import (  # noqa: E402
+    AtomicCheckpointHook,
+    DataPositionHook,
+    LayerDecayOptimWrapperConstructor,
+    NonFiniteLossHook,
+    RandomStateHook,
+    SaveOnSignalHook,
+    StrictCheckpointHook,
+)
+from mmvim.models import (  # noqa: E402
+    LN2d,
+    MaxPoolClsHead,
+    SimpleFPN,
+    VimBlock,
+    VimMixer,
+    VisionMamba,
+)
 from mmvim.version import __version__  # noqa: E402
 
-__all__ = ['__version__', 'checkpoints', 'engine', 'models']
+__all__ = [
+    'AtomicCheckpointHook',
+    'DataPositionHook',
+    'LN2d',
+    'LayerDecayOptimWrapperConstructor',
+    'MaxPoolClsHead',
+    'NonFiniteLossHook',
+    'PretrainedVim',
+    'RandomStateHook',
+    'SaveOnSignalHook',
+    'SimpleFPN',
+    'StrictCheckpointHook',
+    'VimBlock',
+    'VimMixer',
+    'VisionMamba',
+    '__version__',
+    'checkpoints',
+    'engine',
+    'models',
+]

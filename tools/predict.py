@@ -9,7 +9,7 @@ from mmengine.dataset import Compose
 from mmengine.device import get_device
 from mmengine.utils import ProgressBar
 
-from mmvim.checkpoints.loading import read_checkpoint
+from mmvim.checkpoints.reading import read_checkpoint
 from mmvim.cli.arguments import ToolParser
 from mmvim.cli.config import load_config, require
 from mmvim.cli.devices import check_device

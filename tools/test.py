@@ -13,7 +13,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from rich.console import Console
 
-from mmvim.checkpoints.loading import read_checkpoint
+from mmvim.checkpoints.reading import read_checkpoint
 from mmvim.cli.arguments import ToolParser
 from mmvim.cli.config import load_config, require
 from mmvim.cli.data_paths import check_data

@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mmvim.checkpoints.loading import check_resumable, latest_checkpoint, read_checkpoint
+from mmvim.checkpoints.reading import read_checkpoint
 from mmvim.cli.arguments import ToolParser
 from mmvim.cli.config import load_config, require
 from mmvim.cli.data_paths import check_data
@@ -25,6 +25,7 @@ from mmvim.engine import (
     use_atomic_checkpoints,
 )
 from mmvim.engine.cpu_processes import join_processes
+from mmvim.engine.resume.resume_from import check_resumable, latest_checkpoint
 from mmvim.errors import UserError
 
 FROM_WORK_DIR = 'auto'

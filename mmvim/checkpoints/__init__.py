@@ -1,7 +1,16 @@
 """Checkpoints of the published code: to mmvim's keys and back, and into a backbone."""
 
-from mmvim.checkpoints.files import read_weights
 from mmvim.checkpoints.pretrained import PretrainedVim
-from mmvim.checkpoints.vim import OfficialWeights, convert_official, to_official
+from mmvim.checkpoints.reading import load_checkpoint_file, read_weights
+from mmvim.checkpoints.strict import load_strictly
+from mmvim.checkpoints.vim import BackboneWeights, convert_official, to_official
 
-__all__ = ['OfficialWeights', 'PretrainedVim', 'convert_official', 'read_weights', 'to_official']
+__all__ = [
+    'BackboneWeights',
+    'PretrainedVim',
+    'convert_official',
+    'load_checkpoint_file',
+    'load_strictly',
+    'read_weights',
+    'to_official',
+]

@@ -1,12 +1,10 @@
-"""What the keys of a checkpoint tell: its architecture, its modules."""
+"""The architecture of a checkpoint that is not Vim's, told by its keys."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
-# Keys of one module that are named one by one.
-_LISTED = 4
 # Name -> patterns that all have to be found among the keys; the first that fits counts. Keys may
 # begin with anything (module., backbone., encoder.).
 _FOREIGN: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -48,21 +46,3 @@ def foreign_architecture(keys: Collection[str]) -> str | None:
         if all(any(re.search(pattern, key) for key in keys) for pattern in patterns):
             return name
     return None
-
-
-def by_module(keys: Iterable[str]) -> dict[str, list[str]]:
-    """Group the keys of modules that have many, so that a decode head is one line.
-
-    Args:
-        keys (Iterable[str]): Of a state dict.
-
-    Returns:
-        dict[str, list[str]]: ``module.*`` to its keys; a key of a module that has few, to itself.
-    """
-    modules: dict[str, list[str]] = {}
-    for key in keys:
-        modules.setdefault(key.split('.')[0], []).append(key)
-    groups: dict[str, list[str]] = {}
-    for module, own in modules.items():
-        groups |= {key: [key] for key in own} if len(own) <= _LISTED else {f'{module}.*': own}
-    return groups

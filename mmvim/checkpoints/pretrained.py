@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
-import torch
 from mmengine.logging import MMLogger
 from torch import nn
 
-from mmvim.checkpoints.architectures import by_module, foreign_architecture
-from mmvim.checkpoints.files import read_weights
-from mmvim.checkpoints.loading import load_strictly
-from mmvim.checkpoints.vim import OURS_MARK, PUBLISHED_MARK, convert_official
+from mmvim.checkpoints.reading import read_weights
+from mmvim.checkpoints.strict import by_module, load_strictly
+from mmvim.checkpoints.vim import backbone_part, convert_official, is_published
 from mmvim.errors import UserError
 from mmvim.registry import WEIGHT_INITIALIZERS
 
-_WHOLE_MODEL = 'backbone.'
 _CLS_KEYS = ('cls_token', 'cls_pos_embed')
 
 
@@ -64,7 +61,13 @@ class PretrainedVim:
 
     def __call__(self, module: nn.Module) -> None:
         """Load the checkpoint into ``module``, a :class:`mmvim.models.VisionMamba`."""
-        weights, left_out = self._backbone_weights(read_weights(self.checkpoint))
+        weights, rest = backbone_part(read_weights(self.checkpoint))
+        try:
+            if is_published(weights):
+                weights = convert_official(weights, self.cls_token)
+                rest |= weights.extras
+        except (UserError, ValueError) as error:
+            raise UserError(f'{self.checkpoint}: {error}') from error
         own = module.state_dict()
         unused = [key for key in self.allow_unexpected if key in weights]
         if 'cls_token' not in own:
@@ -78,44 +81,15 @@ class PretrainedVim:
         logger = MMLogger.get_current_instance()
         logger.info(f'Loaded {len(kept) - len(initial)} tensors from {self.checkpoint}.')
         for what, keys in (
-            ('no part of the backbone', left_out),
+            ('no part of the backbone', rest),
             ('not used by this backbone', unused),
             ('kept at their initial values', initial),
         ):
             if keys:
                 logger.info(f'{self.checkpoint}: {what}: {_names(keys)}.')
 
-    def _backbone_weights(
-        self, weights: Mapping[str, torch.Tensor]
-    ) -> tuple[dict[str, torch.Tensor], list[str]]:
-        """The backbone's tensors under our keys, and the names of all the others."""
-        left_out: list[str] = []
-        if any(key.startswith(_WHOLE_MODEL) for key in weights):
-            left_out = [key for key in weights if not key.startswith(_WHOLE_MODEL)]
-            weights = {
-                key.removeprefix(_WHOLE_MODEL): value
-                for key, value in weights.items()
-                if key.startswith(_WHOLE_MODEL)
-            }
-        foreign = foreign_architecture(weights)
-        if foreign is not None:
-            raise UserError(f'{self.checkpoint} holds no Vim weights: its keys are of {foreign}')
-        if PUBLISHED_MARK in weights:
-            try:
-                official = convert_official(weights, self.cls_token)
-            except ValueError as error:
-                raise UserError(f'{self.checkpoint}: {error}') from error
-            return dict(official), left_out + list(official.extras)
-        if OURS_MARK not in weights:
-            raise UserError(
-                f'{self.checkpoint} holds no Vim weights: it has neither {PUBLISHED_MARK} (a '
-                f'published file) nor {OURS_MARK} (one of ours), but '
-                f'{", ".join(list(weights)[:3])} …'
-            )
-        return dict(weights), left_out
 
-
-def _names(keys: Sequence[str]) -> str:
+def _names(keys: Iterable[str]) -> str:
     """Every key, or a whole module that has many, such as a decode head."""
     return ', '.join(
         name if name in own else f'{name} ({len(own)} tensors)'

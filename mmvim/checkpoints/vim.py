@@ -1,4 +1,4 @@
-"""Key mapping between published Vim checkpoints and :class:`mmvim.models.VisionMamba`.
+"""Published Vim checkpoints: their keys and ours, both ways, and the model that a file is of.
 
 The published position embedding is one table with the class rows where the class tokens sit;
 ours keeps patch rows and class rows apart. All other tensors are only renamed.
@@ -6,10 +6,25 @@ ours keeps patch rows and class rows apart. All other tensors are only renamed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
+from mmvim.checkpoints.architectures import foreign_architecture
+from mmvim.checkpoints.strict import load_and_compare
+from mmvim.errors import UsageError, UserError
+from mmvim.models import VisionMamba
+from mmvim.models.pos_embed import stored_grid
+from mmvim.models.token_layout import CLS_TOKENS, insert_tokens, split_tokens
+
+Weights = Mapping[str, torch.Tensor]
+
+BACKBONE = 'backbone.'
+# Keys that tell a published file from one of ours.
+PUBLISHED_MARK = 'patch_embed.proj.weight'
+OURS_MARK = 'patch_embed.projection.weight'
 # Class tokens -> their published keys, in the order of the sequence.
 _CLS_KEYS: dict[str, tuple[str, ...]] = {
     'none': (),
@@ -17,18 +32,22 @@ _CLS_KEYS: dict[str, tuple[str, ...]] = {
     'middle': ('cls_token',),
     'double': ('cls_token_head', 'cls_token_tail'),
 }
-CLS_TOKENS = tuple(_CLS_KEYS)
 _ALL_CLS_KEYS = ('cls_token', 'cls_token_head', 'cls_token_tail')
 # What a published file holds beside the backbone: classifier, dense pyramid, constant tables.
 _EXTRA_PREFIXES = ('head.', 'fpn', 'rope.')
-# Keys that tell a published file from one of ours.
-PUBLISHED_MARK = 'patch_embed.proj.weight'
-OURS_MARK = 'patch_embed.projection.weight'
 _RENAMED = (('patch_embed.proj.', 'patch_embed.projection.'),)
 _KEPT_PREFIXES = ('layers.', 'norm_f.')
+_BLOCK = re.compile(r'^layers\.(\d+)\.')
+# The tensors of our layout whose shapes tell the architecture, and how many axes they have.
+_TELLING = {
+    OURS_MARK: 4,
+    'layers.0.mixer.A_log': 2,
+    'layers.0.mixer.conv1d.weight': 3,
+    'layers.0.mixer.dt_proj.weight': 2,
+}
 
 
-class OfficialWeights(dict[str, torch.Tensor]):
+class BackboneWeights(dict[str, torch.Tensor]):
     """The backbone's state dict, made from a published checkpoint.
 
     Attributes:
@@ -36,49 +55,12 @@ class OfficialWeights(dict[str, torch.Tensor]):
             published keys: ``head.*`` for a classifier, ``fpn*`` and ``rope.*``.
     """
 
-    def __init__(
-        self, weights: Mapping[str, torch.Tensor], extras: Mapping[str, torch.Tensor]
-    ) -> None:
+    def __init__(self, weights: Weights, extras: Weights) -> None:
         super().__init__(weights)
         self.extras = dict(extras)
 
 
-def _check_cls_token(cls_token: str) -> None:
-    if cls_token not in _CLS_KEYS:
-        raise ValueError(f'cls_token must be one of {tuple(_CLS_KEYS)}, got {cls_token!r}.')
-
-
-def cls_rows(cls_token: str, num_patches: int) -> list[int]:
-    """Rows of the class tokens in the published position embedding.
-
-    Args:
-        cls_token (str): As in :func:`convert_official`.
-        num_patches (int): Number of the other rows.
-    """
-    return {
-        'none': [],
-        'head': [0],
-        'middle': [num_patches // 2],
-        'double': [0, num_patches + 1],
-    }[cls_token]
-
-
-def our_key(key: str) -> str | None:
-    """Our name of a published key, None for what is no part of the backbone.
-
-    The position embedding's class rows go to ``cls_pos_embed``, which no published key stands for.
-    """
-    if key in _ALL_CLS_KEYS:
-        return 'cls_token'
-    for old, new in _RENAMED:
-        if key.startswith(old):
-            return new + key.removeprefix(old)
-    return key if key == 'pos_embed' or key.startswith(_KEPT_PREFIXES) else None
-
-
-def convert_official(
-    state_dict: Mapping[str, torch.Tensor], cls_token: str = 'middle'
-) -> OfficialWeights:
+def convert_official(state_dict: Weights, cls_token: str = 'middle') -> BackboneWeights:
     """Give the backbone's state dict of a published checkpoint.
 
     Args:
@@ -89,7 +71,7 @@ def convert_official(
             released model is 'middle'. Defaults to 'middle'.
 
     Returns:
-        OfficialWeights: A dict that ``load_state_dict(..., strict=True)`` takes; the classifier
+        BackboneWeights: A dict that ``load_state_dict(..., strict=True)`` takes; the classifier
         and what else is no part of the backbone is kept apart in its ``extras``.
 
     Raises:
@@ -105,26 +87,23 @@ def convert_official(
             f'the checkpoint has the class tokens {list(found)}, but cls_token={cls_token!r} '
             f'means {list(_CLS_KEYS[cls_token])}: declare the placement that it was trained with.'
         )
+    _check_token_tables(state_dict)
     weights: dict[str, torch.Tensor] = {}
     extras: dict[str, torch.Tensor] = {}
     unknown: list[str] = []
     if found:
         weights['cls_token'] = torch.cat([state_dict[key] for key in found], dim=1)
     for key, value in state_dict.items():
-        if key in found:
-            continue
         ours = our_key(key)
         if key == 'pos_embed':
-            is_cls = torch.zeros(value.shape[1], dtype=torch.bool)
-            is_cls[cls_rows(cls_token, value.shape[1] - len(found))] = True
-            weights['pos_embed'] = value[:, ~is_cls]
+            weights['pos_embed'], cls_rows = split_tokens(value, cls_token)
             if found:
-                weights['cls_pos_embed'] = value[:, is_cls]
-        elif ours is not None:
+                weights['cls_pos_embed'] = cls_rows
+        elif ours is not None and key not in found:
             weights[ours] = value
         elif key.startswith(_EXTRA_PREFIXES):
             extras[key] = value
-        else:
+        elif ours is None:
             unknown.append(key)
     if unknown:
         raise ValueError(
@@ -132,13 +111,11 @@ def convert_official(
             f'{unknown[:5]}{" …" if len(unknown) > 5 else ""}. Expected patch_embed.proj.*, '
             'layers.*, norm_f.*, cls_token*, pos_embed and head.*.'
         )
-    return OfficialWeights(weights, extras)
+    return BackboneWeights(weights, extras)
 
 
 def to_official(
-    state_dict: Mapping[str, torch.Tensor],
-    cls_token: str = 'middle',
-    extras: Mapping[str, torch.Tensor] | None = None,
+    state_dict: Weights, cls_token: str = 'middle', extras: Weights | None = None
 ) -> dict[str, torch.Tensor]:
     """Give the published keys of a backbone's state dict: the way back.
 
@@ -147,7 +124,7 @@ def to_official(
             :func:`convert_official` returned.
         cls_token (str): The class-token placement of the model. Defaults to 'middle'.
         extras (Mapping[str, torch.Tensor], optional): Tensors to add under their published
-            keys, such as ``head.weight``. Defaults to those of an :class:`OfficialWeights`.
+            keys, such as ``head.weight``. Defaults to those of a :class:`BackboneWeights`.
 
     Returns:
         dict[str, torch.Tensor]: The weights under published keys.
@@ -156,6 +133,7 @@ def to_official(
         ValueError: If the class tokens are not those declared, or a key has no published name.
     """
     _check_cls_token(cls_token)
+    _check_token_tables(state_dict)
     keys = _CLS_KEYS[cls_token]
     tokens = state_dict.get('cls_token')
     count = 0 if tokens is None else tokens.shape[1]
@@ -169,12 +147,9 @@ def to_official(
     for key, value in state_dict.items():
         renamed = next((old + key[len(new) :] for old, new in _RENAMED if key.startswith(new)), '')
         if key == 'cls_token':
-            for i, name in enumerate(keys):
-                weights[name] = value[:, i : i + 1]
+            weights |= {name: value[:, i : i + 1] for i, name in enumerate(keys)}
         elif key == 'pos_embed':
-            weights['pos_embed'] = _merge_pos_embed(
-                value, state_dict.get('cls_pos_embed'), cls_token
-            )
+            weights['pos_embed'] = insert_tokens(value, state_dict.get('cls_pos_embed'), cls_token)
         elif renamed:
             weights[renamed] = value
         elif key.startswith(_KEPT_PREFIXES):
@@ -184,21 +159,180 @@ def to_official(
     if unknown:
         raise ValueError(f'these keys have no published name: {unknown}.')
     if extras is None:
-        extras = state_dict.extras if isinstance(state_dict, OfficialWeights) else {}
-    weights.update(extras)
-    return weights
+        extras = state_dict.extras if isinstance(state_dict, BackboneWeights) else {}
+    return weights | dict(extras)
 
 
-def _merge_pos_embed(
-    patch_rows: torch.Tensor, class_rows: torch.Tensor | None, cls_token: str
-) -> torch.Tensor:
-    """Put class rows (1, n, D) among patch rows (1, M, D) where the class tokens sit."""
-    if class_rows is None:
-        return patch_rows
-    num_patches = patch_rows.shape[1]
-    merged = patch_rows.new_empty(1, num_patches + class_rows.shape[1], patch_rows.shape[2])
-    is_cls = torch.zeros(merged.shape[1], dtype=torch.bool)
-    is_cls[cls_rows(cls_token, num_patches)] = True
-    merged[:, is_cls] = class_rows
-    merged[:, ~is_cls] = patch_rows
-    return merged
+def our_key(key: str) -> str | None:
+    """Our name of a published key, None for what is no part of the backbone.
+
+    The position embedding's class rows go to ``cls_pos_embed``, which no published key stands for.
+    """
+    if key in _ALL_CLS_KEYS:
+        return 'cls_token'
+    for old, new in _RENAMED:
+        if key.startswith(old):
+            return new + key.removeprefix(old)
+    return key if key == 'pos_embed' or key.startswith(_KEPT_PREFIXES) else None
+
+
+def backbone_part(weights: Weights) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The backbone's tensors without their prefix, and the others; all where there is none."""
+    if not any(key.startswith(BACKBONE) for key in weights):
+        return dict(weights), {}
+    own = {k.removeprefix(BACKBONE): v for k, v in weights.items() if k.startswith(BACKBONE)}
+    return own, {key: value for key, value in weights.items() if not key.startswith(BACKBONE)}
+
+
+def is_published(weights: Weights) -> bool:
+    """Whether the backbone's keys are the published ones, or ours.
+
+    Raises:
+        UserError: If they are neither; another architecture is named.
+    """
+    name = foreign_architecture(weights)
+    if name is not None:
+        raise UserError(f'no Vim checkpoint: its keys are those of {name}')
+    if PUBLISHED_MARK not in weights and OURS_MARK not in weights:
+        raise UserError(
+            f'no Vim checkpoint: it has neither {PUBLISHED_MARK} (a published file) nor '
+            f'{OURS_MARK} (one of ours), but {", ".join(list(weights)[:3])} …'
+        )
+    return PUBLISHED_MARK in weights
+
+
+def choose_cls_token(weights: Weights, declared: str | None, noted: object) -> str:
+    """The class-token placement of a backbone: as declared, as noted in the file, or as it must be.
+
+    Args:
+        weights (Mapping[str, torch.Tensor]): The backbone, under published keys or ours.
+        declared (str | None): What the user says.
+        noted (object): What the file says about itself, None for nothing.
+
+    Raises:
+        UserError: If the two contradict each other, or there is neither and the weights do not
+            tell: one class token may be the first or the middle one.
+    """
+    if noted is not None and noted not in CLS_TOKENS:
+        raise UserError(f'its meta has cls_token={noted!r}, which is none of {tuple(CLS_TOKENS)}')
+    if declared is not None and noted is not None and declared != noted:
+        raise UserError(
+            f'--cls-token {declared} contradicts the file, whose meta says {noted}: leave the '
+            'option out'
+        )
+    if declared is not None or noted is not None:
+        return declared or str(noted)
+    if 'cls_token' not in weights:
+        return 'double' if 'cls_token_head' in weights else 'none'
+    if weights['cls_token'].ndim == 3 and weights['cls_token'].shape[1] == 2:
+        return 'double'
+    raise UsageError(
+        'it has one class token, and no file tells where: give --cls-token middle, as for every '
+        'released model, or --cls-token head'
+    )
+
+
+def check_backbone(weights: Weights, cls_token: str) -> VisionMamba:
+    """Compare a state dict with the backbone that its own shapes describe.
+
+    Args:
+        weights (Mapping[str, torch.Tensor]): State dict of a :class:`mmvim.models.VisionMamba`.
+        cls_token (str): Its class-token placement.
+
+    Returns:
+        VisionMamba: That backbone, on the meta device.
+
+    Raises:
+        UserError: If tensors are missing, left over or of a shape that does not fit the others.
+    """
+    try:
+        with torch.device('meta'):
+            model = VisionMamba(**backbone_options(weights, cls_token))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    # The grid is a table of numbers, which has been read; the rest is compared by its shape.
+    shapes = {key: value.to('meta') for key, value in weights.items() if key != 'pos_embed_grid'}
+    said = load_and_compare(model, shapes)
+    if said:
+        raise UserError(f'the backbone is not whole: {said}')
+    return model
+
+
+def backbone_options(weights: Weights, cls_token: str) -> dict[str, Any]:
+    """Arguments of the :class:`mmvim.models.VisionMamba` that a state dict belongs to.
+
+    ``img_size`` and ``patch_stride`` leave no trace but their grid; it is given here as that of
+    patches side by side. The order of scans ('none', 'sequence', 'block', 'block_published') and
+    rope leave none at all.
+
+    Args:
+        weights (Mapping[str, torch.Tensor]): State dict of the backbone.
+        cls_token (str): Its class-token placement.
+
+    Raises:
+        UserError: If the tensors that tell are not there, or are of no use.
+        ValueError: If the position embedding does not fit its grid.
+    """
+    missing = [key for key in _TELLING if key not in weights]
+    if missing:
+        raise UserError(f'the backbone is not whole: {", ".join(missing)} missing')
+    for key, axes in _TELLING.items():
+        if weights[key].ndim != axes or not weights[key].numel():
+            raise UserError(
+                f'the backbone is not whole: {key} of shape {tuple(weights[key].shape)} has not '
+                f'{axes} axes with something in each'
+            )
+    last = max(int(found[1]) for key in weights if (found := _BLOCK.match(key)))
+    if last >= len(weights):
+        raise UserError(
+            f'the backbone is not whole: it has a block {last} among {len(weights)} tensors'
+        )
+    patch, A_log, conv, dt_proj = (weights[key] for key in _TELLING)
+    embed_dims, in_channels, *patch_size = patch.shape
+    rows = weights.get('pos_embed')
+    grid = (1, 1) if rows is None else stored_grid(weights.get('pos_embed_grid'), rows.shape[1])
+    return dict(
+        arch=dict(
+            embed_dims=embed_dims,
+            num_layers=last + 1,
+            d_state=A_log.shape[1],
+            d_conv=conv.shape[-1],
+            expand=A_log.shape[0] // embed_dims,
+            dt_rank=dt_proj.shape[1],
+            conv_bias='layers.0.mixer.conv1d.bias' in weights,
+            proj_bias='layers.0.mixer.in_proj.bias' in weights,
+        ),
+        img_size=tuple(cells * side for cells, side in zip(grid, patch_size)),
+        patch_size=tuple(patch_size),
+        in_channels=in_channels,
+        direction=_direction(weights),
+        cls_token=cls_token,
+        pos_embed=rows is not None,
+        out_norm='last' if 'norm_f.weight' in weights else 'none',
+        norm_cfg=dict(type='LN' if 'layers.0.norm.bias' in weights else 'RMSNorm'),
+        layer_scale_init=1.0 if 'layers.0.mixer.gamma' in weights else None,
+    )
+
+
+def _direction(weights: Weights) -> str:
+    if 'layers.0.mixer.conv1d_b.weight' in weights:
+        return 'ssm_conv'
+    return 'ssm' if 'layers.0.mixer.A_b_log' in weights else 'none'
+
+
+def _check_cls_token(cls_token: str) -> None:
+    if cls_token not in CLS_TOKENS:
+        raise ValueError(f'cls_token must be one of {tuple(CLS_TOKENS)}, got {cls_token!r}.')
+
+
+def _check_token_tables(weights: Weights) -> None:
+    """Raise ValueError unless tokens and position embedding are tables of one width."""
+    keys = (*_ALL_CLS_KEYS, 'pos_embed', 'cls_pos_embed')
+    shapes = {key: tuple(weights[key].shape) for key in keys if key in weights}
+    if any(len(shape) != 3 or shape[0] != 1 for shape in shapes.values()) or (
+        len({shape[2] for shape in shapes.values()}) > 1
+    ):
+        raise ValueError(
+            f'class tokens and position embedding must be of shape (1, rows, embed_dims), got '
+            f'{", ".join(f"{key} {shape}" for key, shape in shapes.items())}.'
+        )

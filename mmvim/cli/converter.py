@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
+import torch
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from mmvim.atomic_files import write_atomically
 from mmvim.checkpoints.conversion import Conversion
-from mmvim.checkpoints.files import (
-    SUFFIXES,
-    WeightFile,
-    pack_weights,
-    read_weight_file,
-    refuse_existing,
-    write_hashed,
-)
-from mmvim.checkpoints.vim import CLS_TOKENS
+from mmvim.checkpoints.reading import SUFFIXES, WeightFile, read_weight_file
 from mmvim.cli.arguments import PlainParser
-from mmvim.errors import UsageError
+from mmvim.errors import UsageError, UserError
+from mmvim.models.token_layout import CLS_TOKENS
+from mmvim.version import __version__
 
 _WIDTH = 170  # the keys of both sides beside each other
 
@@ -41,10 +41,9 @@ class ConverterParser(PlainParser):
         self.add_argument('out', type=Path, help=f'file to write, {kinds}')
         self.add_argument(
             '--cls-token',
-            choices=CLS_TOKENS,
-            default='middle',
-            help='where the model has its class token; no file tells head from middle, and every '
-            'released model is middle (default: %(default)s)',
+            choices=tuple(CLS_TOKENS),
+            help='where the model has its class token: no tensor tells head from middle, and every '
+            'released model is middle (default: what the file notes or its tensors tell)',
         )
         self.add_argument('--backbone-only', action='store_true', help='leave the classifier out')
         self.add_argument('--overwrite', action='store_true', help='replace an existing file')
@@ -63,44 +62,80 @@ class ConverterParser(PlainParser):
         source = Path(found.source).expanduser()
         if source.exists() and found.out.exists() and source.samefile(found.out):
             raise UsageError(f'{found.out} is the checkpoint to convert: give another name')
-        refuse_existing(found.out, found.overwrite)
+        if found.out.exists() and not found.overwrite:
+            raise UserError(f'{found.out} exists: give another name, or --overwrite to replace it')
         return found
 
 
-def read_source(source: str, console: Console) -> WeightFile:
+def read_source(source: str) -> WeightFile:
     """Read the checkpoint, saying so on a terminal while it takes time."""
-    with console.status(f'reading {source}'):
+    with Console(stderr=True).status(f'reading {source}'):
         return read_weight_file(source)
 
 
-def converted_file(
-    args: Namespace,
-    converted: Conversion,
-    others: Sequence[str],
-    console: Console,
-    holder: str,
-    **content: Any,
-) -> None:
+def converted_file(args: Namespace, converted: Conversion, file: WeightFile, holder: str) -> None:
     """Print the account of a conversion and write it.
 
     Args:
         args: Of :class:`ConverterParser`.
         converted: What to write.
-        others: Entries of the source beside its weights.
-        console: For the progress.
+        file: The source.
         holder: What a ``.pth`` file keeps the weights under.
-        **content: What it holds beside them.
     """
     printed = Console(highlight=False, soft_wrap=True)
     Console(highlight=False, width=_WIDTH).print(to_table(converted))
     printed.print(converted.model)
-    if others:
-        printed.print(f'left behind, beside the weights: {", ".join(others)}')
-    with console.status(f'writing {args.out}'):
-        packed = pack_weights(converted.weights, args.out.suffix, holder, **content)
-        digest = write_hashed(args.out, packed)
+    if file.others:
+        printed.print(f'left behind, beside the weights: {", ".join(file.others)}')
+    meta = dict(
+        mmvim_version=__version__,
+        converted_from=Path(args.source).name,
+        cls_token=converted.cls_token,
+    )
+    with Console(stderr=True).status(f'writing {args.out}'):
+        packed = pack_weights(converted.weights, args.out.suffix, holder, meta)
+        try:
+            write_atomically(args.out, packed)
+        except OSError as error:
+            raise UserError(f'{args.out} cannot be written ({error.strerror})') from error
     printed.print(f'{args.out}: {len(converted.weights)} tensors, {len(packed) / 2**20:.1f} MiB')
-    printed.print(f'SHA-256 {digest}')
+    printed.print(f'SHA-256 {hashlib.sha256(packed).hexdigest()}')
+
+
+def pack_weights(
+    weights: Mapping[str, torch.Tensor], suffix: str, holder: str, meta: Mapping[str, str]
+) -> bytes:
+    """The bytes of a file of weights.
+
+    Args:
+        weights: Stored contiguous, each on its own.
+        suffix: '.safetensors' or '.pth'.
+        holder: What a ``.pth`` file keeps the weights under.
+        meta: What the file says about itself.
+
+    Returns:
+        The same for the same input.
+    """
+    # A slice would take the whole of what it is cut from with it into the file.
+    own = {
+        key: value.detach().clone(memory_format=torch.contiguous_format)
+        for key, value in weights.items()
+    }
+    if suffix == '.safetensors':
+        return _sorted_metadata(safetensors.torch.save(own, metadata={'format': 'pt', **meta}))
+    buffer = io.BytesIO()
+    torch.save({'meta': dict(meta), holder: own}, buffer)
+    return buffer.getvalue()
+
+
+def _sorted_metadata(packed: bytes) -> bytes:
+    """Put the metadata of a safetensors file in order, which the library writes in any."""
+    start = 8 + int.from_bytes(packed[:8], 'little')
+    header = json.loads(packed[8:start])
+    header['__metadata__'] = dict(sorted(header['__metadata__'].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(',', ':')).encode()
+    text += b' ' * (-len(text) % 8)  # tensors are aligned
+    return len(text).to_bytes(8, 'little') + text + packed[start:]
 
 
 def to_table(converted: Conversion) -> Table:

@@ -9,7 +9,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.model import BaseModel, revert_sync_batchnorm
 from mmengine.registry import MODELS
 
-from mmvim.checkpoints.loading import load_strictly
+from mmvim.checkpoints.strict import load_strictly
 
 
 def build_model(

@@ -43,7 +43,7 @@ def test_key_table_fills_the_classifier_and_leaves_none_over(goldens, size):
         key: torch.empty(entry['shape'], device='meta') for key, entry in table['keys'].items()
     }
     assert len(weights) == 415
-    converted = published_to_ours(weights)
+    converted = published_to_ours(weights, 'middle')
     with torch.device('meta'):
         model = classifier(size, 1000)
     wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
@@ -66,7 +66,7 @@ def test_full_size_logits_are_those_of_the_derivation(stride, rows, middle):
     """Vim-Ti in float64, as released and as fine-tuned with stride 8, against plain tensors."""
     weights = published(arch='tiny', classes=1000, img_size=224, patch_stride=stride)
     model = classifier('tiny', 1000, patch_stride=stride)
-    model.load_state_dict(published_to_ours(weights).weights, strict=True)
+    model.load_state_dict(published_to_ours(weights, 'middle').weights, strict=True)
     image = torch.rand(1, 3, 224, 224, dtype=torch.float64)
     with torch.no_grad():
         logits = model.double().eval()(image, mode='tensor')
@@ -128,13 +128,13 @@ def test_stride_8_inserts_the_class_row_again(goldens):
     weights = published(img_size=224)
     assert weights['pos_embed'].shape == table.shape == (1, 197, 16)
     weights['pos_embed'] = table
-    converted = published_to_ours(weights, grid=(27, 27))
+    converted = published_to_ours(weights, 'middle', grid=(27, 27))
     (row,) = [row for row in converted.rows if row.what.startswith('resized')]
     assert (row.shape, row.what) == (
         '(1, 197, 16) | (1, 729, 16)',
         'resized: grid 14×14 → 27×27, bicubic',
     )
-    back = ours_to_published(converted.weights).weights['pos_embed']
+    back = ours_to_published(converted.weights, 'middle').weights['pos_embed']
     torch.testing.assert_close(back, expected, rtol=0, atol=1e-10)
     assert torch.equal(back[:, 364], table[:, 98])
 
@@ -142,21 +142,21 @@ def test_stride_8_inserts_the_class_row_again(goldens):
 def test_what_is_dropped_is_accounted_for():
     weights = published()
     weights |= {'rope.freqs_cos': torch.ones(16, 16), 'fpn1.0.weight': torch.ones(3)}
-    converted = published_to_ours(weights)
+    converted = published_to_ours(weights, 'middle')
     dropped = {row.published: row.what for row in converted.rows if row.ours == ''}
     assert dropped['rope.freqs_cos'] == 'dropped: constant tables, computed from the grid'
     assert dropped['fpn1.0.weight'].startswith('dropped: the pyramid')
-    bare = published_to_ours(weights, head=False)
+    bare = published_to_ours(weights, 'middle', head=False)
     dropped = {row.published for row in bare.rows if row.ours == ''}
     assert dropped == {'head.weight', 'head.bias', 'rope.freqs_cos', 'fpn1.0.weight'}
     assert not [key for key in bare.weights if key.startswith(('backbone', 'head'))]
     ours = converted.weights | {'decode_head.conv_seg.bias': torch.ones(3)}
-    back = ours_to_published(ours)
+    back = ours_to_published(ours, 'middle')
     assert {row.ours for row in back.rows if row.published == ''} == {
         'backbone.pos_embed_grid',
         'decode_head.conv_seg.bias',
     }
-    back = ours_to_published(ours, head=False)
+    back = ours_to_published(ours, 'middle', head=False)
     assert {row.ours for row in back.rows if row.published == ''} >= {
         'head.fc.weight',
         'head.fc.bias',
@@ -165,12 +165,12 @@ def test_what_is_dropped_is_accounted_for():
 
 
 def test_whole_modules_that_are_dropped_are_counted():
-    ours = dict(published_to_ours(published()).weights)
+    ours = dict(published_to_ours(published(), 'middle').weights)
     ours |= {f'decode_head.convs.{i}.weight': torch.ones(1) for i in range(9)}
     ours['neck.scale'] = torch.ones(2)
     dropped = {
         row.ours: (row.tensors, row.shape)
-        for row in ours_to_published(ours).rows
+        for row in ours_to_published(ours, 'middle').rows
         if row.what == 'dropped: no part of the published model'
     }
     assert dropped == {'decode_head.*': (9, 'several'), 'neck.scale': (1, '(2)')}
@@ -199,7 +199,7 @@ def test_other_models_are_recognised(direction, options):
     arch = dict(embed_dims=32, num_layers=3, d_state=8, d_conv=3, expand=1, dt_rank=5)
     arch |= dict(conv_bias=False, proj_bias=True)
     weights = published(arch=arch, direction=direction, patch_size=8, in_channels=1, **options)
-    converted = published_to_ours(weights)
+    converted = published_to_ours(weights, 'middle')
     assert converted.model == (
         f'Vim of its own size: 3 blocks of 32 channels, 8×8 patches of 8×8, direction {direction}, '
         'class token middle, 5 classes'
@@ -211,13 +211,13 @@ def test_a_file_that_is_not_whole_is_refused(kind):
     weights = published()
     if kind == 'missing':
         del weights['layers.1.mixer.dt_proj_b.bias']
-        says = r'1 missing \(layers\.1\.mixer\.dt_proj_b\.bias\)'
+        says = r'1 key missing \(layers\.1\.mixer\.dt_proj_b\.bias\)'
     elif kind == 'unexpected':
         weights['layers.0.mixer.extra'] = torch.ones(1)
-        says = r'1 unexpected \(layers\.0\.mixer\.extra\)'
+        says = r'1 key unexpected \(layers\.0\.mixer\.extra\)'
     elif kind == 'shape':
         weights['layers.1.mixer.D'] = torch.ones(3)
-        says = r'of a shape that does not fit the others \(layers\.1\.mixer\.D \(3,\)\)'
+        says = r'1 key of another shape \(layers\.1\.mixer\.D: \(3\) in the file, \(32\) in'
     elif kind == 'block':
         weights['layers.3.norm.weight'] = torch.ones(16)
         says = r'missing \(layers\.2\..*…\)'
@@ -228,18 +228,22 @@ def test_a_file_that_is_not_whole_is_refused(kind):
         weights['pos_embed'] = torch.ones(1, 19, 16)
         says = '18 patch rows, which is no square grid'
     with pytest.raises(UserError, match=says):
-        published_to_ours(weights)
+        published_to_ours(weights, 'middle')
 
 
 def test_what_cannot_be_converted_is_refused():
     weights = published()
-    ours = published_to_ours(weights).weights
+    ours = published_to_ours(weights, 'middle').weights
     bare = {k: v for k, v in weights.items() if not k.startswith('head.')}
     for convert, given, says in (
         (published_to_ours, ours, 'nothing to convert: it has mmvim keys already'),
         (ours_to_published, weights, 'nothing to convert: it has published keys already'),
         (published_to_ours, bare, 'no linear classifier .*--backbone-only'),
-        (published_to_ours, {'hidden.weight': torch.ones(1)}, 'no Vim checkpoint: it has no patch'),
+        (
+            published_to_ours,
+            {'hidden.weight': torch.ones(1)},
+            'no Vim checkpoint: it has neither patch',
+        ),
         (
             published_to_ours,
             {'blocks.0.attn.qkv.weight': torch.ones(1), 'patch_embed.proj.weight': torch.ones(1)},
@@ -247,14 +251,14 @@ def test_what_cannot_be_converted_is_refused():
         ),
     ):
         with pytest.raises(UserError, match=says):
-            convert(given)
+            convert(given, 'middle')
     with pytest.raises(UserError, match=r"cls_token='double' means"):
         published_to_ours(weights, 'double')
     with pytest.raises(UserError, match=r"1 class tokens, cls_token='none' means 0"):
         ours_to_published(ours, 'none')
-    wide = published_to_ours(weights, grid=(4, 8)).weights
-    with pytest.raises(UserError, match='a grid of 4x8, and the published code knows square ones'):
-        ours_to_published(wide)
+    wide = published_to_ours(weights, 'middle', grid=(4, 8)).weights
+    with pytest.raises(UserError, match='a grid of 4×8, and the published code knows square ones'):
+        ours_to_published(wide, 'middle')
     del weights['pos_embed']
     with pytest.raises(UserError, match='no position embedding to resize'):
-        published_to_ours(weights, grid=(4, 8))
+        published_to_ours(weights, 'middle', grid=(4, 8))

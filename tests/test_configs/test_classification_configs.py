@@ -138,7 +138,7 @@ def test_published_recipe(name, batch, weight_decay, drop_path, scale_base):
     loader = cfg.train_dataloader
     assert (loader.batch_size, loader.drop_last) == (batch, True)
     assert scale_base == 8 * batch
-    assert loader.sampler == dict(type='RepeatAugSampler', num_repeats=3, shuffle=True)
+    assert loader.sampler == dict(type='mmpretrain.RepeatAugSampler', num_repeats=3, shuffle=True)
     # The average: a decay of 0.99996.
     (average,) = (hook for hook in cfg.custom_hooks if hook.type == 'EMAHook')
     assert 1 - average.momentum == pytest.approx(0.99996, abs=1e-12)

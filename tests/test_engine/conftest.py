@@ -14,7 +14,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 
-from mmvim.compat import load_checkpoint_file
+from mmvim.checkpoints import load_checkpoint_file
 from mmvim.engine import leave, make_resumable, resume_with_seed, use_atomic_checkpoints
 
 sys.path.insert(0, str(Path(__file__).parent))

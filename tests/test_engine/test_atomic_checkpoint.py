@@ -13,7 +13,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from mmvim import atomic_files
-from mmvim.compat import load_checkpoint_file
+from mmvim.checkpoints import load_checkpoint_file
 from mmvim.engine import AtomicCheckpointHook, use_atomic_checkpoints
 from mmvim.errors import UserError
 

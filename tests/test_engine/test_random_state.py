@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmvim.compat import load_checkpoint_file
+from mmvim.checkpoints import load_checkpoint_file
 from mmvim.engine.resume.random_state import (
     host_state,
     random_state,

@@ -15,7 +15,7 @@ from mmengine.config import Config
 from mmengine.runner import IterBasedTrainLoop, Runner
 from noisy_task import Crash
 
-from mmvim.compat import load_checkpoint_file
+from mmvim.checkpoints import load_checkpoint_file
 from mmvim.engine import resume_with_seed
 from mmvim.engine.resume.data_position import _Forwarded
 

@@ -16,7 +16,7 @@ from mmengine.config import Config
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from mmvim.compat import load_checkpoint_file
+from mmvim.checkpoints import load_checkpoint_file
 from mmvim.engine import SaveOnSignalHook
 
 ROOT = Path(__file__).parents[2]

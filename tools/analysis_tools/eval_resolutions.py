@@ -21,7 +21,7 @@ from rich.table import Table
 
 from mmvim.analysis.resolutions import resolution, set_resolution
 from mmvim.atomic_files import write_atomically
-from mmvim.checkpoints.loading import read_checkpoint
+from mmvim.checkpoints.reading import read_checkpoint
 from mmvim.cli.arguments import ToolParser
 from mmvim.cli.config import load_config, require
 from mmvim.cli.data_paths import check_data

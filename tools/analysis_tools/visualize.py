@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mmvim.analysis.backbone_maps import deepest_map
 from mmvim.analysis.receptive_field import effective_receptive_field, log_scaled, side_of_share
-from mmvim.checkpoints.loading import read_checkpoint
+from mmvim.checkpoints.reading import read_checkpoint
 from mmvim.cli.arguments import ToolParser
 from mmvim.cli.config import load_config, require
 from mmvim.cli.devices import check_device

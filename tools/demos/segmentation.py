@@ -31,7 +31,7 @@ from mmseg.evaluation import IoUMetric
 from rich.console import Console
 from rich.table import Table
 
-from mmvim.compat import load_checkpoint_file
+from mmvim.checkpoints import load_checkpoint_file
 from mmvim.datasets.patterns.linear_baselines import load_scenes, pixel_baseline
 
 OUT = Path('work_dirs/demo')

@@ -5,9 +5,6 @@ The released weights are their authors': convert them on your machine, do not re
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-
-from rich.console import Console
 
 from mmvim.checkpoints.conversion import published_to_ours
 from mmvim.checkpoints.vim import PUBLISHED_MARK
@@ -16,7 +13,9 @@ from mmvim.cli.run_tool import run_tool
 from mmvim.errors import UsageError, UserError
 from mmvim.models.arguments import parse_pair
 from mmvim.models.pos_embed import patch_grid
-from mmvim.version import __version__
+
+# Of the largest image that anybody may mean: 16384 pixels by as many, with patches of 16.
+MOST_PATCHES = 1024**2
 
 
 def parse_grid(
@@ -25,7 +24,7 @@ def parse_grid(
     """The patch grid asked for; None for that of the file.
 
     Raises:
-        UsageError: If the numbers make no grid.
+        UsageError: If the numbers make no grid, or one that is absurdly large.
     """
     if img_size is None and patch_stride is None:
         return None
@@ -37,7 +36,14 @@ def parse_grid(
         stride = patch if patch_stride is None else parse_pair('--patch-stride', patch_stride)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    return patch_grid(size, patch, stride)
+    rows, columns = patch_grid(size, patch, stride)
+    if rows * columns > MOST_PATCHES:
+        raise UsageError(
+            f'--img-size {size[0]} {size[1]} makes a grid of {rows}×{columns} patches, more than '
+            f'the {MOST_PATCHES} that a position embedding may have: give the size in pixels of '
+            'the images that the model will see'
+        )
+    return rows, columns
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -58,22 +64,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         help='the same for this stride of the patches, such as 8 (default: the patch size)',
     )
     args = parser.parse_args(sys.argv[1:] if argv is None else argv)
-    console = Console(stderr=True)
-    file = read_source(args.source, console)
-    weights = file.weights
-    patch = next((v for k, v in weights.items() if k.endswith(PUBLISHED_MARK)), None)
-    height, width = (1, 1) if patch is None else patch.shape[-2:]
+    file = read_source(args.source)
+    patch = next((v for k, v in file.weights.items() if k.endswith(PUBLISHED_MARK)), None)
+    height, width = (
+        (1, 1) if patch is None or patch.ndim != 4 or not patch.numel() else patch.shape[-2:]
+    )
     grid = parse_grid(args.img_size, args.patch_stride, (height, width))
     try:
-        converted = published_to_ours(weights, args.cls_token, grid, not args.backbone_only)
+        converted = published_to_ours(
+            file.weights,
+            args.cls_token,
+            file.meta.get('cls_token'),
+            grid,
+            head=not args.backbone_only,
+        )
     except UserError as error:
-        raise UserError(f'{args.source}: {error}') from error
-    meta = dict(
-        mmvim_version=__version__,
-        converted_from=Path(args.source).name,
-        cls_token=args.cls_token,
-    )
-    converted_file(args, converted, file.others, console, 'state_dict', meta=meta)
+        raise type(error)(f'{args.source}: {error}') from error
+    converted_file(args, converted, file, 'state_dict')
 
 
 if __name__ == '__main__':

@@ -8,7 +8,7 @@ train_dataloader = dict(
     batch_size=128,
     num_workers=8,
     drop_last=True,
-    sampler=dict(_delete_=True, type='RepeatAugSampler', num_repeats=3, shuffle=True),
+    sampler=dict(_delete_=True, type='mmpretrain.RepeatAugSampler', num_repeats=3, shuffle=True),
 )
 val_dataloader = dict(batch_size=128, num_workers=8)
 test_dataloader = val_dataloader

@@ -4,6 +4,8 @@ _base_ = '../mmvim.py'
 # Registers the backbone, also under mmpretrain's own tools.
 custom_imports = dict(imports=['mmvim'], allow_failed_imports=False)
 model = dict(
+    # Whose types these are, also in a config that derives from this one by `mmvim::`.
+    _scope_='mmpretrain',
     type='ImageClassifier',
     backbone=dict(
         type='mmvim.VisionMamba',

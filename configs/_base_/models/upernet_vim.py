@@ -13,6 +13,8 @@ data_preprocessor = dict(
     seg_pad_val=255,
 )
 model = dict(
+    # Whose types these are, also in a config that derives from this one by `mmvim::`.
+    _scope_='mmseg',
     type='EncoderDecoder',
     data_preprocessor=data_preprocessor,
     pretrained=None,

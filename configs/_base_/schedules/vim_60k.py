@@ -24,7 +24,7 @@ default_hooks = dict(
         type='CheckpointHook', by_epoch=False, interval=6000, save_best='mIoU', max_keep_ckpts=2
     ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
-    visualization=dict(type='SegVisualizationHook'),
+    visualization=dict(type='mmseg.SegVisualizationHook'),
 )
 # 4 GPUs with 8 images each.
 auto_scale_lr = dict(enable=False, base_batch_size=32)

@@ -5,7 +5,7 @@ from typing import Any
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mmvim.checkpoints.loading import load_strictly
+from mmvim.checkpoints.strict import load_strictly
 from mmvim.registry import HOOKS
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmvim.checkpoints import OfficialWeights, convert_official, to_official
+from mmvim.checkpoints import BackboneWeights, convert_official, to_official
 from mmvim.models import VisionMamba
 
 ARCH = dict(embed_dims=16, num_layers=2, d_state=4)
@@ -83,7 +83,7 @@ def test_class_rows_are_taken_from_where_they_are(cls_token, rows):
 
 def test_the_classifier_is_kept_apart():
     official = convert_official(published('middle'))
-    assert isinstance(official, OfficialWeights)
+    assert isinstance(official, BackboneWeights)
     assert set(official.extras) == {'head.weight', 'head.bias', 'rope.freqs_cos'}
     assert not any(key.startswith(('head', 'rope')) for key in official)
 
