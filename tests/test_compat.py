@@ -36,7 +36,7 @@ FAKE_TORCHVISION = """
 
     sys.meta_path.insert(0, Finder())
     import torch
-    from mmvim.checkpoints import load_checkpoint_file
+    from mmvim import compat
     print('declared', compat._torchvision_library is not None)
 """
 

@@ -245,14 +245,16 @@ def check_backbone(weights: Weights, cls_token: str) -> VisionMamba:
     Raises:
         UserError: If tensors are missing, left over or of a shape that does not fit the others.
     """
+    # The grid is a table of numbers, and has been read; the rest is compared by its shape.
+    shapes = {key: value.to('meta') for key, value in weights.items() if key != 'pos_embed_grid'}
     try:
         with torch.device('meta'):
             model = VisionMamba(**backbone_options(weights, cls_token))
+        if model.pos_embed_grid is not None:
+            model.pos_embed_grid = torch.tensor(model.grid_size)
+        said = load_and_compare(model, shapes)
     except ValueError as error:
         raise UserError(str(error)) from error
-    # The grid is a table of numbers, which has been read; the rest is compared by its shape.
-    shapes = {key: value.to('meta') for key, value in weights.items() if key != 'pos_embed_grid'}
-    said = load_and_compare(model, shapes)
     if said:
         raise UserError(f'the backbone is not whole: {said}')
     return model
