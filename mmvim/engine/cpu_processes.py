@@ -75,8 +75,9 @@ def join_processes(cfg: Config, launcher: str) -> None:
     Does nothing for a single process or where there is an accelerator: that is mmengine's job.
 
     Args:
-        cfg: The config; its ``model_wrapper_cfg`` is set unless it names a wrapper of its own.
-        launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
+        cfg (Config): The config; its ``model_wrapper_cfg`` is set unless it names a wrapper of its
+            own.
+        launcher (str): ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
 
     Raises:
         UserError: If the processes were started by anything but torchrun.

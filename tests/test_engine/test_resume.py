@@ -17,7 +17,7 @@ from noisy_task import Crash
 
 from mmvim.checkpoints import load_checkpoint_file
 from mmvim.engine import resume_with_seed
-from mmvim.engine.resume.data_position import _Forwarded
+from mmvim.engine.resume.data_position import _Skipped
 
 Train = Callable[..., Runner]
 Same = Callable[[Path, Path], bool]
@@ -130,19 +130,19 @@ class Skipping:
         return 7
 
     def skip_iter(self, num_iters: int) -> None:
-        raise AssertionError('these batches were passed over by index')
+        raise AssertionError('these batches were skipped by index')
 
 
 @pytest.mark.parametrize('told', [False, True])
 def test_a_loop_that_passes_over_batches_by_itself_gets_the_next_one(told: bool) -> None:
-    batches = _Forwarded(Skipping(), 3)
+    batches = _Skipped(Skipping(), 3)
     if told:
         batches.skip_iter(3)
     assert next(batches) == 7
 
 
 def test_a_loop_that_drops_past_batches_gets_nothing_first() -> None:
-    assert list(itertools.islice(_Forwarded(iter(range(9)), 3), 5)) == [None, None, None, 0, 1]
+    assert list(itertools.islice(_Skipped(iter(range(9)), 3), 5)) == [None, None, None, 0, 1]
 
 
 @pytest.mark.stack

@@ -1,4 +1,4 @@
-"""Stop training when the loss is no longer a number."""
+"""Stop training when the loss is not finite."""
 
 import math
 from typing import Any
@@ -19,9 +19,12 @@ class NonFiniteLossHook(Hook):
     loss for its log in each iteration anyway.
 
     Args:
-        patience: So many non-finite losses in a row are let pass. 0 suits fp32 and bf16; under
-            fp16 with dynamic loss scaling, where the optimizer skips such a step by itself, a few
-            may be allowed. Defaults to 0.
+        patience (int): Number of non-finite losses in a row that are tolerated. 0 suits fp32 and
+            bf16; under fp16 with dynamic loss scaling, where the optimizer skips such a step by
+            itself, allow a few. Defaults to 0.
+
+    Raises:
+        ValueError: If ``patience`` is negative.
     """
 
     # Before CheckpointHook (VERY_LOW), which would save the spoilt weights.

@@ -14,7 +14,7 @@ class StrictCheckpointHook(Hook):
     """Makes loading and resuming strict, where the runner only logs keys that do not match.
 
     Args:
-        source: What to call the checkpoint in the message.
+        source (str): Name of the checkpoint in the message.
     """
 
     # After EMAHook (NORMAL), which puts the averaged weights in the checkpoint's place.

@@ -1,4 +1,4 @@
-"""Save checkpoints so that none is ever lost to an interruption or a full disk."""
+"""Checkpoints that no interruption and no full disk destroys."""
 
 import copy
 import logging
@@ -33,7 +33,7 @@ class AtomicCheckpointHook(CheckpointHook):
     * When a checkpoint cannot be written (disk full, quota, no permission), the run warns and
       trains on, if this run has saved one before: hours of training in memory are worth more than
       an early end, and the next interval tries again. Without an older one, and at the end of
-      training, it is an error, in one sentence.
+      training, it is an error.
 
     All arguments are those of ``CheckpointHook``. Files on other storage (``backend_args``) are
     written as that storage does it.
@@ -44,7 +44,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # Iterations behind the newest checkpoint that was saved.
+        # Iterations of the newest checkpoint that was saved.
         self.saved_iter: int | None = None
 
     def before_train(self, runner: Runner) -> None:
@@ -64,12 +64,12 @@ class AtomicCheckpointHook(CheckpointHook):
         The next regular checkpoint replaces that file.
 
         Args:
-            runner: In the middle of a run.
-            epoch: Whole epochs behind the weights.
-            iteration: Iterations behind the weights.
+            runner (Runner): The runner, in the middle of a run.
+            epoch (int): Whole epochs that the weights have seen.
+            iteration (int): Iterations that the weights have seen.
 
         Returns:
-            The path of the checkpoint.
+            str: The path of the checkpoint.
 
         Raises:
             UserError: If it cannot be written.

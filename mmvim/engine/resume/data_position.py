@@ -1,4 +1,4 @@
-"""Go on with the training data where the checkpoint was saved."""
+"""Continue with the training data where the checkpoint was saved."""
 
 import logging
 from collections.abc import Iterator
@@ -15,10 +15,10 @@ _KEY = 'data_position'
 
 @HOOKS.register_module()
 class DataPositionHook(Hook):
-    """Forwards the data of a resumed run by index, where mmengine would load all past batches.
+    """Skips the past data of a resumed run by index, where mmengine would load all past batches.
 
-    It also lets an epoch-based run go on in the middle of an epoch, which mmengine would begin
-    again. Needs a :class:`~mmvim.engine.SeededDataLoader`, as ``tools/train.py`` builds it, and
+    An epoch-based run continues in the middle of an epoch, which mmengine would begin again. The
+    hook needs a :class:`~mmvim.engine.SeededDataLoader`, as ``tools/train.py`` builds it, and
     leaves any other loader to mmengine.
     """
 
@@ -31,7 +31,7 @@ class DataPositionHook(Hook):
         self._epoch_start = 0
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Note how many batches of the epoch are behind the weights."""
+        """Note how many batches of the epoch the weights have seen."""
         if self._epoch < 0:  # an iteration-based run: the number of iterations says it all
             return
         epoch, iteration = checkpoint['meta']['epoch'], checkpoint['meta']['iter']
@@ -40,11 +40,11 @@ class DataPositionHook(Hook):
         checkpoint[_KEY] = dict(epoch=epoch, batches=batches)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Remember the position until training goes on."""
+        """Remember the position until training continues."""
         self._resumed = checkpoint.get(_KEY)
 
     def before_train(self, runner: Runner) -> None:
-        """Forward the data of an iteration-based run."""
+        """Skip the past data of an iteration-based run."""
         loop, loader = runner.train_loop, runner.train_loop.dataloader
         if runner.iter == 0:  # weights to start from, nothing to resume
             self._resumed = None
@@ -57,11 +57,11 @@ class DataPositionHook(Hook):
         elif isinstance(loop, IterBasedTrainLoop) and runner.iter > 0:
             # mmengine's endless iterator counts passes, too.
             loop.dataloader_iterator._epoch = loader.batches.advance(runner.iter)
-            loop.dataloader_iterator = _Forwarded(loop.dataloader_iterator, runner.iter)
-            runner.logger.info(f'{runner.iter} batches are passed over by index, none is loaded')
+            loop.dataloader_iterator = _Skipped(loop.dataloader_iterator, runner.iter)
+            runner.logger.info(f'{runner.iter} batches are skipped by index, none is loaded')
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Begin, or go on with, the epoch of an epoch-based run."""
+        """Begin or continue the epoch of an epoch-based run."""
         loop, loader = runner.train_loop, runner.train_loop.dataloader
         if not isinstance(loop, EpochBasedTrainLoop) or not isinstance(loader, SeededDataLoader):
             return
@@ -73,11 +73,11 @@ class DataPositionHook(Hook):
             runner.logger.info(f'epoch {runner.epoch + 1} goes on behind its {skip} first batches')
 
 
-class _Forwarded:
-    """mmengine's endless iterator, already behind the ``count`` batches that it would pass over.
+class _Skipped:
+    """mmengine's endless iterator, whose first ``count`` batches have been skipped already.
 
-    mmengine asks for them and drops them: it gets None. The onedl fork calls ``skip_iter`` instead
-    (or nothing, with ``fast_forward_on_resume=True``), which leaves nothing to do.
+    mmengine asks for past batches and drops them: it gets None. The onedl fork calls ``skip_iter``
+    instead (or nothing, with ``fast_forward_on_resume=True``), which leaves nothing to do.
     """
 
     def __init__(self, batches: Iterator[Any], count: int) -> None:
@@ -94,4 +94,4 @@ class _Forwarded:
         return next(self.batches)
 
     def skip_iter(self, num_iters: int) -> None:
-        """Pass over batches that were passed over by index."""
+        """Do nothing: the batches were skipped by index."""

@@ -33,10 +33,10 @@ def random_state() -> dict[str, Any]:
     """The states of all generators of this process, as a checkpoint can hold them.
 
     Returns:
-        Tensors, numbers and strings only, so that a checkpoint stays loadable weights-only:
-        ``python`` (int64 words and the pending Gaussian), ``numpy`` (MT19937: int64 words,
-        position, pending Gaussian), ``torch`` (uint8) and, where there is a GPU, ``cuda`` (uint8,
-        of the current device).
+        dict[str, Any]: ``python`` (int64 words and the pending Gaussian), ``numpy`` (MT19937:
+            int64 words, position, pending Gaussian), ``torch`` (uint8) and, where there is a GPU,
+            ``cuda`` (uint8, of the current device): tensors, numbers and strings alone, so that a
+            checkpoint can be loaded weights-only.
     """
     (version, words, gauss), numpy, torch_cpu = host_state()
     state: dict[str, Any] = dict(
@@ -81,9 +81,9 @@ def seed_sample(seed: int, epoch: int, position: int) -> None:
     GPU generators stay: they belong to the model.
 
     Args:
-        seed: Of the run.
-        epoch: The pass over the data, from 0.
-        position: Of the sample in that pass, over all processes, from 0.
+        seed (int): Seed of the run.
+        epoch (int): Pass over the data, from 0.
+        position (int): Position of the sample in that pass, over all processes, from 0.
     """
     # numpy's way to spread a few numbers over many bits. Each generator gets words of its own:
     # Python's and numpy's are the same algorithm and would give the same numbers from one seed.
@@ -95,10 +95,10 @@ def seed_sample(seed: int, epoch: int, position: int) -> None:
 
 @HOOKS.register_module()
 class RandomStateHook(Hook):
-    """Saves the generators of Python, numpy, torch and CUDA of every process, and puts them back.
+    """Saves the generators of Python, numpy, torch and CUDA of every process and restores them.
 
-    A resumed run then draws the same dropout masks and drop paths as the unbroken one would
-    have. Validation may draw as it likes: the generators are put back behind it.
+    A resumed run then draws the dropout masks and drop paths that the unbroken one would have
+    drawn. Validation may draw as it likes: the generators are restored after it.
     """
 
     # First in each phase: what other hooks draw then comes out of the same state.
@@ -119,11 +119,11 @@ class RandomStateHook(Hook):
         self._gathered = None
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Remember the states until training goes on."""
+        """Remember the states until training continues."""
         self._resumed = checkpoint.get('random_states')
 
     def before_train(self, runner: Runner) -> None:
-        """Say so where a run cannot go on exactly as it would have."""
+        """Warn if the run cannot continue exactly where it was."""
         if runner.iter == 0 and runner.epoch == 0:  # weights to start from, nothing to resume
             self._resumed = None
             return
@@ -141,17 +141,17 @@ class RandomStateHook(Hook):
             )
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Put the states back before the first step of a resumed run."""
+        """Restore the states before the first step of a resumed run."""
         if self._resumed is not None:
             set_random_state(self._resumed[get_rank()])
             self._resumed = None
 
     def before_val(self, runner: Runner) -> None:
-        """Remember the states that training goes on with."""
+        """Remember the states of the training."""
         self._before_validation = random_state()
 
     def after_val(self, runner: Runner) -> None:
-        """Put them back."""
+        """Restore them."""
         if self._before_validation is not None:
             set_random_state(self._before_validation)
             self._before_validation = None

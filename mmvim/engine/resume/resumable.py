@@ -1,4 +1,4 @@
-"""What makes a run of any config one that survives interruptions."""
+"""Make the run of any config survive interruptions."""
 
 import logging
 from typing import Any
@@ -18,9 +18,12 @@ _HOOKS: tuple[type[Hook], ...] = (RandomStateHook, DataPositionHook, SaveOnSigna
 
 
 def use_atomic_checkpoints(cfg: Config) -> None:
-    """Put ``AtomicCheckpointHook`` where the config has mmengine's, with the same arguments.
+    """Replace mmengine's ``CheckpointHook`` by ``AtomicCheckpointHook``, with the same arguments.
 
     A hook of another type stays, and so does ``checkpoint=None``.
+
+    Args:
+        cfg (Config): The config, changed in place.
     """
     if cfg.get('default_hooks') is None:
         cfg.default_hooks = {}
@@ -34,7 +37,11 @@ def use_atomic_checkpoints(cfg: Config) -> None:
 def resume_with_seed(cfg: Config, meta: dict[str, Any]) -> None:
     """Build a resumed run with the seed of its checkpoint.
 
-    mmengine puts that seed in place only after the data loader was built with another.
+    mmengine sets that seed only after it has built the data loader with another.
+
+    Args:
+        cfg (Config): The config, changed in place.
+        meta (dict[str, Any]): ``meta`` of the checkpoint.
     """
     randomness, seed = cfg.get('randomness') or {}, meta.get('seed')
     if seed is None:
@@ -49,10 +56,10 @@ def resume_with_seed(cfg: Config, meta: dict[str, Any]) -> None:
 
 
 def make_resumable(runner: Runner) -> None:
-    """Build the training loader so that it can go on anywhere, and register the hooks for it.
+    """Build a training loader that can begin anywhere, and register the hooks that resume a run.
 
     Args:
-        runner: Before :meth:`Runner.train`. mmengine's ``FlexibleRunner`` keeps its own ways.
+        runner (Runner): A runner that has not begun to train. ``FlexibleRunner`` stays as it is.
     """
     if not isinstance(runner, Runner):
         return
@@ -74,7 +81,11 @@ def make_resumable(runner: Runner) -> None:
 
 
 def leave(runner: Runner) -> None:
-    """Give back what a run holds, however it ended: signal handlers and data workers."""
+    """Release what a run holds, however it ended: signal handlers and data workers.
+
+    Args:
+        runner (Runner): A runner that was made resumable.
+    """
     for hook in runner.hooks:
         if isinstance(hook, SaveOnSignalHook):
             hook.release()

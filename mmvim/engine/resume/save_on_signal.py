@@ -1,4 +1,4 @@
-"""Save before leaving when the run is told to stop."""
+"""Save a checkpoint before a signal ends the run."""
 
 import atexit
 import multiprocessing
@@ -26,14 +26,14 @@ _GRACE = 60
 
 @HOOKS.register_module()
 class SaveOnSignalHook(Hook):
-    """Saves a checkpoint and leaves, at the end of the iteration in which a signal arrives.
+    """Saves a checkpoint and exits at the end of the iteration in which a signal arrives.
 
     The signals are SIGTERM and SIGINT (Ctrl-C). The exit code is what a shell gives for them: 143
-    and 130. A second signal leaves at once. With several processes one signal to any of them is
+    and 130. A second signal exits at once. With several processes one signal to any of them is
     enough: all save at the same iteration, which takes one small reduction per iteration to agree
     on. A signal during validation ends it at once (with several processes when it is over).
 
-    Saving is :class:`AtomicCheckpointHook`'s; a run without one leaves without saving.
+    :class:`AtomicCheckpointHook` saves; a run without one exits without saving.
     """
 
     # After everything that belongs to the iteration, CheckpointHook (VERY_LOW) included.
@@ -44,7 +44,7 @@ class SaveOnSignalHook(Hook):
         self._previous: dict[signal.Signals, Any] = {}
 
     def before_train(self, runner: Runner) -> None:
-        """Listen from here on; data workers leave stopping to the run."""
+        """Handle signals from here on; data workers ignore them."""
         for loop in (runner.train_loop, runner.val_loop):
             loader = getattr(loop, 'dataloader', None)
             if loader is not None:
@@ -88,11 +88,11 @@ class SaveOnSignalHook(Hook):
             self._leave(runner, runner.epoch, runner.iter)
 
     def after_train(self, runner: Runner) -> None:
-        """Listen no longer."""
+        """Handle signals no longer."""
         self.release()
 
     def release(self) -> None:
-        """Let the signals do again what they did before."""
+        """Restore the previous signal handlers."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()

@@ -1,4 +1,4 @@
-"""A data loader whose samples do not depend on who loads them, or on what was loaded before."""
+"""A data loader whose samples depend on seed, epoch and position alone."""
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
@@ -18,11 +18,12 @@ class SeededIndices:
     workers that is the training process, whose own generators are put back afterwards.
 
     Args:
-        indices: Of the samples in the data set.
-        seed: Of the run.
-        epoch: The pass over the data, from 0.
-        first: Position of the first of these samples in that pass.
-        stride: Distance to the next one's position: as many processes as share a pass.
+        indices (Sequence[int]): Indices of the samples in the data set.
+        seed (int): Seed of the run.
+        epoch (int): Pass over the data, from 0.
+        first (int): Position of the first of these samples in that pass.
+        stride (int): Distance to the position of the next one, the number of processes that share
+            a pass.
     """
 
     def __init__(
@@ -49,13 +50,14 @@ class SeededIndices:
 
 
 class SeededBatches:
-    """Batches of indices that know their position, and can start anywhere without loading.
+    """Batches of indices that know their position and can start anywhere without loading.
 
     Args:
-        batches: The batch sampler.
-        seed: Of the run.
-        rank: Of this process among ``world_size``.
-        world_size: Processes that share the samples in turns, as mmengine's samplers do.
+        batches (Iterable[Sequence[int]]): The batch sampler.
+        seed (int): Seed of the run.
+        rank (int): Rank of this process.
+        world_size (int): Number of processes, which take the samples in turns as mmengine's
+            samplers give them.
     """
 
     def __init__(
@@ -77,7 +79,7 @@ class SeededBatches:
         yield from self._one_pass() if begun is None else begun
 
     def begin(self, epoch: int, skip: int = 0) -> None:
-        """Let the next pass be that of ``epoch``, behind its first ``skip`` batches.
+        """Make the next pass that of ``epoch``, without its first ``skip`` batches.
 
         The sampler must know the epoch already.
         """
@@ -87,10 +89,10 @@ class SeededBatches:
             next(self._begun, None)
 
     def advance(self, count: int) -> int:
-        """Go on behind the first ``count`` batches of as many passes as that takes.
+        """Skip the first ``count`` batches, over as many passes as that takes.
 
         Returns:
-            The pass it ended in, from 0.
+            int: The pass of the next batch, from 0.
 
         Raises:
             RuntimeError: If a pass is empty.
@@ -122,12 +124,12 @@ class SeededBatches:
 class SeededDataLoader(DataLoader[Any]):
     """A data loader that takes its batches from :class:`SeededBatches`.
 
-    * What a sample becomes is a function of (seed, epoch, position in the epoch): the same with
-      any number of workers, and after any interruption.
-    * Workers start when the first batch is asked for, not before: until then it costs nothing to
-      say where to begin (``loader.batches``).
-    * It draws from no generator of the process, so that a restarted pass leaves the model's
-      randomness as it is.
+    * A sample is a function of (seed, epoch, position in the epoch): the same with any number of
+      workers, and after any interruption.
+    * Workers start with the first batch. Until then it costs nothing to set where to begin
+      (``loader.batches``).
+    * The loader draws from no generator of the process, so that a restarted pass leaves the
+      model's randomness as it is.
     """
 
     batches: SeededBatches
@@ -135,7 +137,11 @@ class SeededDataLoader(DataLoader[Any]):
 
     @classmethod
     def can_take_over(cls, loader: DataLoader[Any]) -> bool:
-        """Whether a loader is torch's own, over a data set with indices, in batches."""
+        """Whether a loader is torch's own, over a data set with indices, in batches.
+
+        Args:
+            loader (DataLoader): Any loader.
+        """
         return (
             type(loader) is DataLoader
             and loader.batch_sampler is not None
@@ -144,11 +150,14 @@ class SeededDataLoader(DataLoader[Any]):
 
     @classmethod
     def take_over(cls, loader: DataLoader[Any], seed: int) -> 'SeededDataLoader':
-        """The same loader, seeded.
+        """Make a seeded loader of the same settings.
 
         Args:
-            loader: One that :meth:`can_take_over` accepts; not to be used any more.
-            seed: Of the run.
+            loader (DataLoader): One that :meth:`can_take_over` accepts; it must not be used later.
+            seed (int): Seed of the run.
+
+        Returns:
+            SeededDataLoader: The loader in its place.
         """
         seeded = cls.__new__(cls)
         # torch refuses to set some of these one by one.
