@@ -29,18 +29,29 @@ LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
 @OPTIM_WRAPPERS.register_module()
-class CPUAutocastOptimWrapper(OptimWrapper):
-    """``AmpOptimWrapper`` without loss scaling, where there is no accelerator for that one."""
+class CPUAmpOptimWrapper(OptimWrapper):
+    """``AmpOptimWrapper`` where there is no accelerator for that one."""
 
-    def __init__(self, dtype: str, loss_scale: dict[str, Any], **kwargs: Any) -> None:
-        assert loss_scale == dict(enabled=False)
+    def __init__(
+        self, loss_scale: str | dict[str, Any], dtype: str = 'float16', **kwargs: Any
+    ) -> None:
+        assert loss_scale in ('dynamic', dict(enabled=False))
         super().__init__(**kwargs)
-        self.cast_dtype = getattr(torch, dtype)
+        self.dtype = getattr(torch, dtype)
+        dynamic = loss_scale == 'dynamic'
+        self.scaler = torch.amp.GradScaler('cpu', init_scale=2.0**10, enabled=dynamic)
 
     @contextmanager
     def optim_context(self, model):
-        with super().optim_context(model), torch.autocast('cpu', dtype=self.cast_dtype):
+        with super().optim_context(model), torch.autocast('cpu', dtype=self.dtype):
             yield
+
+    def backward(self, loss, **kwargs):
+        super().backward(self.scaler.scale(loss), **kwargs)
+
+    def step(self, **kwargs):
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
 
 
 def divided(value: Any, factor: int) -> Any:
@@ -63,6 +74,24 @@ def scaled(node: Any, keys: Collection[str], factor: int) -> Any:
     return node
 
 
+def confine(
+    cfg: Config, folder: Path, batch_size: int, size_keys: Collection[str], factor: int
+) -> None:
+    """Have one iteration on images divided by ``factor`` run in ``folder``, in this process."""
+    for name in LOADERS:
+        loader = cfg[name]
+        loader.update(num_workers=0, persistent_workers=False, batch_size=batch_size)
+        scaled(loader.dataset, size_keys, factor)
+        loader.dataset.data_root = str(folder / 'data')
+    # No validation: it is the same as the test.
+    length = 'max_iters' if cfg.train_cfg.get('max_iters') else 'max_epochs'
+    cfg.train_cfg.update({length: 1, 'val_begin': 2})
+    cfg.work_dir = str(folder / 'work_dir')
+    cfg.experiment_name = folder.name
+    if cfg.optim_wrapper.type == 'AmpOptimWrapper' and not has_amp_accelerator():
+        cfg.optim_wrapper.type = CPUAmpOptimWrapper.__name__
+
+
 def shrink(cfg: Config, folder: Path) -> None:
     """Divide widths, image sizes and counts, in place, and have one iteration run in ``folder``."""
     model, backbone = cfg.model, cfg.model.backbone
@@ -77,17 +106,8 @@ def shrink(cfg: Config, folder: Path) -> None:
     size = backbone.img_size
     factor = (size if isinstance(size, int) else min(size)) // SIDE
     scaled(model, SIZE_KEYS, factor)
-    for name in LOADERS:
-        loader = cfg[name]
-        loader.update(num_workers=0, persistent_workers=False, batch_size=min(2, loader.batch_size))
-        scaled(loader.dataset.pipeline, SIZE_KEYS, factor)
-        loader.dataset.data_root = str(folder / 'data')
-    # No validation: it is the same as the test.
-    cfg.train_cfg.update(max_iters=1, val_begin=2)
-    cfg.work_dir = str(folder / 'work_dir')
-    cfg.experiment_name = folder.name
-    if cfg.optim_wrapper.type == 'AmpOptimWrapper' and not has_amp_accelerator():
-        cfg.optim_wrapper.type = CPUAutocastOptimWrapper.__name__
+    confine(cfg, folder, 2, SIZE_KEYS, factor)
+    cfg.val_dataloader.batch_size = cfg.test_dataloader.batch_size = 1
 
 
 def write_images(cfg: Config) -> None:

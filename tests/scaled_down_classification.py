@@ -5,7 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from mmengine.config import Config
-from scaled_down import LOADERS, SIDE, WIDTH, scaled
+from scaled_down import SIDE, WIDTH, confine, scaled
 
 from mmvim.models import VisionMamba
 
@@ -23,17 +23,8 @@ def shrink(cfg: Config, folder: Path) -> None:
     cfg.model.head.in_channels //= factor
     factor = backbone.img_size // SIDE
     scaled(cfg.model, SIZE_KEYS, factor)
-    for name in LOADERS:
-        loader = cfg[name]
-        loader.update(num_workers=0, persistent_workers=False, batch_size=4)
-        scaled(loader.dataset.pipeline, SIZE_KEYS, factor)
-        loader.dataset.data_root = str(folder / 'data')
-    # No validation: it is the same as the test.
-    length = dict(max_iters=1) if cfg.train_cfg.get('max_iters') else dict(max_epochs=1)
-    cfg.train_cfg.update(val_begin=2, **length)
+    confine(cfg, folder, 4, SIZE_KEYS, factor)
     cfg.load_from = backbone.init_cfg = None
-    cfg.work_dir = str(folder / 'work_dir')
-    cfg.experiment_name = folder.name
 
 
 def write_images(cfg: Config) -> None:

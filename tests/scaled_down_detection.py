@@ -2,19 +2,14 @@
 
 import json
 from collections.abc import Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from mmengine.config import Config
-from mmengine.optim import OptimWrapper
-from mmengine.registry import OPTIM_WRAPPERS
-from scaled_down import LOADERS, SIDE, WIDTH, WIDTH_KEYS, scaled
+from scaled_down import SIDE, WIDTH, WIDTH_KEYS, confine, scaled
 
-from mmvim.engine.cpu_processes import has_amp_accelerator
 from mmvim.models import VisionMamba
 
 HEAD_KEYS = ('conv_out_channels', 'fc_out_channels')
@@ -24,28 +19,6 @@ COUNT_KEYS = ('num_queries', 'num_points', 'num', 'nms_pre', 'max_per_img', 'max
 # Height and width of the images, and their boxes (x, y, width, height).
 TRAIN = (((60, 80), [(10, 5, 44, 40), (30, 20, 0, 25)]), ((90, 60), [(8, 30, 40, 44)]))
 TEST = (((70, 50), [(5, 5, 30, 30)]), ((50, 96), [(20, 10, 40, 30)]), ((64, 64), []))
-
-
-@OPTIM_WRAPPERS.register_module()
-class CPUHalfOptimWrapper(OptimWrapper):
-    """``AmpOptimWrapper`` in float16, where there is no accelerator for that one."""
-
-    def __init__(self, loss_scale: str, **kwargs: Any) -> None:
-        assert loss_scale == 'dynamic'
-        super().__init__(**kwargs)
-        self.scaler = torch.amp.GradScaler('cpu', init_scale=2.0**10)
-
-    @contextmanager
-    def optim_context(self, model):
-        with super().optim_context(model), torch.autocast('cpu', dtype=torch.float16):
-            yield
-
-    def backward(self, loss, **kwargs):
-        super().backward(self.scaler.scale(loss), **kwargs)
-
-    def step(self, **kwargs):
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
 
 
 def shrink(cfg: Config, folder: Path) -> None:
@@ -63,24 +36,13 @@ def shrink(cfg: Config, folder: Path) -> None:
         padding.pad_size_divisor //= factor
     scaled(padding.get('batch_augments', []), ('size',), factor)
     backbone.img_size //= factor
-    for name in LOADERS:
-        loader = cfg[name]
-        loader.update(num_workers=0, persistent_workers=False, batch_size=2)
-        scaled(loader.dataset, SIZE_KEYS, factor)
-        loader.dataset.data_root = str(folder / 'data')
+    confine(cfg, folder, 2, SIZE_KEYS, factor)
     for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
         evaluator.ann_file = str(folder / 'data' / cfg.test_dataloader.dataset.ann_file)
     # An untrained detector is sure of nothing.
     settings = model.test_cfg.get('rcnn', model.test_cfg)
     if 'score_thr' in settings:
         settings.score_thr = 0.0
-    # No validation: it is the same as the test.
-    length = dict(max_iters=1) if cfg.train_cfg.type == 'IterBasedTrainLoop' else dict(max_epochs=1)
-    cfg.train_cfg.update(val_begin=2, **length)
-    cfg.work_dir = str(folder / 'work_dir')
-    cfg.experiment_name = folder.name
-    if cfg.optim_wrapper.type == 'AmpOptimWrapper' and not has_amp_accelerator():
-        cfg.optim_wrapper.type = CPUHalfOptimWrapper.__name__
 
 
 def write_coco(cfg: Config) -> None:

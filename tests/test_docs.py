@@ -2,15 +2,14 @@
 
 import doctest
 import re
-from pathlib import Path
 
 import pytest
 from mmengine.config import Config
+from repository import ROOT
 
 import mmvim.models.backbones.vision_mamba as vision_mamba
 from mmvim.models import VisionMamba
 
-ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('**/*.md'))]
 
 

@@ -1,7 +1,6 @@
 """Every classification config: builds as it is, and trains and tests scaled down by size alone."""
 
 import copy
-import functools
 import json
 import math
 from pathlib import Path
@@ -10,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from mmengine.config import Config
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, PARAM_SCHEDULERS, DefaultScope
 from mmengine.runner import Runner
 
 pytest.importorskip('mmpretrain')
 
+from repository import CONFIGS, load_config
 from scaled_down_classification import shrink, write_images
 
 from mmvim.cli.result_table import paper_metrics
@@ -25,8 +24,6 @@ from mmvim.models import VisionMamba
 from mmvim.models.pos_embed import resize_pos_embed
 from mmvim.models.token_layout import cls_positions
 
-ROOT = Path(__file__).parents[2]
-CONFIGS = ROOT / 'configs'
 FILES = sorted((CONFIGS / 'vim').glob('*.py')) + sorted((CONFIGS / 'demo').glob('vim-nano_1xb*.py'))
 IDS = [path.stem for path in FILES]
 TINY, SMALL, BASE = (
@@ -38,14 +35,8 @@ FINE_TUNES = ('vim-tiny-stride8_8xb128-30e_in1k', 'vim-small-stride8_8xb128-30e_
 ABLATION = 'vim-tiny-{}_8xb128-300e_in1k'
 
 
-@functools.cache
-def parsed(file):
-    return Config.fromfile(file)
-
-
 def load(name):
-    """A config of its own; several tests read the same files."""
-    return copy.deepcopy(parsed(FILES[IDS.index(name)]))
+    return load_config(FILES[IDS.index(name)])
 
 
 @pytest.fixture(autouse=True)
@@ -342,22 +333,6 @@ def test_ablations_differ_from_their_base_in_one_choice():
             expected['model']['backbone']['direction'] = direction
             name = ABLATION.format(direction.replace('_', '-'))
             assert load(name).to_dict() == expected
-
-
-def bases(file):
-    """All files that a config inherits, in the order in which they are read."""
-    for name in Config._get_base_files(str(file)):
-        if '::' in name:
-            yield name
-        else:
-            yield from bases(file.parent / name)
-            yield str((file.parent / name).resolve().relative_to(CONFIGS))
-
-
-@pytest.mark.parametrize('file', FILES, ids=IDS)
-def test_repairs_come_before_bases_in_mmpretrain(file):
-    """Which mmengine finds in every stack only thanks to them, under its own tools too."""
-    assert next(bases(file)) == '_base_/mmvim.py'
 
 
 def test_metafile_has_the_figures_of_the_paper():

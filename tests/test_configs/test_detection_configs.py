@@ -1,11 +1,8 @@
 """Every detection config: builds as it is, and trains and predicts scaled down by size alone."""
 
 import copy
-import functools
 import importlib.util
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +14,7 @@ from mmengine.runner import Runner
 
 pytest.importorskip('mmdet')
 
+from repository import CONFIGS, load_config, python
 from scaled_down_detection import shrink, write_coco
 
 from mmvim.cli.config import require
@@ -25,8 +23,6 @@ from mmvim.errors import UserError
 from mmvim.models import VisionMamba
 from mmvim.models.pos_embed import resize_pos_embed
 
-ROOT = Path(__file__).parents[2]
-CONFIGS = ROOT / 'configs'
 FILES = sorted((CONFIGS / 'vitdet').glob('*.py'))
 IDS = [path.stem for path in FILES]
 STOCK = Path(importlib.util.find_spec('mmdet').origin).parent / '.mim' / 'configs'
@@ -38,14 +34,8 @@ KINDS = [
 ]
 
 
-@functools.cache
-def parsed(name):
-    return Config.fromfile(CONFIGS / 'vitdet' / f'{name}.py')
-
-
 def load(name):
-    """A config of its own; several tests read the same files."""
-    return copy.deepcopy(parsed(name))
+    return load_config(f'vitdet/{name}.py')
 
 
 @pytest.fixture(autouse=True)
@@ -317,22 +307,6 @@ def test_masks_by_queries_over_the_simple_feature_pyramid():
     assert ours == theirs
 
 
-@pytest.mark.parametrize('name', IDS)
-def test_repairs_come_before_bases_in_mmdet(name):
-    """Which mmengine finds in every stack only thanks to them, under mmdet's own tools too."""
-    assert next(bases(CONFIGS / 'vitdet' / f'{name}.py')) == '_base_/mmvim.py'
-
-
-def bases(file):
-    """All files that a config inherits, in the order in which they are read."""
-    for name in Config._get_base_files(str(file)):
-        if '::' in name:
-            yield name
-        else:
-            yield from bases(file.parent / name)
-            yield str((file.parent / name).resolve().relative_to(CONFIGS))
-
-
 def test_line_for_pretrained_weights_fits_where_it_stands(tmp_path):
     """Made active, it gives every backbone of the family its ``init_cfg``."""
     changed = shutil.copytree(CONFIGS, tmp_path / 'configs')
@@ -384,7 +358,7 @@ import torch
 with torch.no_grad():
     print([tuple(x.shape) for x in model.extract_feat(torch.zeros(1, 3, 64, 96))])
 """
-    found = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True)
-    assert found.returncode == 0, found.stderr.decode()
+    found = python('-W', 'ignore', '-c', code)
+    assert found.returncode == 0, found.stderr
     shapes = [(1, 256, 64 // s, 96 // s) for s in (4, 8, 16, 32)] + [(1, 256, 1, 2)]
-    assert found.stdout.decode().strip().endswith(str(shapes))
+    assert found.stdout.strip().endswith(str(shapes))

@@ -1,26 +1,24 @@
 """Configs that start from a checkpoint of Vim: what is loaded, what is dropped, what trains."""
 
 import logging
-from pathlib import Path
 
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
+from repository import load_config
 
 from mmvim.checkpoints import to_official
 from mmvim.models import VisionMamba
 from mmvim.models.pos_embed import resize_pos_embed
 
-CONFIGS = Path(__file__).parents[2] / 'configs'
 DENSE = 'upernet/vim-tiny_upernet_4xb8-60k_ade20k-512x512_from-in1k{}.py'
 
 
 def scaled_down(name, folder):
     """A config divided by size alone, with its images, and a published classifier for it."""
-    cfg = Config.fromfile(CONFIGS / name)
+    cfg = load_config(name)
     checkpoint = cfg.model.backbone.get('init_cfg')
     if name.startswith('vim/'):
         from scaled_down_classification import shrink, write_images
@@ -114,5 +112,5 @@ def test_larger_images_start_from_the_whole_classifier(tmp_path):
     torch.testing.assert_close(
         model.backbone.pos_embed, resized(source, model.backbone), rtol=0, atol=0
     )
-    full_size = Config.fromfile(CONFIGS / 'vim/vim-tiny_8xb64-30e_in1k-384px.py')
+    full_size = load_config('vim/vim-tiny_8xb64-30e_in1k-384px.py')
     assert MODELS.build(full_size.model.backbone).grid_size == (24, 24)

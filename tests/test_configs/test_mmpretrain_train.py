@@ -1,42 +1,34 @@
 """Configs of ours run under our tool and under mmpretrain's own, sampler and average included."""
 
 import importlib.util
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from mmengine.config import Config
 
 pytest.importorskip('mmpretrain')
 
+from repository import TOOLS, load_config, python
 from scaled_down_classification import shrink, write_images
 
 pytestmark = pytest.mark.stack
-ROOT = Path(__file__).parents[2]
 THEIRS = Path(importlib.util.find_spec('mmpretrain').origin).parent / '.mim' / 'tools' / 'train.py'
 
 
 @pytest.mark.parametrize(
     'tool, name',
-    [(ROOT / 'tools' / 'train.py', 'vim-tiny'), (THEIRS, 'vim-tiny-max-pool')],
+    [(TOOLS / 'train.py', 'vim-tiny'), (THEIRS, 'vim-tiny-max-pool')],
     ids=['ours', 'theirs'],
 )
 def test_trains_an_epoch(tool, name, tmp_path):
     if not tool.exists():
         pytest.skip('this mmpretrain ships no tools')
-    cfg = Config.fromfile(ROOT / f'configs/vim/{name}_8xb128-300e_in1k.py')
+    cfg = load_config(f'vim/{name}_8xb128-300e_in1k.py')
     shrink(cfg, tmp_path)
     write_images(cfg)
     cfg.default_hooks.logger.interval = 1
     cfg.train_cfg.val_begin = 1
     cfg.dump(tmp_path / 'config.py')
-    done = subprocess.run(
-        [sys.executable, tool, tmp_path / 'config.py', '--work-dir', tmp_path / 'work'],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    done = python(tool, tmp_path / 'config.py', '--work-dir', tmp_path / 'work', cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     output = done.stdout + done.stderr
     assert 'Epoch(train)' in output and 'loss: ' in output and 'accuracy/top1' in output

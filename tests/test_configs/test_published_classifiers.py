@@ -1,26 +1,24 @@
 """Classifiers of the configs against what the published code computes, in float64."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
+from repository import load_config
 from safetensors.torch import load_file
 
 pytest.importorskip('mmpretrain')
 
 from mmvim.checkpoints import convert_official
 
-CONFIGS = Path(__file__).parents[2] / 'configs' / 'vim'
 TINY = 'vim-tiny_8xb128-300e_in1k'
 ABLATION = 'vim-tiny-{}_8xb128-300e_in1k'
 
 
 def load(name):
-    return Config.fromfile(CONFIGS / f'{name}.py')
+    return load_config(f'vim/{name}.py')
 
 
 @pytest.fixture(autouse=True)

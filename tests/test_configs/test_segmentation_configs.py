@@ -1,7 +1,5 @@
 """Every segmentation config: builds as it is, and trains and predicts scaled down by size alone."""
 
-import copy
-import functools
 import importlib.util
 import runpy
 import shutil
@@ -14,14 +12,13 @@ import yaml
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
+from repository import CONFIGS, ROOT, load_config
 from scaled_down import shrink, write_images
 
 from mmvim.models import VisionMamba
 
 mmseg = pytest.importorskip('mmseg')
 
-ROOT = Path(__file__).parents[2]
-CONFIGS = ROOT / 'configs'
 # Families and demos of other libraries have tests of their own.
 FILES = sorted(
     path
@@ -37,16 +34,6 @@ STACK = {
 }
 UPERNET = 'upernet/vim-{}_upernet_4xb8-60k_ade20k-512x512{}.py'
 STOCK = Path(importlib.util.find_spec('mmseg').origin).parent / '.mim' / 'configs'
-
-
-@functools.cache
-def parsed(file):
-    return Config.fromfile(file)
-
-
-def load(file):
-    """A config of its own; several tests read the same files."""
-    return copy.deepcopy(parsed(file))
 
 
 def is_missing(cfg):
@@ -65,7 +52,7 @@ def is_missing(cfg):
     ],
 )
 def test_trains_a_step_and_predicts(file, tmp_path):
-    cfg = load(file)
+    cfg = load_config(file)
     if (module := is_missing(cfg)) is not None:
         pytest.skip(f'{module} is not installed')
     amp = cfg.optim_wrapper.type == 'AmpOptimWrapper'
@@ -95,7 +82,7 @@ def test_builds_at_full_size():
     paper = {'vim-tiny_upernet_4xb8-60k_ade20k': 13, 'vim-small_upernet_4xb8-60k_ade20k': 46}
     seen = []
     for file in FILES:
-        cfg = load(file)
+        cfg = load_config(file)
         if cfg.model in seen or is_missing(cfg):
             continue
         seen.append(cfg.model)
@@ -117,7 +104,7 @@ def test_builds_at_full_size():
 )
 def test_published_recipe(size, lr, weight_decay, layer_decay, channels, form):
     """The figures of the published ADE20K recipe, as the config resolves."""
-    cfg = load(CONFIGS / UPERNET.format(size, form))
+    cfg = load_config(CONFIGS / UPERNET.format(size, form))
     optimizer = cfg.optim_wrapper.optimizer
     assert cfg.optim_wrapper.type == 'OptimWrapper'  # fp32
     assert (optimizer.type, optimizer.lr) == ('AdamW', lr)
@@ -153,8 +140,8 @@ def test_published_recipe(size, lr, weight_decay, layer_decay, channels, form):
 
 @pytest.mark.parametrize('size', ['tiny', 'small', 'base'])
 def test_amp_changes_the_precision_alone(size):
-    plain = load(CONFIGS / UPERNET.format(size, '')).to_dict()
-    amp = load(CONFIGS / UPERNET.format(size, '').replace('60k', 'amp-60k')).to_dict()
+    plain = load_config(CONFIGS / UPERNET.format(size, '')).to_dict()
+    amp = load_config(CONFIGS / UPERNET.format(size, '').replace('60k', 'amp-60k')).to_dict()
     wrapper = amp['optim_wrapper']
     assert wrapper.pop('loss_scale') == dict(enabled=False)
     assert (wrapper.pop('type'), wrapper.pop('dtype')) == ('AmpOptimWrapper', 'bfloat16')
@@ -163,7 +150,7 @@ def test_amp_changes_the_precision_alone(size):
 
 
 def test_cityscapes_crops_are_twice_as_wide_as_high():
-    cfg = load(CONFIGS / 'upernet/vim-tiny_upernet_4xb4-80k_cityscapes-512x1024.py')
+    cfg = load_config(CONFIGS / 'upernet/vim-tiny_upernet_4xb4-80k_cityscapes-512x1024.py')
     assert cfg.train_dataloader.dataset.type == 'CityscapesDataset'
     crop = next(step for step in cfg.train_pipeline if step.type == 'RandomCrop')
     model = cfg.model
@@ -182,7 +169,7 @@ def test_one_segmenter_config_per_direction():
     """They differ by the direction alone."""
     found, rest = set(), []
     for file in (CONFIGS / 'segmenter').glob('*.py'):
-        cfg = load(file).to_dict()
+        cfg = load_config(file).to_dict()
         direction = cfg['model']['backbone'].pop('direction')
         assert file.name.startswith(f'vim-tiny-{direction.replace("_", "-")}_segmenter_')
         found.add(direction)
@@ -215,7 +202,7 @@ def test_dropped_in_by_the_backbone_and_channel_counts_alone(name, stock):
         return set() if ours == theirs else {path}
 
     (file,) = (CONFIGS / 'dropin').glob(f'vim-tiny_{name}_*.py')
-    ours = load(file).model.to_dict()
+    ours = load_config(file).model.to_dict()
     theirs = Config.fromfile(STOCK / stock).model.to_dict()
     assert ours.pop('backbone')['type'] == 'mmvim.VisionMamba'
     theirs.pop('backbone')
@@ -223,22 +210,6 @@ def test_dropped_in_by_the_backbone_and_channel_counts_alone(name, stock):
         assert ours.pop('neck', dict(type='Feature2Pyramid'))['type'] == 'Feature2Pyramid'
     allowed = {'pretrained', 'size', 'num_classes', 'in_channels', 'embed_dims'}
     assert changes(ours, theirs) <= allowed | {'post_process_channels'}
-
-
-def bases(file):
-    """All files that a config inherits, in the order in which they are read."""
-    for name in Config._get_base_files(str(file)):
-        if '::' in name:
-            yield name
-        else:
-            yield from bases(file.parent / name)
-            yield str((file.parent / name).resolve().relative_to(CONFIGS))
-
-
-@pytest.mark.parametrize('file', FILES, ids=IDS)
-def test_repairs_come_before_bases_in_mmseg(file):
-    """Which mmengine finds in every stack only thanks to them, under mmseg's own tools too."""
-    assert next(bases(file)) == '_base_/mmvim.py'
 
 
 @pytest.mark.parametrize('family', ['upernet', 'segmenter', 'dropin'])
@@ -255,7 +226,7 @@ def test_line_for_pretrained_weights_fits_where_it_stands(family, tmp_path):
 
 @pytest.mark.parametrize('file', FILES, ids=IDS)
 def test_scales_and_flip_are_there_for_the_test(file):
-    cfg = load(file)
+    cfg = load_config(file)
     assert cfg.tta_model.type == 'SegTTAModel'
     sizes, flips = cfg.tta_pipeline[-1].transforms[:2]
     assert [flip.prob for flip in flips] == [0.0, 1.0]
@@ -264,7 +235,7 @@ def test_scales_and_flip_are_there_for_the_test(file):
 
 
 def test_the_test_tool_picks_scales_and_flip_up(tmp_path):
-    cfg = load(CONFIGS / UPERNET.format('tiny', ''))
+    cfg = load_config(CONFIGS / UPERNET.format('tiny', ''))
     shrink(cfg, tmp_path)
     write_images(cfg)
     init_default_scope('mmseg')

@@ -13,13 +13,13 @@ import pytest
 import torch
 import torch.distributed as torch_dist
 from mmengine.config import Config
+from repository import TOOLS, python
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from mmvim.engine.cpu_processes import join_processes
 from mmvim.errors import UserError
 
 pytest.importorskip('mmseg')
-TOOLS = Path(__file__).parents[2] / 'tools'
 ON_CPU = pytest.mark.skipif(torch.cuda.is_available(), reason='gloo is for machines without a GPU')
 
 # Plain SGD, whose steps show a gradient's error as it is: Adam's first steps are signs.
@@ -66,21 +66,33 @@ randomness = dict(seed=0)
 """
 
 
-@pytest.fixture
-def config(tmp_path, monkeypatch):
-    """The config file beside eight scenes; the test runs in its folder."""
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """The config file beside eight scenes."""
+    folder = tmp_path_factory.mktemp('processes')
     generator = np.random.default_rng(0)
     for name in ('images', 'labels'):
-        (tmp_path / 'scenes' / name).mkdir(parents=True)
+        (folder / 'scenes' / name).mkdir(parents=True)
     for i in range(8):
         label = generator.integers(0, 3, (4, 4), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
         image = 80 * label[..., None] + generator.integers(0, 60, (32, 32, 3), dtype=np.uint8)
-        cv2.imwrite(str(tmp_path / f'scenes/images/{i}.png'), image)
-        cv2.imwrite(str(tmp_path / f'scenes/labels/{i}.png'), label)
-    monkeypatch.chdir(tmp_path)
-    file = tmp_path / f'{tmp_path.name}.py'
-    file.write_text(CONFIG)
-    return file
+        cv2.imwrite(str(folder / f'scenes/images/{i}.png'), image)
+        cv2.imwrite(str(folder / f'scenes/labels/{i}.png'), label)
+    (folder / 'config.py').write_text(CONFIG)
+    return folder
+
+
+@pytest.fixture
+def config(folder, monkeypatch):
+    """The config file; the test runs in its folder."""
+    monkeypatch.chdir(folder)
+    return folder / 'config.py'
+
+
+@pytest.fixture(scope='module')
+def large(folder):
+    """Weights after four steps with the whole batch in one process."""
+    return trained(folder, 'large', 4)
 
 
 def launch(script, *arguments):
@@ -100,19 +112,16 @@ def weights(folder, iteration=4):
     return torch.load(Path(folder) / f'iter_{iteration}.pth', weights_only=False)['state_dict']
 
 
-def trained(config, name, iterations, *options):
+def trained(folder, name, iterations, *options):
     """Weights after training in a process of its own.
 
     mmcv's MultiheadAttention writes the dropout it is given into the default of its signature, so
     that any DETR-type model built before, by another test, would put dropout into this one.
     """
-    options = (f'train_cfg.max_iters={iterations}', *options)
-    command = [sys.executable, TOOLS / 'train.py', config, '--work-dir', f'{config.stem}-{name}']
-    done = subprocess.run(
-        [*map(str, command), '--cfg-options', *options], capture_output=True, text=True
-    )
+    options = ('--cfg-options', f'train_cfg.max_iters={iterations}', *options)
+    done = python(TOOLS / 'train.py', 'config.py', '--work-dir', name, *options, cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
-    return weights(f'{config.stem}-{name}', iterations)
+    return weights(folder / name, iterations)
 
 
 def largest_difference(one, other):
@@ -121,26 +130,24 @@ def largest_difference(one, other):
     return max((one[key].double() - other[key].double()).abs().max().item() for key in one)
 
 
-def test_accumulated_gradients_are_those_of_the_large_batch(config):
-    large = trained(config, 'large', 4)
+def test_accumulated_gradients_are_those_of_the_large_batch(folder, large):
     small = trained(
-        *(config, 'small', 8),
+        *(folder, 'small', 8),
         *('train_dataloader.batch_size=2', 'optim_wrapper.accumulative_counts=2'),
     )
-    start = trained(config, 'start', 1, 'optim_wrapper.optimizer.lr=0.0')
+    start = trained(folder, 'start', 1, 'optim_wrapper.optimizer.lr=0.0')
     assert largest_difference(large, start) > 0.1
     assert largest_difference(large, small) < 2e-6
 
 
 @ON_CPU
-def test_two_processes_train_what_one_trains_with_the_double_batch(config):
-    one = trained(config, 'one', 4)
+def test_two_processes_train_what_one_trains_with_the_double_batch(config, large):
     log = launch(
         *('dist_train.sh', config, 2, '--work-dir', 'two'),
         *('--cfg-options', 'train_dataloader.batch_size=2'),
     )
     assert 'Distributed training: True' in log
-    assert largest_difference(one, weights('two')) < 2e-6
+    assert largest_difference(large, weights('two')) < 2e-6
     # And they test what one tests.
     test = runpy.run_path(str(TOOLS / 'test.py'))['main']
     alone = test([str(config), 'two/iter_4.pth', '--work-dir', 'alone'])
@@ -157,13 +164,13 @@ def test_sync_bn_becomes_bn_and_says_so(config):
         norm_cfg=dict(type='SyncBN'), loss_decode=dict(type='CrossEntropyLoss')),
     test_cfg"""
     start, end = text.index('    decode_head'), text.index('    test_cfg')
-    config.write_text(text[:start] + head + text[end + len('    test_cfg') :])
+    Path('sync_bn.py').write_text(text[:start] + head + text[end + len('    test_cfg') :])
     log = launch(
-        *('dist_train.sh', config, 2, '--work-dir', 'two'),
+        *('dist_train.sh', 'sync_bn.py', 2, '--work-dir', 'sync_bn'),
         *('--cfg-options', 'train_cfg.max_iters=1'),
     )
     assert log.count('SyncBN cannot run in several processes on the CPU') == 1
-    assert (Path('two') / 'iter_1.pth').exists()
+    assert Path('sync_bn', 'iter_1.pth').exists()
 
 
 # Trains, and says at the end of the process which threads are left.
@@ -181,9 +188,10 @@ runpy.run_path({str(TOOLS / 'train.py')!r}, run_name='__main__')
 def test_the_group_ends_before_python_does(config):
     """A thread of it that needs the interpreter while that is ending aborts the process."""
     Path('threads.py').write_text(THREADS)
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', 'threads.py', config]
-    options = ['--launcher', 'pytorch', '--cfg-options', 'train_cfg.max_iters=1']
-    done = subprocess.run([*map(str, command), *options], capture_output=True, text=True)
+    done = python(
+        *('-m', 'torch.distributed.run', '--standalone', 'threads.py', config),
+        *('--launcher', 'pytorch', '--cfg-options', 'train_cfg.max_iters=1'),
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     left = next(line for line in done.stdout.splitlines() if line.startswith('left:'))
     assert 'python' in left and 'gloo' not in left

@@ -15,11 +15,11 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from repository import ROOT, TOOLS
 
 from mmvim.checkpoints import load_checkpoint_file
 from mmvim.engine import SaveOnSignalHook
 
-ROOT = Path(__file__).parents[2]
 Train = Callable[..., Runner]
 
 
@@ -35,7 +35,7 @@ def start(
     return subprocess.Popen(
         [
             *(sys.executable, *(torchrun if processes > 1 else [])),
-            *(str(ROOT / 'tools' / 'train.py'), str(config), *arguments),
+            *(str(TOOLS / 'train.py'), str(config), *arguments),
             *(launcher if processes > 1 else []),
         ],
         env={**os.environ, 'PYTHONPATH': os.pathsep.join(paths)},

@@ -15,9 +15,9 @@ import kill_task
 import numpy as np
 import pytest
 from PIL import Image
+from repository import ROOT, TOOLS
 
 pytest.importorskip('mmseg')
-ROOT = Path(__file__).parents[2]
 ITERATIONS, KILLS = 24, 20
 
 CONFIG = """
@@ -97,7 +97,7 @@ def run(folder: Path, work_dir: str, plan: dict[str, Any] | None = None, *more: 
         'OMP_NUM_THREADS': '1',
         kill_task.VARIABLE: json.dumps(plan or {}),
     }
-    tool = [sys.executable, str(ROOT / 'tools' / 'train.py'), 'config.py', '--work-dir', work_dir]
+    tool = [sys.executable, str(TOOLS / 'train.py'), 'config.py', '--work-dir', work_dir]
     with open(folder / f'{work_dir}.log', 'a') as log:
         return subprocess.run(
             [*tool, *more], cwd=folder, env=environment, stdout=log, stderr=log
