@@ -13,6 +13,7 @@ from mmvim.errors import UserError
 LOG = 'scalars.json'
 # What stands beside the values in a line, and what measures the machine.
 _NO_VALUES = ('step', 'iter', 'epoch', 'time', 'data_time', 'memory')
+_MOST_STEPS = 2**53  # a plot's numbers are whole up to here
 
 
 @dataclass
@@ -102,7 +103,7 @@ def _starts(part: Run) -> list[int]:
 
 def _read(log: Path) -> Run:
     run, iteration = Run(), 0
-    for line in log.read_text(encoding='utf-8').splitlines():
+    for line in log.read_text(encoding='utf-8', errors='replace').splitlines():
         if not line.strip():
             continue
         entry = _entry(line)
@@ -116,20 +117,20 @@ def _read(log: Path) -> Run:
         if not validation:
             iteration = step
         for key, value in entry.items():
-            if key in _NO_VALUES or not isinstance(value, (int, float)):
-                continue
-            curve = run.curves.setdefault(key, Curve(validation=validation))
-            curve.steps.append(step)
-            curve.values.append(float(value))
+            if key not in _NO_VALUES and isinstance(value, (int, float)):
+                curve = run.curves.setdefault(key, Curve(validation=validation))
+                curve.steps.append(step)
+                curve.values.append(float(value))
     return run
 
 
 def _entry(line: str) -> dict[str, Any] | None:
+    """A line of the log; None for one that is broken or of an impossible iteration."""
     try:
-        entry = json.loads(line)
-    except ValueError:
+        entry: dict[str, Any] = json.loads(line, parse_int=float)
+        return entry if 0 <= entry['step'] < _MOST_STEPS else None
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
-    return entry if isinstance(entry, dict) and 'step' in entry else None
 
 
 def smoothed(values: Sequence[float], weight: float) -> list[float]:

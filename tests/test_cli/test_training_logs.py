@@ -82,6 +82,32 @@ def test_broken_lines_are_counted(tmp_path):
     assert run.broken == 3 and points(run, 'loss') == [(10, 5.0)]
 
 
+@pytest.mark.parametrize(
+    'line',
+    [
+        b'{"loss": 1.0, "iter": 1e400, "step": 1e400}',
+        b'{"loss": 1.0, "iter": 1, "step": 1' + b'0' * 400 + b'}',
+        b'{"loss": 1.0, "iter": 1, "step": -1}',
+        b'{"loss": 1.0, "iter": 1, "step": NaN}',
+        b'{"loss": 1.0, "iter": 1, "step": "1"}',
+        b'{"loss": 1.0, "iter": 1, "step": null}',
+        b'\xff\xfe{"loss": 1.0, "iter": 1, "step": 1}',
+        b'[' * 100_000,
+    ],
+    ids=['infinite', 'huge', 'negative', 'nan', 'text', 'null', 'no UTF-8', 'deep'],
+)
+def test_impossible_lines_are_broken_ones(tmp_path, line):
+    log = write(tmp_path / 'a.json', train(10, 5))
+    log.write_bytes(log.read_bytes() + line + b'\n' + json.dumps(train(20, 4)).encode())
+    run = read_run([log])
+    assert run.broken == 1 and points(run, 'loss') == [(10, 5.0), (20, 4.0)]
+
+
+def test_values_beyond_a_float_are_infinite(tmp_path):
+    log = write(tmp_path / 'a.json', train(10, 10**400))
+    assert points(read_run([log]), 'loss') == [(10, math.inf)]
+
+
 def test_values_that_are_not_finite_stay(tmp_path):
     log = write(tmp_path / 'a.json', train(10, math.nan), train(20, 1))
     values = read_run([log]).curves['loss'].values

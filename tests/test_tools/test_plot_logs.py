@@ -84,6 +84,16 @@ def test_keys_names_smoothing_and_logarithms(run: Run, logs: Path, figures: list
     assert 'A' not in lines(figure, 'loss_aux')
 
 
+def test_names_are_no_formulas_and_no_markup(run: Run, logs: Path, figures: list[Figure]) -> None:
+    log = Path('one/20260101_000000/vis_data/scalars.json')
+    log.write_text(log.read_text().replace('loss', 'loss$_{$'))
+    names = ('a$_{$b', '[/red]x')
+    outcome = run(TOOL, 'one', 'two', '--out', 'c.png', '--keys', 'loss*', '--names', *names)
+    assert outcome.code == 0, outcome.err
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == list(names)
+    assert all(name in outcome.out for name in (*names, 'loss$_{$'))
+
+
 def test_a_training_by_epoch(run: Run, toy: Path, figures: list[Figure]) -> None:
     toy.write_text(
         toy.read_text()

@@ -9,6 +9,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from mmvim.cli.arguments import PlainParser
 from mmvim.cli.output_folders import make_writable
@@ -117,7 +118,8 @@ def draw(runs: Mapping[str, Run], keys: Sequence[str], smooth: float, log: Seque
                 values = smoothed(values, smooth)
             marker = 'o' if curve.validation or len(values) == 1 else None
             axis.plot(curve.steps, values, color=colour, label=name, marker=marker, markersize=3)
-        axis.set(title=key, xlabel='iteration')
+        axis.set_title(key, parse_math=False)  # a $ is no formula
+        axis.set_xlabel('iteration')
         if key in log:
             axis.set_yscale('log')
         axis.grid(alpha=0.3)
@@ -127,30 +129,25 @@ def draw(runs: Mapping[str, Run], keys: Sequence[str], smooth: float, log: Seque
         axes[0].plot([], [], color=f'C{number % 10}', label=name)[0]
         for number, name in enumerate(runs)
     ]
-    figure.legend(handles=handles, loc='outside lower center', ncols=min(4, len(runs)))
+    legend = figure.legend(handles=handles, loc='outside lower center', ncols=min(4, len(runs)))
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return figure
 
 
 def to_table(runs: Mapping[str, Run], keys: Sequence[str]) -> Table:
     """The last value of every key, and the highest one of what a validation measured."""
-    table = Table()
-    for title in ('run', 'iterations'):
-        table.add_column(title, justify='right' if title == 'iterations' else 'left')
-    for key in keys:
-        table.add_column(key, justify='right')
+    table = Table('run')
+    for title in ('iterations', *keys):
+        table.add_column(Text(title), justify='right')
     for name, run in runs.items():
-        cells = []
+        cells = [str(max(curve.steps[-1] for curve in run.curves.values()))]
         for key in keys:
             curve = run.curves.get(key)
-            if curve is None:
-                cells.append('–')
-                continue
-            cell = f'{curve.values[-1]:.4g}'
-            if curve.validation:
-                cell += f' (highest {max(curve.values):.4g})'
-            cells.append(cell)
-        last = max(curve.steps[-1] for curve in run.curves.values())
-        table.add_row(name, str(last), *cells)
+            cells.append('–' if curve is None else f'{curve.values[-1]:.4g}')
+            if curve is not None and curve.validation:
+                cells[-1] += f' (highest {max(curve.values):.4g})'
+        table.add_row(Text(name), *cells)
     return table
 
 
