@@ -62,7 +62,7 @@ def _layer_norm(x: Any, normalised: Any, weight: Any, *args: Any, **kwargs: Any)
 
 
 def _group_norm(x: Any, weight: Any, *args: Any, **kwargs: Any) -> int:
-    return math.prod(x) * (_STATISTICS + _AFFINE * (weight is not None))
+    return _layer_norm(x, None, weight)
 
 
 def _attention(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
@@ -85,12 +85,16 @@ class Count:
     """One forward pass on one image.
 
     Attributes:
+        shape: (H, W) in pixels, as the network gets them.
+        device: Type of the device of the images.
         flops: Operations by part, in the order of the model.
         tokens: Sequence length L of the Vim backbone; 0 without one.
         uncounted: Floating-point results of the operators without a formula, by name.
         invisible: Layers of mmcv whose kernels torch's dispatcher does not see.
     """
 
+    shape: tuple[int, int]
+    device: str
     flops: dict[str, int]
     tokens: int
     uncounted: dict[str, int]
@@ -166,14 +170,16 @@ class _Counter(FlopCounterMode):
         return total
 
 
-def count_flops(forward: ImageForward, images: Tensor) -> Count:
+def count_flops(model: nn.Module, images: Tensor) -> Count:
     """Count one forward pass.
 
     Args:
-        forward: Of a model in evaluation mode.
-        images: (B, C, H, W), on the device of the model, meta if that works.
+        model (nn.Module): Of any OpenMMLab library, in evaluation mode and without gradients:
+            with them torch's counter follows more than the forward pass.
+        images (Tensor): (B, C, H, W), on the device of the model. On meta tensors nothing is
+            computed, and regions stand in for what a first stage would propose.
     """
-    model = forward.model
+    forward = ImageForward(model, proposals=images.is_meta)
     counter = _Counter()
     seen = _Seen(counter)
     invisible: set[str] = set()
@@ -207,11 +213,38 @@ def count_flops(forward: ImageForward, images: Tensor) -> Count:
         stack.enter_context(counter)
         forward(images)
     return Count(
+        shape=(images.shape[2], images.shape[3]),
+        device=images.device.type,
         flops=_by_part(counter, model),
         tokens=max(tokens, default=0),
         uncounted=dict(seen.results.most_common()),
         invisible=sorted({*invisible, *(forward.replaced() if forward.proposals else ())}),
     )
+
+
+def paper_scan_macs(model: nn.Module, tokens: int) -> int | None:
+    """The paper's cost of an SSM, 3M(2D)N + M(2D)N, over all blocks and directions.
+
+    Its unit is the MAC: the formula beside it, 4MD² + 2M²D for attention, is one only so.
+
+    Args:
+        model (nn.Module): With any number of Vim backbones.
+        tokens (int): Sequence length M.
+
+    Returns:
+        int | None: None without a Vim backbone.
+    """
+    mixers: list[Any] = [
+        block.mixer
+        for backbone in model.modules()
+        if isinstance(backbone, VisionMamba)
+        for block in backbone.layers[: max(backbone.out_indices) + 1]
+    ]
+    cost = sum(
+        4 * tokens * mixer.inner_dims * mixer.d_state * (1 if mixer.direction == 'none' else 2)
+        for mixer in mixers
+    )
+    return cost if mixers else None
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:

@@ -135,12 +135,10 @@ def test_meta_and_real_tensors_count_alike(write: Callable[[str], Path]) -> None
     pytest.importorskip('mmseg')
     tool = load(ROOT / 'tools' / f'{TOOL}.py')
     cfg = tool.load_config(str(write(SEGMENTOR)), {})
-    on_meta, on_cpu = tool.Counting(cfg), tool.Counting(cfg)
-    on_cpu.model, on_cpu.device = tool.build(cfg, 'cpu'), 'cpu'
-    one, other = on_meta((48, 80)), on_cpu((48, 80))
+    one, other = (tool.count(tool.build(cfg, device), (48, 80)) for device in ('meta', 'cpu'))
     assert (one.device, other.device) == ('meta', 'cpu')
-    assert one.count.flops == other.count.flops
-    assert one.count.uncounted == other.count.uncounted
+    assert one.flops == other.flops
+    assert one.uncounted == other.uncounted
 
 
 def test_the_backend_of_the_scan_changes_nothing(run: Run, write: Callable[[str], Path]) -> None:
@@ -221,7 +219,7 @@ def test_other_second_stages_run_on_what_the_first_proposes(
     )  # fmt: skip
     held, outcome = counts(run, write(cfg.pretty_text), '--shape', 64)
     assert held['sizes'][0]['device'] == 'cpu'
-    assert 'note: MaskRCNN did not run on meta tensors' in outcome.err
+    assert 'note: the model did not run on meta tensors' in outcome.err
     assert 'as many regions as the untrained first stage proposed' in held['remarks'][0]
     assert held['sizes'][0]['parts']['roi_head.bbox_head'] > 0
 
@@ -255,6 +253,44 @@ def test_model_that_looks_at_numbers(
     outcome = run(TOOL, config)
     assert outcome.code == 2
     assert 'has no img_size: give --shape H W' in outcome.sentence
+
+
+@pytest.mark.parametrize(
+    'arguments, tokens',
+    [
+        (('--shape', 10**6), (10**6 // 16) ** 2 + 1),
+        (('--shape', 10**9, 224), 10**9 // 16 * 14 + 1),
+        (('--shape', 224, '--cfg-options', 'model.backbone.img_size=1000000000'), 14**2 + 1),
+    ],
+)
+def test_what_fits_no_memory_is_counted_without_it(
+    run: Run, write: Callable[[str], Path], arguments: tuple[object, ...], tokens: int
+) -> None:
+    pytest.importorskip('mmpretrain')
+    (size,) = counts(run, write(CLASSIFIER), *arguments)[0]['sizes']
+    assert (size['tokens'], size['device']) == (tokens, 'meta')
+    assert size['parts']['blocks: scan'] == 24 * tokens * 2 * 384 * (9 * 16 + 2 + 1)
+
+
+@pytest.mark.parametrize(
+    'arguments, sentence',
+    [
+        (('--shape', 10**9), 'images of 1000000000x1000000000 do not fit into the memory'),
+        (('--cfg-options', 'model.backbone.img_size=1000000000'), 'do not fit into the memory'),
+        (
+            ('--shape', 224, '--cfg-options', 'model.backbone.arch.embed_dims=4000000000'),
+            'cannot be',
+        ),
+    ],
+)
+def test_absurd_sizes_are_refused(
+    run: Run, write: Callable[[str], Path], arguments: tuple[object, ...], sentence: str
+) -> None:
+    pytest.importorskip('mmpretrain')
+    arch = 'dict(embed_dims=192, num_layers=24)'
+    outcome = run(TOOL, write(CLASSIFIER.replace("'tiny'", arch)), *arguments)
+    assert outcome.code == 1
+    assert sentence in outcome.sentence
 
 
 def test_mistakes(run: Run, write: Callable[[str], Path]) -> None:

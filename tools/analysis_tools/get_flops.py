@@ -6,9 +6,10 @@ papers call GFLOPs. A FLOP is one addition, multiplication or exponential: twice
 
 import copy
 import json
+import math
+import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from mmvim.analysis.flops import Count, count_flops, count_parameters
+from mmvim.analysis.flops import Count, count_flops, count_parameters, paper_scan_macs
 from mmvim.analysis.image_forward import ImageForward
 from mmvim.cli.arguments import ToolParser
 from mmvim.cli.config import load_config, require
@@ -28,7 +29,6 @@ from mmvim.cli.output_folders import make_writable
 from mmvim.cli.run_tool import run_tool
 from mmvim.errors import UsageError, UserError, first_line
 from mmvim.models import VisionMamba
-from mmvim.models.layers.direction import DIRECTIONS
 
 Shape = tuple[int, int]
 # As published, by head and size: of the released classifiers (1000 classes), and the paper's
@@ -40,142 +40,85 @@ PUBLISHED_PARAMETERS = {
     ('UPerHead', 'tiny'): '13 M (paper, 150 classes)',
     ('UPerHead', 'small'): '46 M (paper, 150 classes)',
 }
-
-
-@dataclass
-class Result:
-    """What was counted for one image size.
-
-    Attributes:
-        shape: (H, W) in pixels, as the network gets them.
-        count: The operations.
-        device: 'meta' where nothing had to be computed, else 'cpu'.
-        paper_scan: MACs of all scans by the paper's formula, None without a Vim backbone.
-    """
-
-    shape: Shape
-    count: Count
-    device: str
-    paper_scan: int | None
-
-    @property
-    def title(self) -> str:
-        """The size as text."""
-        return f'{self.shape[0]}×{self.shape[1]}'
+# Real tensors: an image and the first features of any model, in numbers a pixel at the least.
+_NUMBERS_A_PIXEL = 6
 
 
 def build(cfg: Config, device: str) -> nn.Module:
-    """The config's model without weights, for testing."""
-    # A copy: some detectors write into their config.
-    model: nn.Module = revert_sync_batchnorm(MODELS.build(copy.deepcopy(cfg.model)))
-    # Without gradients torch's counter follows only the forward pass through the modules.
+    """The config's model without weights, for testing; on 'meta' it takes no memory."""
+    with torch.device(device):
+        # A copy: some detectors write into their config.
+        model: nn.Module = revert_sync_batchnorm(MODELS.build(copy.deepcopy(cfg.model)))
     return model.to(device).eval().requires_grad_(False)
 
 
-def paper_scan(model: nn.Module, tokens: int) -> int | None:
-    """The paper's cost of an SSM, 3M(2D)N + M(2D)N, over all blocks and directions.
+def count(model: nn.Module, shape: Shape) -> Count:
+    """Count one forward pass on one image, on the device of the model."""
+    torch.manual_seed(0)
+    device = next(model.parameters()).device
+    return count_flops(model, torch.rand(1, 3, *shape, device=device))
 
-    Its unit is the MAC: the formula beside it, 4MD² + 2M²D for attention, is one only so.
+
+def count_all(cfg: Config, shapes: Sequence[Shape]) -> tuple[nn.Module, list[Count]]:
+    """Count on meta tensors, or on real ones where these do not do; the model that did.
+
+    Raises:
+        UserError: If the model refuses images of a size, or they do not fit into memory.
     """
-    mixers = [
-        block.mixer
-        for backbone in model.modules()
-        if isinstance(backbone, VisionMamba)
-        for block in backbone.layers[: max(backbone.out_indices) + 1]
-    ]
-    if not mixers:
-        return None
-    directions = (2 if DIRECTIONS[mixer.direction].own else 1 for mixer in mixers)
-    return sum(
-        4 * tokens * mixer.inner_dims * mixer.d_state * count
-        for mixer, count in zip(mixers, directions)
-    )
+    try:
+        model = build(cfg, 'meta')
+        return model, [count(model, shape) for shape in shapes]
+    except Exception as error:  # whatever a model does that needs numbers
+        print(
+            f'note: the model did not run on meta tensors ({first_line(error)}); counting on real '
+            'ones, which takes their time',
+            file=sys.stderr,
+        )
+    largest = max(shapes, key=math.prod)
+    if 4 * _NUMBERS_A_PIXEL * math.prod(largest) > memory():
+        raise UserError(
+            f'images of {largest[0]}x{largest[1]} do not fit into the memory of this machine'
+        )
+    try:
+        model = build(cfg, 'cpu')
+        return model, [count(model, shape) for shape in shapes]
+    except (ValueError, MemoryError, RuntimeError) as error:
+        sizes = ', '.join(f'{height}x{width}' for height, width in shapes)
+        raise UserError(
+            f'the model does not take images of {sizes}: {error}'
+            if isinstance(error, ValueError)
+            else f'the model cannot be built and run on images of {sizes}: {first_line(error)}'
+        ) from error
 
 
-class Counting:
-    """Counts for one config: on meta tensors, and on real ones once these turn out not to do.
-
-    Args:
-        cfg: The config.
-    """
-
-    def __init__(self, cfg: Config) -> None:
-        self.cfg = cfg
-        self.model = build(cfg, 'meta')
-        self.device = 'meta'
-
-    def __call__(self, shape: Shape) -> Result:
-        """Count one forward pass on one image.
-
-        Raises:
-            UserError: If the model refuses images of this size.
-        """
-        if self.device == 'meta':
-            try:
-                return self._count(shape)
-            except Exception as error:  # whatever a model does that needs numbers
-                print(
-                    f'note: {type(self.model).__name__} did not run on meta tensors '
-                    f'({first_line(error)}); counting on real ones, which takes their time',
-                    file=sys.stderr,
-                )
-            self.model, self.device = build(self.cfg, 'cpu'), 'cpu'
-        try:
-            return self._count(shape)
-        except ValueError as error:
-            raise UserError(
-                f'the model does not take images of {shape[0]}x{shape[1]}: {error}'
-            ) from error
-
-    def _count(self, shape: Shape) -> Result:
-        torch.manual_seed(0)
-        count = count_flops(self._forward(), torch.rand(1, 3, *shape, device=self.device))
-        return Result(shape, count, self.device, paper_scan(self.model, count.tokens))
-
-    def _forward(self) -> ImageForward:
-        return ImageForward(self.model, proposals=self.device == 'meta')
-
-    def remarks(self) -> list[str]:
-        """What there is to know about the numbers."""
-        found = []
-        forward = self._forward()
-        if forward.proposals:
-            regions = forward.regions()
-            found.append(
-                f'roi_head: {regions["bbox"]} boxes and {regions["mask"]} masks an image, the most '
-                'that test_cfg allows'
-            )
-        elif hasattr(self.model, 'roi_head'):
-            found.append('roi_head: as many regions as the untrained first stage proposed')
-        published = published_parameters(self.cfg)
-        if published is not None:
-            found.append(f'parameters as published: {published}')
-        return found
+def memory() -> int:
+    """Bytes of the machine's memory."""
+    return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
 
 
-def published_parameters(cfg: Config) -> str | None:
-    """The published number for the model's head and the size of its Vim backbone."""
+def remarks(cfg: Config, model: nn.Module, counts: Sequence[Count]) -> list[str]:
+    """What there is to know about the numbers."""
+    found = []
+    forward = ImageForward(model, proposals=counts[0].device == 'meta')
+    if forward.proposals:
+        regions = forward.regions()
+        found.append(
+            f'roi_head: {regions["bbox"]} boxes and {regions["mask"]} masks an image, the most '
+            'that test_cfg allows'
+        )
+    elif hasattr(model, 'roi_head'):
+        found.append('roi_head: as many regions as the untrained first stage proposed')
     head = cfg.model.get('decode_head') or cfg.model.get('head')
     backbone = cfg.model.get('backbone') or {}
-    if not isinstance(head, dict) or backbone.get('type') not in ('mmvim.VisionMamba', VisionMamba):
-        return None
-    return PUBLISHED_PARAMETERS.get((str(head.get('type')), str(backbone.get('arch', 'tiny'))))
-
-
-def default_shape(cfg: Config, path: str) -> Shape:
-    """``img_size`` of the backbone."""
-    size = cfg.model.get('backbone', {}).get('img_size')
-    if size is None:
-        raise UsageError(f'the backbone of {path} has no img_size: give --shape H W')
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
-def idle_parts(results: Sequence[Result], parameters: dict[str, int]) -> list[str]:
-    """A remark on parts that the pass left out, such as a head for training."""
-    idle = [part for part in parameters if not any(r.count.flops.get(part) for r in results)]
-    if not idle:
-        return []
-    return [f'without counted operations, such as what runs in training only: {", ".join(idle)}']
+    if isinstance(head, dict) and backbone.get('type') in ('mmvim.VisionMamba', VisionMamba):
+        key = (str(head.get('type')), str(backbone.get('arch', 'tiny')))
+        if key in PUBLISHED_PARAMETERS:
+            found.append(f'parameters as published: {PUBLISHED_PARAMETERS[key]}')
+    idle = [part for part in count_parameters(model) if not any(c.flops.get(part) for c in counts)]
+    if idle:
+        what = 'without counted operations, such as what runs in training only'
+        found.append(f'{what}: {", ".join(idle)}')
+    return found
 
 
 def giga(number: float) -> str:
@@ -183,77 +126,70 @@ def giga(number: float) -> str:
     return f'{number / 1e9:,.3f}'
 
 
-def to_table(results: Sequence[Result], parameters: dict[str, int]) -> Table:
+def to_table(model: nn.Module, counts: Sequence[Count]) -> Table:
     """One row per part, for every size MACs and their share."""
+    parameters = count_parameters(model)
     table = Table(title='GMACs: multiply-accumulates, what papers call GFLOPs')
     table.add_column('part')
     table.add_column('parameters', justify='right')
-    for result in results:
-        table.add_column(result.title, justify='right')
+    for found in counts:
+        table.add_column('×'.join(map(str, found.shape)), justify='right')
         table.add_column('share', justify='right')
-    every = dict.fromkeys(part for result in results for part in result.count.flops)
-    parts = [*every, *(part for part in parameters if part not in every)]
-    for part in parts:
+    for part in dict.fromkeys([*(part for found in counts for part in found.flops), *parameters]):
         row = [part, f'{parameters.get(part, 0):,}']
-        for result in results:
-            flops = result.count.flops.get(part, 0)
-            row += [giga(flops / 2), f'{100 * flops / max(result.count.total, 1):.1f}%']
+        for found in counts:
+            flops = found.flops.get(part, 0)
+            row += [giga(flops / 2), f'{100 * flops / max(found.total, 1):.1f}%']
         table.add_row(*row)
     table.add_section()
-    totals = [result.count.total for result in results]
-    cells = [cell for total in totals for cell in (giga(total / 2), '100.0%')]
+    cells = [cell for found in counts for cell in (giga(found.total / 2), '100.0%')]
     table.add_row('total', f'{sum(parameters.values()):,}', *cells)
-    table.add_row('total in GFLOPs', '', *(cell for total in totals for cell in (giga(total), '')))
-    if any(result.paper_scan is not None for result in results):
-        cells = [cell for result in results for cell in (giga(result.paper_scan or 0), '')]
+    cells = [cell for found in counts for cell in (giga(found.total), '')]
+    table.add_row('total in GFLOPs', '', *cells)
+    scans = [paper_scan_macs(model, found.tokens) for found in counts]
+    if None not in scans:
+        cells = [cell for macs in scans for cell in (giga(macs or 0), '')]
         table.add_row('scan, 3M(2D)N + M(2D)N (paper)', '', *cells)
     return table
 
 
-def warn(results: Sequence[Result]) -> None:
+def warn(counts: Sequence[Count]) -> None:
     """Name on stderr what has no count."""
-    names = dict.fromkeys(name for result in results for name in result.count.uncounted)
+    names = dict.fromkeys(name for found in counts for name in found.uncounted)
+    layers = dict.fromkeys(name for found in counts for name in found.invisible)
     if names:
         numbers = ', '.join(
-            f'{sum(result.count.uncounted.values()) / 1e6:,.1f} M at {result.title}'
-            for result in results
+            f'{sum(found.uncounted.values()) / 1e6:,.1f} M at {"×".join(map(str, found.shape))}'
+            for found in counts
         )
-        print(
-            f'warning: operators that were not counted ({numbers} results): {", ".join(names)}',
-            file=sys.stderr,
-        )
-    layers = dict.fromkeys(name for result in results for name in result.count.invisible)
+        what = f'operators that were not counted ({numbers} results)'
+        print(f'warning: {what}: {", ".join(names)}', file=sys.stderr)
     if layers:
-        print(
-            f"warning: layers whose own kernels torch's counter does not see, so that they were "
-            f'not counted: {", ".join(layers)}',
-            file=sys.stderr,
+        what = (
+            "layers whose own kernels torch's counter does not see, so that they were not counted"
         )
+        print(f'warning: {what}: {", ".join(layers)}', file=sys.stderr)
 
 
-def as_json(
-    results: Sequence[Result], parameters: dict[str, int], remarks: list[str]
-) -> dict[str, Any]:
+def as_json(model: nn.Module, counts: Sequence[Count], said: list[str]) -> dict[str, Any]:
     """Everything, in whole FLOPs; a MAC is two of them."""
+    parameters = count_parameters(model)
     return dict(
         unit='FLOPs: an addition, multiplication or exponential is one; a MAC is two',
-        remarks=remarks,
+        remarks=said,
         parameters=dict(total=sum(parameters.values()), parts=parameters),
         sizes=[
             dict(
-                shape=result.shape,
-                tokens=result.count.tokens,
-                device=result.device,
-                flops=result.count.total,
-                macs=result.count.total / 2,
-                parts=result.count.flops,
-                paper_scan_macs=result.paper_scan,
-                not_counted=dict(
-                    results=result.count.uncounted,
-                    layers=result.count.invisible,
-                ),
+                shape=found.shape,
+                tokens=found.tokens,
+                device=found.device,
+                flops=found.total,
+                macs=found.total / 2,
+                parts=found.flops,
+                paper_scan_macs=paper_scan_macs(model, found.tokens),
+                not_counted=dict(results=found.uncounted, layers=found.invisible),
             )
-            for result in results
+            for found in counts
         ],
     )
 
@@ -285,22 +221,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     shapes = [parse_shape(values) for values in args.shape or ()]
     cfg = load_config(args.config, args.cfg_options)
     require(cfg, args.config, 'counting', 'model')
-    shapes = shapes or [default_shape(cfg, args.config)]
+    if not shapes:
+        size = cfg.model.get('backbone', {}).get('img_size')
+        if size is None:
+            raise UsageError(f'the backbone of {args.config} has no img_size: give --shape H W')
+        shapes = [parse_shape([size] if isinstance(size, int) else size)]
     if args.out is not None:
         make_writable(Path(args.out).parent, 'the folder of --out')
 
-    counting = Counting(cfg)
-    results = [counting(shape) for shape in dict.fromkeys(shapes)]
-    parameters = count_parameters(counting.model)
-    remarks = [*counting.remarks(), *idle_parts(results, parameters)]
-    console = Console(width=max(90, 44 + 20 * len(results)), highlight=False)
-    console.print(to_table(results, parameters))
-    for remark in remarks:
-        print(remark)
-    warn(results)
+    model, counts = count_all(cfg, list(dict.fromkeys(shapes)))
+    said = remarks(cfg, model, counts)
+    console = Console(width=max(90, 44 + 20 * len(counts)), highlight=False)
+    console.print(to_table(model, counts))
+    print('\n'.join(said))
+    warn(counts)
     if args.out is not None:
-        held = as_json(results, parameters, remarks)
-        Path(args.out).write_text(json.dumps(held, indent=2) + '\n')
+        Path(args.out).write_text(json.dumps(as_json(model, counts, said), indent=2) + '\n')
         print(f'counts: {args.out}')
 
 
