@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+HAS_MMENGINE = importlib.util.find_spec('mmengine') is not None  # the ops need torch alone
+
 
 def pytest_collection_finish() -> None:
     """Leave what was imported out of garbage collections: mmengine forces one per data set."""
@@ -28,9 +30,27 @@ def unformatted_configs() -> Iterator[None]:
         return text, True
 
     with pytest.MonkeyPatch.context() as patch:
-        if importlib.util.find_spec('mmengine') is not None:  # the ops need torch alone
+        if HAS_MMENGINE:
             patch.setattr('mmengine.config.config.FormatCode', checked)
         yield
+
+
+def _kinds(kind: type) -> Iterator[type]:
+    """A class and all that are derived from it."""
+    yield kind
+    for derived in kind.__subclasses__():
+        yield from _kinds(derived)
+
+
+@pytest.fixture(autouse=True)
+def forgotten_runs() -> Iterator[None]:
+    """End scope, logger, messages and visualizer of a run with its test, whichever comes next."""
+    yield
+    if HAS_MMENGINE:
+        from mmengine.utils import ManagerMixin
+
+        for kind in _kinds(ManagerMixin):
+            kind._instance_dict.clear()  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope='session')

@@ -2,17 +2,14 @@
 
 import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.logging import MessageHub, MMLogger
-from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
-from mmengine.visualization import Visualizer
 
 from mmvim.checkpoints import load_checkpoint_file
 from mmvim.engine import leave, make_resumable, resume_with_seed, use_atomic_checkpoints
@@ -24,7 +21,7 @@ Train = Callable[..., Runner]
 
 
 @pytest.fixture
-def train() -> Iterator[Train]:
+def train() -> Train:
     """Build a runner from a config dict and train, from ``resume`` (a path) if given."""
 
     def run(cfg: dict[str, Any], resume: Path | str | None = None) -> Runner:
@@ -42,9 +39,7 @@ def train() -> Iterator[Train]:
             leave(runner)
         return runner
 
-    yield run
-    for kept in (MMLogger, MessageHub, DefaultScope, Visualizer):
-        kept._instance_dict.clear()  # the scope of these runs is not that of the next test
+    return run
 
 
 @pytest.fixture
