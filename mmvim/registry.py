@@ -4,7 +4,14 @@
 resolves from a config of another library even where nobody imported mmvim before.
 """
 
-from mmengine.registry import DATA_SAMPLERS, LOOPS, OPTIM_WRAPPERS, PARAM_SCHEDULERS, Registry
+from mmengine.registry import (
+    DATA_SAMPLERS,
+    LOOPS,
+    METRICS,
+    OPTIM_WRAPPERS,
+    PARAM_SCHEDULERS,
+    Registry,
+)
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
@@ -26,5 +33,5 @@ WEIGHT_INITIALIZERS = Registry(
 )
 # Nothing of ours is in these. A config that derives from ``mmvim::…`` builds its entries in scope
 # mmvim, and mmengine warns at each where a registry has no such child.
-for _root in (DATA_SAMPLERS, LOOPS, OPTIM_WRAPPERS, PARAM_SCHEDULERS):
+for _root in (DATA_SAMPLERS, LOOPS, METRICS, OPTIM_WRAPPERS, PARAM_SCHEDULERS):
     Registry(_root.name, parent=_root, scope='mmvim', locations=['mmvim.engine'])
