@@ -26,13 +26,19 @@ import sys
 from pathlib import Path
 import mmvim, mmvim_ops, torch
 from mmengine.config import Config
+from mmengine.hub import get_config
 package = Path(mmvim.__file__).parent
 assert str(package).startswith(sys.prefix), package
 configs = sorted((package / '.mim' / 'configs').glob('*/*_*.py'))
 assert configs
 for config in configs:
     Config.fromfile(config)
-model = mmvim.models.VisionMamba('nano')
+name = 'upernet/vim-tiny_upernet_4xb8-60k_ade20k-512x512.py'
+Path('mine.py').write_text(f"_base_ = 'mmvim::{name}'")
+for config in (Config.fromfile('mine.py'), get_config(f'mmvim::{name}')):
+    assert config.model.backbone.type == 'mmvim.VisionMamba'
+assert Path(config.filename) == package / '.mim' / 'configs' / name, config.filename
+model = mmvim.VisionMamba('nano')
 assert model(torch.zeros(1, 3, 32, 48))[0].shape == (1, 64, 2, 3)
 print(f'the wheel works: {len(configs)} configs under .mim')
 """
@@ -52,15 +58,15 @@ CXX_OF_TORCH = re.compile(r'_Z\w*N(?:2at|3c10|5torch)\d')
 
 
 def check_contents(wheel: Path) -> None:
-    """All tracked configs and tools, and no C++ sources."""
+    """All tracked configs and tools with their index, and no C++ sources."""
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     assert not [name for name in names if name.startswith('mmvim_ops/csrc/')]
-    for folder in ('configs', 'tools'):
+    for folder in ('configs', 'tools', 'model-index.yml'):
         shipped = {
             name.removeprefix('mmvim/.mim/')
             for name in names
-            if name.startswith(f'mmvim/.mim/{folder}/')
+            if name.startswith(f'mmvim/.mim/{folder}')
         }
         tracked = subprocess.run(
             ['git', 'ls-files', folder], cwd=ROOT, capture_output=True, text=True, check=True
