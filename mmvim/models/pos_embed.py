@@ -23,7 +23,7 @@ def patch_grid(
         tuple[int, int]: ``ceil(max(size - patch, 0) / stride) + 1`` per axis.
     """
     rows, columns = (
-        -(-max(pixels - patch, 0) // stride) + 1
+        (max(pixels - patch, 0) + stride - 1) // stride + 1
         for pixels, patch, stride in zip(size, patch_size, patch_stride)
     )
     return rows, columns
@@ -52,11 +52,14 @@ def pad_to_patches(
             f'{patch_size[0]}x{patch_size[1]}.'
         )
     grid = patch_grid(size, patch_size, patch_stride)
-    # With a stride above the patch size the last pixels of a side may lie in no patch.
     bottom, right = (
-        max((n - 1) * stride + patch - pixels, 0)
+        (n - 1) * stride + patch - pixels
         for n, stride, patch, pixels in zip(grid, patch_stride, patch_size, size)
     )
+    # With a stride above the patch size the last pixels of a side may lie in no patch. (Elsewhere
+    # no maximum: torch.export would not know the size of the result.)
+    bottom = max(bottom, 0) if patch_stride[0] > patch_size[0] else bottom
+    right = max(right, 0) if patch_stride[1] > patch_size[1] else right
     return F.pad(image, (0, right, 0, bottom)), grid
 
 
@@ -166,7 +169,8 @@ def resize_pos_embed(
             f'pos_embed of shape {tuple(pos_embed.shape)} does not belong to a grid of '
             f'{source[0]}x{source[1]}: expected (1, {source[0] * source[1]}, embed_dims).'
         )
-    if source == target:
+    # A graph for any size cannot ask for its size; interpolated to the same grid nothing changes.
+    if not torch.compiler.is_compiling() and source == target:
         return pos_embed
     image = pos_embed.transpose(1, 2).unflatten(2, source)  # (1, D, h, w)
     image = image.to(torch.promote_types(pos_embed.dtype, torch.float32))
