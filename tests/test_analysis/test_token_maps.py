@@ -124,3 +124,21 @@ def test_mmpretrains_vit(indices):
     assert tap_indices(model) == (0, 1)
     maps = feature_maps(model, torch.rand(1, 3, 32, 48), indices)
     assert [entry.shape for entry in maps] == [(1, 16, 2, 3)] * len(indices)
+
+
+@pytest.mark.parametrize(
+    'name', ['norm_f', 'layers.3.norm', 'layers.3.mixer', 'layers.1.mixer.out_proj']
+)
+def test_layers_that_grad_cam_can_look_at(name):
+    """They give one tensor of tokens, (B, L, D), with a gradient of its own."""
+    model = build(cls_token='none', out_type='avg_featmap')
+    seen = {}
+
+    def note(module, args, output):
+        output.retain_grad()
+        seen['tokens'] = output
+
+    model.get_submodule(name).register_forward_hook(note)
+    model(torch.rand(2, 3, 64, 48))[0][:, 0].sum().backward()
+    assert seen['tokens'].shape == (2, 4 * 3, 16)
+    assert seen['tokens'].grad.abs().sum() > 0

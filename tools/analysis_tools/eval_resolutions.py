@@ -4,20 +4,16 @@ Table, JSON and plot of every metric over the image size, as the authors of VMam
 """
 
 import copy
-import io
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
 from mmengine.config import Config
 from mmengine.runner import Runner
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from mmvim.analysis.resolutions import resolution, set_resolution
 from mmvim.atomic_files import write_atomically
@@ -79,29 +75,15 @@ def test_at(cfg: Config, size: int, config_path: str, checkpoint: str, out: Path
     return Result(size, changes, {name: float(value) for name, value in metrics.items()})
 
 
-def to_table(results: Sequence[Result], own_size: int, markdown: bool) -> Table:
+def to_markdown(results: Sequence[Result], own_size: int) -> str:
     """One row per size; the size that the config itself tests at is marked."""
-    table = Table(box=box.MARKDOWN if markdown else box.HEAVY_HEAD)
-    table.add_column('size', justify='right')
     names = list(dict.fromkeys(name for result in results for name in result.metrics))
-    for name in names:
-        table.add_column(name, justify='right')
+    lines = [['size', *names], ['---:'] * (len(names) + 1)]
     for result in results:
-        own = result.size == own_size
-        numbers = [
-            f'{result.metrics[name]:.2f}' if name in result.metrics else '–' for name in names
-        ]
-        table.add_row(f'{result.size}{" (config)" if own else ""}', *numbers)
-    return table
-
-
-def as_markdown(results: Sequence[Result], own_size: int, about: str) -> str:
-    """The table, and what was replaced for each size."""
-    text = io.StringIO()
-    Console(width=200, file=text).print(to_table(results, own_size, markdown=True))
-    lines = [line.strip() for line in text.getvalue().splitlines() if line.strip()]
-    changes = [f'* {result.size}: {", ".join(result.changes)}' for result in results]
-    return '\n'.join([about, '', *lines, '', 'Replaced in the config:', '', *changes, ''])
+        own = ' (config)' if result.size == own_size else ''
+        numbers = [f'{result.metrics[n]:.2f}' if n in result.metrics else '–' for n in names]
+        lines.append([f'{result.size}{own}', *numbers])
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
 def draw(results: Sequence[Result], own_size: int, file: Path) -> None:
@@ -120,16 +102,14 @@ def draw(results: Sequence[Result], own_size: int, file: Path) -> None:
 
 def write(results: Sequence[Result], own_size: int, about: dict[str, str], out: Path) -> None:
     """Table, JSON and plot of what is done so far."""
-    said = f'{about["checkpoint"]} with {about["config"]}, not trained again.'
-    write_atomically(out / 'resolutions.md', as_markdown(results, own_size, said).encode())
-    held = dict(
-        **about,
-        config_size=own_size,
-        results=[
-            dict(size=result.size, changes=result.changes, metrics=result.metrics)
-            for result in results
-        ],
-    )
+    changes = [f'* {result.size}: {", ".join(result.changes)}' for result in results]
+    text = [
+        f'{about["checkpoint"]} with {about["config"]}, not trained again.\n',
+        f'{to_markdown(results, own_size)}\n\nReplaced in the config:\n',
+        *changes,
+    ]
+    write_atomically(out / 'resolutions.md', '\n'.join([*text, '']).encode())
+    held = dict(**about, config_size=own_size, results=[asdict(result) for result in results])
     write_atomically(out / 'resolutions.json', (json.dumps(held, indent=1) + '\n').encode())
     draw(results, own_size, out / 'resolutions.png')
 
@@ -167,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for size in sizes:
         results.append(test_at(cfg, size, args.config, args.checkpoint, out))
         write(results, own_size, dict(config=args.config, checkpoint=args.checkpoint), out)
-    Console(highlight=False).print(to_table(results, own_size, markdown=False))
+    print(to_markdown(results, own_size))
     for name in ('md', 'json', 'png'):
         print(out / f'resolutions.{name}')
 

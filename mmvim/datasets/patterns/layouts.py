@@ -200,15 +200,7 @@ def make_item(spec: PatternsSpec, item: Item) -> Scene:
 
 
 def write_png(path: Path, image: NDArray[np.uint8]) -> None:
-    """Write a picture as PNG.
-
-    Args:
-        path: File to write.
-        image: (H, W) or (H, W, 3) RGB, uint8.
-
-    Raises:
-        OSError: If the file cannot be written.
-    """
+    """Write a picture, (H, W) or (H, W, 3) RGB, as PNG."""
     if image.ndim == 3:
         image = np.ascontiguousarray(image[..., ::-1])
     # Noise does not compress: the quickest level costs a few per cent of space.
@@ -219,17 +211,9 @@ def write_png(path: Path, image: NDArray[np.uint8]) -> None:
 def write_item(out: Path, spec: PatternsSpec, item: Item) -> list[dict[str, Any]]:
     """Draw an item and write its pictures into folders that exist.
 
-    Args:
-        out: Folder of the dataset.
-        spec: The dataset.
-        item: What to draw.
-
     Returns:
-        The COCO annotations of the item's objects, without ``id``; empty where the COCO layout
-        has no part in the item.
-
-    Raises:
-        OSError: If a file cannot be written.
+        list: The COCO annotations of the item's objects, without ``id``; empty where the COCO
+        layout has no part in the item.
     """
     scene = make_item(spec, item)
     paths = item_paths(spec, item)
@@ -255,16 +239,7 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 
 def coco_annotation(mask: NDArray[np.bool_], label: int, image_id: int) -> dict[str, Any]:
-    """One entry of COCO's ``annotations``, without ``id``.
-
-    Args:
-        mask: (H, W) bool, the visible pixels of the object, not empty.
-        label: Class of the object, which is its category id.
-        image_id: Number of the image.
-
-    Returns:
-        Box (x, y, width, height), area and run-length encoded mask of the visible part.
-    """
+    """One entry of COCO's ``annotations``, without ``id``: box, area and visible mask."""
     encoded = coco_mask.encode(np.asfortranarray(mask, np.uint8))
     return {
         'image_id': image_id,
@@ -279,17 +254,7 @@ def coco_annotation(mask: NDArray[np.bool_], label: int, image_id: int) -> dict[
 def write_coco(
     out: Path, spec: PatternsSpec, split: Split, annotations: list[dict[str, Any]]
 ) -> None:
-    """Write the annotation file of a split.
-
-    Args:
-        out: Folder of the dataset.
-        spec: The dataset.
-        split: 'train' or 'val'.
-        annotations: What ``write_item`` returned for the split's scenes, in order.
-
-    Raises:
-        OSError: If the file cannot be written.
-    """
+    """Write the annotation file of a split from what ``write_item`` returned for its scenes."""
     document = {
         'info': {'description': f'mmvim patterns, {split}, seed {spec.seed}'},
         'images': [

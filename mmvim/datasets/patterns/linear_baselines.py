@@ -9,6 +9,7 @@ a high score of a network proves nothing.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -39,11 +40,12 @@ class BaselineResult:
     """What a linear classifier reached; of several variants of its training the best one.
 
     Attributes:
-        classes: Names.
-        per_class: IoU or accuracy in per cent; None for a class that is nowhere.
-        score: Mean IoU, or top-1 accuracy over all images.
-        scores: The score of every variant: whether every pixel or every class counted alike in
-            training, or the penalty.
+        classes (tuple[str, ...]): Names.
+        per_class (tuple[float | None, ...]): IoU or accuracy in per cent; None for a class that is
+            nowhere.
+        score (float): Mean IoU, or top-1 accuracy over all images.
+        scores (dict[str, float]): The score of every variant: whether every pixel or every class
+            counted alike in training, or the penalty.
     """
 
     classes: tuple[str, ...]
@@ -51,29 +53,18 @@ class BaselineResult:
     score: float
     scores: dict[str, float]
 
+    @classmethod
+    def best(
+        cls, classes: Sequence[str], values: dict[str, NDArray[Any]], scores: dict[str, float]
+    ) -> 'BaselineResult':
+        """Of several variants the one with the best score, as judged by the validation split."""
+        best = values[max(scores, key=lambda name: scores[name])]
+        per_class = tuple(None if np.isnan(x) else round(float(x), 2) for x in best)
+        return cls(tuple(classes), per_class, max(scores.values()), scores)
 
-def _best(
-    classes: Sequence[str], per_class: dict[str, NDArray[np.float64]], scores: dict[str, float]
-) -> BaselineResult:
-    """The variant with the best score, as judged by the validation split itself."""
-    best = max(scores, key=lambda name: scores[name])
-    values = tuple(None if np.isnan(value) else round(float(value), 2) for value in per_class[best])
-    return BaselineResult(tuple(classes), values, scores[best], scores)
 
-
-def read_pictures(paths: Sequence[Path], mode: int = cv2.IMREAD_COLOR) -> Images:
-    """Read pictures of one size.
-
-    Args:
-        paths: In order.
-        mode: Of OpenCV. Defaults to three channels, BGR.
-
-    Returns:
-        (B, H, W, 3), or (B, H, W) of label maps read with ``cv2.IMREAD_UNCHANGED``.
-
-    Raises:
-        UserError: If a picture is missing, unreadable or of another size than the first.
-    """
+def _read(paths: Sequence[Path], mode: int = cv2.IMREAD_COLOR) -> Images:
+    """Pictures of one size: (B, H, W, 3), BGR, or (B, H, W) of label maps read as they are."""
     pictures: list[Images] = []
     for path in paths:
         data = np.fromfile(path, np.uint8) if path.is_file() else np.empty(0, np.uint8)
@@ -86,23 +77,33 @@ def read_pictures(paths: Sequence[Path], mode: int = cv2.IMREAD_COLOR) -> Images
     return np.stack(pictures)
 
 
+def _find(folder: Path, pattern: str, layout: str) -> list[Path]:
+    paths = sorted(folder.glob(pattern))
+    if not paths:
+        raise UserError(
+            f'no images in {folder}: make the data with '
+            f'tools/dataset_converters/make_patterns.py --layouts {layout}'
+        )
+    return paths
+
+
 def load_scenes(root: Path, split: Split) -> tuple[Images, Images]:
     """Read a split of a patterns dataset in the ADE20K layout.
 
     Args:
-        root: Folder of the dataset.
-        split: 'train' or 'val'.
+        root (Path): Folder of the dataset.
+        split (str): 'train' or 'val'.
 
     Returns:
-        Images (B, H, W, 3), BGR, and labels (B, H, W).
+        tuple: Images (B, H, W, 3), BGR, and labels (B, H, W), both uint8.
 
     Raises:
         UserError: If pictures are missing, unreadable, or do not fit their labels.
     """
     folder, maps = (root / 'ade' / kind / ADE_FOLDERS[split] for kind in ('images', 'annotations'))
-    paths = _pictures(folder, '*.png', 'ade')
-    images = read_pictures(paths)
-    labels = read_pictures([maps / path.name for path in paths], cv2.IMREAD_UNCHANGED)
+    paths = _find(folder, '*.png', 'ade')
+    images = _read(paths)
+    labels = _read([maps / path.name for path in paths], cv2.IMREAD_UNCHANGED)
     if labels.shape != images.shape[:3] or labels.max() >= len(CLASSES):
         raise UserError(f'the pictures in {maps} are not the label maps of those in {folder}')
     return images, labels
@@ -112,28 +113,18 @@ def load_objects(root: Path, split: Split) -> tuple[Images, NDArray[np.int64]]:
     """Read a split of a patterns dataset in the ImageFolder layout.
 
     Args:
-        root: Folder of the dataset.
-        split: 'train' or 'val'.
+        root (Path): Folder of the dataset.
+        split (str): 'train' or 'val'.
 
     Returns:
-        Images (B, H, W, 3), BGR, and labels (B,), numbers of ``TEXTURE_CLASSES``.
+        tuple: Images (B, H, W, 3) uint8, BGR, and labels (B,), numbers of ``TEXTURE_CLASSES``.
 
     Raises:
         UserError: If pictures are missing, unreadable or of different sizes.
     """
-    paths = _pictures(root / 'imagefolder' / split, '*/*.png', 'imagefolder')
+    paths = _find(root / 'imagefolder' / split, '*/*.png', 'imagefolder')
     labels = [TEXTURE_CLASSES.index(path.parent.name) for path in paths]
-    return read_pictures(paths), np.array(labels, np.int64)
-
-
-def _pictures(folder: Path, pattern: str, layout: str) -> list[Path]:
-    paths = sorted(folder.glob(pattern))
-    if not paths:
-        raise UserError(
-            f'no images in {folder}: make the data with '
-            f'tools/dataset_converters/make_patterns.py --layouts {layout}'
-        )
-    return paths
+    return _read(paths), np.array(labels, np.int64)
 
 
 def fit(
@@ -144,21 +135,18 @@ def fit(
     weights: torch.Tensor | None = None,
     tolerance: float = TOLERANCE,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fit the logistic regression by L-BFGS.
+    """Fit a logistic regression by L-BFGS, to convergence.
 
     Args:
-        features: (n, R).
-        labels: (n,) int64.
-        num_classes: K.
-        penalty: Factor of the sum of squared weights.
-        weights: (K,) of the classes in the loss. Defaults to None: all alike.
-        tolerance: Largest slope that may be left.
+        features (Tensor): (n, R).
+        labels (Tensor): (n,), int64.
+        num_classes (int): K.
+        penalty (float): Factor of the sum of squared weights.
+        weights (Tensor | None): (K,), of the classes in the loss. Defaults to None: all alike.
+        tolerance (float): Largest slope that may be left.
 
     Returns:
-        Weights (K, R) and biases (K,), of the dtype of the features.
-
-    Raises:
-        RuntimeError: If the fit does not converge.
+        tuple: Weights (K, R) and biases (K,), of the dtype of the features.
     """
     weight = torch.zeros(num_classes, features.shape[1], dtype=features.dtype, requires_grad=True)
     bias = torch.zeros(num_classes, dtype=features.dtype, requires_grad=True)
@@ -183,8 +171,8 @@ def fit(
     slope = max(float(x.grad.abs().max()) for x in (weight, bias) if x.grad is not None)
     if slope > tolerance:
         raise RuntimeError(
-            f'the linear classifier has not converged after {_STEPS} steps with penalty {penalty}: '
-            f'a slope of {slope:.1e} is left'
+            f'the linear classifier has not converged after {_STEPS} steps: a slope of '
+            f'{slope:.1e} is left'
         )
     return weight.detach(), bias.detach()
 
@@ -192,17 +180,11 @@ def fit(
 def sample_windows(
     images: Images, labels: Images, pixels: int, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw windows around random pixels, equally many from every image.
-
-    Args:
-        images: (B, H, W, 3).
-        labels: (B, H, W).
-        pixels: Rough number of windows.
-        seed: Seed of the draw.
+    """Draw windows around random pixels, equally many from every image, ``pixels`` in all about.
 
     Returns:
-        Windows (n, FEATURES) float64 of 0 to 1, in the order of a convolution's weight, and the
-        labels (n,) int64 of their middle pixels.
+        tuple: Windows (n, FEATURES), float64 of 0 to 1, in the order of a convolution's weight, and
+        the labels (n,) int64 of their middle pixels.
     """
     count, height, width = labels.shape
     each = max(1, pixels // count)
@@ -226,14 +208,14 @@ def fit_windows(
     """Fit the classifier of windows, on standardised features.
 
     Args:
-        features: (n, FEATURES).
-        labels: (n,) int64.
-        num_classes: K.
-        equal_classes: Let every class count alike in training, not every pixel.
+        features (Tensor): (n, FEATURES).
+        labels (Tensor): (n,), int64.
+        num_classes (int): K.
+        equal_classes (bool): Let every class count alike in training, not every pixel.
 
     Returns:
-        A convolution of images (B, 3, H, W) of 0 to 1, not standardised, to scores (B, K, H, W);
-        borders see their mirror image.
+        Conv2d: Images (B, 3, H, W) of 0 to 1, not standardised, to scores (B, K, H, W); borders
+        see their mirror image.
     """
     mean, std = features.mean(dim=0), features.std(dim=0).clamp_min(1e-6)
     weights = None
@@ -255,18 +237,7 @@ def fit_windows(
 def confusion(
     classifier: torch.nn.Module, images: Images, labels: Images, num_classes: int, batch: int = 16
 ) -> NDArray[np.int64]:
-    """Count pixels by class and prediction.
-
-    Args:
-        classifier: Of ``fit_windows``.
-        images: (B, H, W, 3).
-        labels: (B, H, W).
-        num_classes: K.
-        batch: Images classified at once.
-
-    Returns:
-        (K, K); rows are the true classes.
-    """
+    """Count pixels of images (B, H, W, 3): (K, K), rows are the true classes."""
     counts = np.zeros(num_classes**2, np.int64)
     for start in range(0, len(images), batch):
         inputs = torch.from_numpy(images[start : start + batch]).permute(0, 3, 1, 2).float() / 255
@@ -277,14 +248,7 @@ def confusion(
 
 
 def intersection_over_union(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Per-class IoU in per cent over a whole dataset, as mmseg's ``IoUMetric`` has it.
-
-    Args:
-        counts: (K, K) of ``confusion``.
-
-    Returns:
-        (K,), NaN for a class that is neither there nor predicted.
-    """
+    """IoU (K,) in per cent over a data set as mmseg's ``IoUMetric`` has it; NaN if nowhere."""
     hits = np.diagonal(counts).astype(np.float64)
     union = counts.sum(axis=0) + counts.sum(axis=1) - hits
     return 100 * np.divide(hits, union, out=np.full_like(hits, np.nan), where=union > 0)
@@ -299,10 +263,10 @@ def pixel_baseline(
     """Segment by the classifier of windows, trained with equal pixels and with equal classes.
 
     Args:
-        train: What ``load_scenes`` returns.
-        val: The same, of the validation split; all of its pixels count.
-        classes: Names, in the order of the labels.
-        seed: Seed of the sample of training pixels.
+        train (tuple): What :func:`load_scenes` returns.
+        val (tuple): The same, of the validation split; all of its pixels count.
+        classes (Sequence[str]): Names, in the order of the labels.
+        seed (int): Seed of the sample of training pixels.
     """
     features, labels = sample_windows(*train, _PIXELS, seed)
     ious = {}
@@ -310,7 +274,7 @@ def pixel_baseline(
         classifier = fit_windows(features, labels, len(classes), variant == 'classes')
         ious[variant] = intersection_over_union(confusion(classifier, *val, len(classes)))
     means = {variant: round(float(np.nanmean(iou)), 2) for variant, iou in ious.items()}
-    return _best(classes, ious, means)
+    return BaselineResult.best(classes, ious, means)
 
 
 def reduce_features(train: Images, val: Images) -> tuple[torch.Tensor, torch.Tensor]:
@@ -319,12 +283,8 @@ def reduce_features(train: Images, val: Images) -> tuple[torch.Tensor, torch.Ten
     The best weights of a penalised linear model lie in that span, so that nothing is lost: inner
     products of images, and with them every fit and prediction, stay what they were.
 
-    Args:
-        train: (B, H, W, 3).
-        val: (C, H, W, 3).
-
     Returns:
-        Features (B, R) and (C, R) float64, R at most B, of mean square 1 over the training images.
+        tuple: Features (B, R) and (C, R) float64, R at most B, of mean square 1 in training.
     """
     pixels = torch.from_numpy(train).flatten(1).float() / 255  # (B, 3·H·W)
     mean = pixels.mean(dim=0)
@@ -348,9 +308,9 @@ def image_baseline(
     """Classify whole images by all of their pixels, with every penalty.
 
     Args:
-        train: What ``load_objects`` returns.
-        val: The same, of the validation split.
-        classes: Names, in the order of the labels.
+        train (tuple): What :func:`load_objects` returns.
+        val (tuple): The same, of the validation split.
+        classes (Sequence[str]): Names, in the order of the labels.
     """
     features, projected = reduce_features(train[0], val[0])
     labels, truth = torch.from_numpy(train[1]), torch.from_numpy(val[1])
@@ -361,4 +321,4 @@ def image_baseline(
         name = f'penalty {penalty:g}'
         top1[name] = float(hits.mean())
         accuracies[name] = np.array([float(hits[truth == k].mean()) for k in range(len(classes))])
-    return _best(classes, accuracies, top1)
+    return BaselineResult.best(classes, accuracies, top1)

@@ -22,14 +22,7 @@ _TEXTURE_PIXELS = 56  # of a texture, in a patch
 
 
 def overlay(scene: Scene) -> Picture:
-    """Labels over a faded image, each visible object with a white rim.
-
-    Args:
-        scene: Image (S, S, 3) and objects.
-
-    Returns:
-        (S, S, 3) uint8, RGB.
-    """
+    """Labels over a faded image (S, S, 3), each visible object with a white rim."""
     grey = cv2.cvtColor(scene.image, cv2.COLOR_RGB2GRAY)[..., None].astype(np.float32)
     colours = np.array(PALETTE, np.float32)[scene.labels]
     strength = np.where(scene.labels == BACKGROUND, 0.8, 0.72)[..., None]
@@ -46,21 +39,8 @@ def _resized(picture: Picture, side: int, method: int = cv2.INTER_CUBIC) -> Imag
     return Image.fromarray(cv2.resize(picture, (side, side), interpolation=method))
 
 
-def _scenes(spec: PatternsSpec) -> list[Scene]:
-    """The first training scenes, as many as there are and the sheet has room for."""
-    count = min(_COLUMNS * _ROWS, spec.train)
-    return [make_item(spec, Item(False, 'train', index)) for index in range(count)]
-
-
 def draw_preview(spec: PatternsSpec) -> Picture:
-    """Draw the sheet: scenes beside their labels, and samples of every texture with its name.
-
-    Args:
-        spec: The dataset.
-
-    Returns:
-        (H, W, 3) uint8, RGB.
-    """
+    """Scenes beside their labels, and samples of every texture with its name: (H, W, 3), RGB."""
     pair = 2 * _CELL + 4
     width = 2 * _MARGIN + _COLUMNS * pair + (_COLUMNS - 1) * _GAP
     patch_gap = 12
@@ -81,7 +61,8 @@ def draw_preview(spec: PatternsSpec) -> Picture:
         _FAINT,
         text,
     )
-    for number, scene in enumerate(_scenes(spec)):
+    for number in range(min(_COLUMNS * _ROWS, spec.train)):
+        scene = make_item(spec, Item(False, 'train', number))
         left = _MARGIN + number % _COLUMNS * (pair + _GAP)
         top = scenes_top + number // _COLUMNS * (_CELL + _GAP)
         sheet.paste(_resized(scene.image, _CELL), (left, top))
@@ -104,9 +85,5 @@ def draw_preview(spec: PatternsSpec) -> Picture:
 
 
 def write_preview(out: Path, spec: PatternsSpec) -> None:
-    """Write the sheet of a dataset into its folder.
-
-    Raises:
-        OSError: If the file cannot be written.
-    """
+    """Write the sheet of a dataset into its folder."""
     Image.fromarray(draw_preview(spec)).save(out / PREVIEW_FILE)

@@ -21,29 +21,25 @@ from pathlib import Path
 from typing import NamedTuple
 
 # Those of both packages' setup.py, where they speak of code and not of the build.
-CUDA_FLAGS = (
-    '-O3',
-    '-U__CUDA_NO_HALF_OPERATORS__',
-    '-U__CUDA_NO_HALF_CONVERSIONS__',
-    '-U__CUDA_NO_BFLOAT16_OPERATORS__',
-    '-U__CUDA_NO_BFLOAT16_CONVERSIONS__',
-    '-U__CUDA_NO_BFLOAT162_OPERATORS__',
-    '-U__CUDA_NO_BFLOAT162_CONVERSIONS__',
-    '--expt-relaxed-constexpr',
-    '--expt-extended-lambda',
-    '--use_fast_math',
+_UNDEFINED = (
+    *('HALF_OPERATORS', 'HALF_CONVERSIONS', 'BFLOAT16_OPERATORS'),
+    *('BFLOAT16_CONVERSIONS', 'BFLOAT162_OPERATORS', 'BFLOAT162_CONVERSIONS'),
 )
+CUDA_FLAGS = [
+    *('-O3', '--expt-relaxed-constexpr', '--expt-extended-lambda', '--use_fast_math'),
+    *(f'-U__CUDA_NO_{name}__' for name in _UNDEFINED),
+]
 _INSTANCE = re.compile(r'^template void (\w+)<([^;]*), ([^;,]*)>\((\w+) ?&.*\);$', re.MULTILINE)
 
 
 class Package(NamedTuple):
-    """Where a package's kernels lie, and which of them are wanted.
+    """Where a package's kernels lie in its source distribution, and which of them are wanted.
 
     Attributes:
         name: As pip knows it.
         version: The one that this script was written for.
         module: The compiled module.
-        folder: Of its sources, in a source distribution.
+        folder: Of its sources.
         binding: The source that makes the module.
         header: Declares the kernels' parameters.
         functions: The wanted kernels; each exists for three input types and several weight types.
@@ -62,22 +58,14 @@ class Package(NamedTuple):
 
 PACKAGES = (
     Package(
-        'mamba-ssm',
-        '2.3.2.post1',
-        'selective_scan_cuda',
-        'csrc/selective_scan',
-        'selective_scan.cpp',
-        'selective_scan.h',
+        *('mamba-ssm', '2.3.2.post1', 'selective_scan_cuda', 'csrc/selective_scan'),
+        *('selective_scan.cpp', 'selective_scan.h'),
         ('selective_scan_fwd_cuda', 'selective_scan_bwd_cuda'),
         ('kIsVariableB', 'kIsVariableC', 'kDeltaSoftplus', 'kHasZ'),
     ),
     Package(
-        'causal-conv1d',
-        '1.7.0',
-        'causal_conv1d_cuda',
-        'csrc',
-        'causal_conv1d.cpp',
-        'causal_conv1d.h',
+        *('causal-conv1d', '1.7.0', 'causal_conv1d_cuda', 'csrc'),
+        *('causal_conv1d.cpp', 'causal_conv1d.h'),
         ('causal_conv1d_fwd_cuda', 'causal_conv1d_bwd_cuda'),
     ),
 )
@@ -203,7 +191,7 @@ def build(package: Package, sdist: Path, out: Path) -> Path:
             [str(source) for source in sources],
             extra_include_paths=[str((folder / package.folder).resolve())],
             extra_cflags=['-O3'],
-            extra_cuda_cflags=list(CUDA_FLAGS),
+            extra_cuda_cflags=CUDA_FLAGS,
             build_directory=str(objects),
             with_cuda=True,
             verbose=True,
