@@ -146,6 +146,8 @@ def _mapper(workers: int) -> Iterator[Any]:
     # A plain fork would copy the locks of threads that torch or BLAS may have started.
     method = 'forkserver' if 'forkserver' in multiprocessing.get_all_start_methods() else 'spawn'
     context = multiprocessing.get_context(method)
+    if method == 'forkserver':  # one import for all workers
+        context.set_forkserver_preload([__name__])
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
         try:
             yield partial(pool.map, chunksize=16)
