@@ -47,11 +47,11 @@ CHECK_OPS = """
 import hashlib, sys
 from pathlib import Path
 import mmvim_ops, torch
-from mmvim_ops import loading as native
+from mmvim_ops import loading
 assert Path(mmvim_ops.__file__).is_relative_to(sys.prefix), mmvim_ops.__file__
-path = native.path()
+path = loading.path()
 digest = path and hashlib.sha256(path.read_bytes()).hexdigest()
-print(sys.version.split()[0], torch.__version__, digest, native.problem(), sep='|')
+print(sys.version.split()[0], torch.__version__, digest, loading.problem(), sep='|')
 """
 # What the library may ask torch for: the C functions of the stable ABI, no C++ of at or c10.
 CXX_OF_TORCH = re.compile(r'_Z\w*N(?:2at|3c10|5torch)\d')

@@ -11,8 +11,9 @@ import torch
 if torch.__version__ < '2.4':  # a TorchVersion, compared as one
     raise ImportError(f'mmvim_ops needs torch >= 2.4, found {torch.__version__}; upgrade torch')
 
-from mmvim_ops import flops, library  # noqa: F401  (register the mmvim:: operators and formulas)
-from mmvim_ops.backends import BACKENDS, BackendStatus, available_backends, build_info
+from mmvim_ops import flops  # noqa: F401  (registers the formulas)
+from mmvim_ops.backends import BACKENDS, BackendStatus, available_backends
+from mmvim_ops.build_info import build_info
 from mmvim_ops.compile_cache import tag_cached_graphs
 from mmvim_ops.functional import (
     add_rms_norm,
@@ -22,12 +23,15 @@ from mmvim_ops.functional import (
     selective_scan,
     vim_inner,
 )
+from mmvim_ops.scan_inputs import MixerWeights, ScanInputs
 
 tag_cached_graphs()
 
 __all__ = [
     'BACKENDS',
     'BackendStatus',
+    'MixerWeights',
+    'ScanInputs',
     'add_rms_norm',
     'available_backends',
     'bi_conv1d_silu',

@@ -10,8 +10,7 @@ import ctypes
 import ctypes.util
 import re
 
-from mmvim_ops import available_backends, build_info
-from mmvim_ops import loading as native
+from mmvim_ops import available_backends, build_info, loading
 
 _RANK = 12  # that of Vim-Ti
 
@@ -39,9 +38,9 @@ def print_backends() -> None:
 
 def print_kernels() -> None:
     """Every CUDA kernel of the library, one line each."""
-    cuda = native.info().get('cuda')
+    cuda = loading.info().get('cuda')
     if cuda is None:
-        raise SystemExit(f'error: no CUDA kernels: {native.cuda_problem()}')
+        raise SystemExit(f'error: no CUDA kernels: {loading.cuda_problem()}')
     print(f'shared: bytes of a block, of the scans, with a dt rank of {_RANK}; spilled: bytes')
     print(f'{"arch":<8} {"registers":>9} {"shared":>7} {"spilled":>7}  kernel')
     rows = [(entry['arch'], readable(entry['kernel']), entry) for entry in cuda['kernels']]
@@ -58,7 +57,7 @@ def _shared_bytes(name: str) -> int | None:
     if scan is None:
         return None
     size = 4 if scan[2] == 'float' else 2
-    return native.shared_bytes(scan[1] == 'Backward', size, int(scan[4]), int(scan[3]), _RANK)
+    return loading.shared_bytes(scan[1] == 'Backward', size, int(scan[4]), int(scan[3]), _RANK)
 
 
 def readable(symbol: str) -> str:

@@ -7,14 +7,17 @@ import math
 import torch
 from torch import Tensor
 
+from mmvim_ops.precision import wide_dtype
+
 __all__ = [
     'check_conv',
     'check_flag',
+    'check_out_dtype',
     'check_scale',
-    'check_scan',
     'check_shape',
     'check_sizes',
     'check_tensors',
+    'check_tuple',
     'given',
 ]
 
@@ -89,11 +92,16 @@ def check_scale(scale: float) -> None:
         raise ValueError(f'scale={scale} is not finite; 0.5 averages the directions, 1 sums them')
 
 
-def check_scan(
-    suffix: str, tensors: dict[str, Tensor], channels: int, states: int, rank: int
-) -> None:
-    """Raise unless the parameters of one direction's scan have their shapes."""
-    check_shape(f'dt_w{suffix}', tensors[f'dt_w{suffix}'], (channels, rank), '(E, R)')
-    check_shape(f'dt_b{suffix}', tensors[f'dt_b{suffix}'], (channels,), '(E,)')
-    check_shape(f'A{suffix}', tensors[f'A{suffix}'], (channels, states), '(E, N)')
-    check_shape(f'D{suffix}', tensors[f'D{suffix}'], (channels,), '(E,)')
+def check_out_dtype(out_dtype: torch.dtype | None, dtype: torch.dtype) -> None:
+    """Raise unless a result can be returned in this dtype, given that of the inputs."""
+    if out_dtype not in (None, wide_dtype(dtype)):
+        raise ValueError(
+            f'out_dtype={out_dtype} is not valid for inputs of {dtype}; choose None (that of x) or '
+            f'{wide_dtype(dtype)}'
+        )
+
+
+def check_tuple(name: str, value: object, kind: type) -> None:
+    """Raise unless the value is one of our named tuples."""
+    if not isinstance(value, kind):
+        raise TypeError(f'{name} must be a {kind.__name__}, got {type(value).__name__}')

@@ -16,7 +16,7 @@ import torch
 
 def digest(folder: Path) -> str:
     """Return a digest of the Python sources of a package."""
-    sources = sorted(folder.glob('*.py'))
+    sources = sorted(folder.rglob('*.py'))
     return hashlib.sha256(b'\0'.join(path.read_bytes() for path in sources)).hexdigest()[:16]
 
 

@@ -14,22 +14,20 @@ multiply-accumulate is two, and biases, activations and sums of whole tensors co
   pass again where it is recomputed, as in scans and convolutions. All gradients are taken to be
   wanted.
 
-What pure torch computes without an operator, convolutions and normalisation by ``chunked``, is
-counted only inside :func:`through_operators`.
+The backends 'reference' and 'mamba_ssm' compute without operators: :func:`through_operators` has
+them counted too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from mmvim_ops import functional, library  # noqa: F401  (library declares the operators)
-from mmvim_ops.backends import native as fused
+from mmvim_ops.backends import override
 
 __all__ = ['projection_flops', 'scan_flops', 'through_operators']
 
@@ -75,82 +73,69 @@ def _norm(x: Shape) -> int:
     return 4 * x[0] * x[1] * x[2]
 
 
-_ops = torch.ops.mmvim
+def _formula(name: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Register a formula for an operator of either family."""
+    overloads = [getattr(torch.ops.mmvim, f'{prefix}{name}') for prefix in ('', 'chunked_')]
+    formula: Callable[[Callable[..., int]], Callable[..., int]] = register_flop_formula(overloads)
+    return formula
 
 
-@register_flop_formula([_ops.selective_scan, _ops.chunked_selective_scan])
+@_formula('selective_scan')
 def _selective_formula(*args: Any, **kwargs: Any) -> int:
     return _selective(args[0], args[2], args[5], args[6])
 
 
-@register_flop_formula([_ops.selective_scan_backward, _ops.chunked_selective_scan_backward])
+@_formula('selective_scan_backward')
 def _selective_backward_formula(*args: Any, **kwargs: Any) -> int:
     return _RECOMPUTED * _selective(args[2], args[4], args[7], args[8])
 
 
-@register_flop_formula(
-    [_ops.bidirectional_selective_scan, _ops.chunked_bidirectional_selective_scan]
-)
+@_formula('bidirectional_selective_scan')
 def _bidirectional_formula(*args: Any, **kwargs: Any) -> int:
     return _bidirectional(args[0], args[4], args[8], args[12])
 
 
-@register_flop_formula(
-    [
-        _ops.bidirectional_selective_scan_backward,
-        _ops.chunked_bidirectional_selective_scan_backward,
-    ]
-)
+@_formula('bidirectional_selective_scan_backward')
 def _bidirectional_backward_formula(*args: Any, **kwargs: Any) -> int:
     return _RECOMPUTED * _bidirectional(args[1], args[5], args[9], args[13])
 
 
-@register_flop_formula(_ops.conv1d_silu)
+@_formula('conv1d_silu')
 def _conv_formula(*args: Any, **kwargs: Any) -> int:
     return _conv(args[0], args[1])
 
 
-@register_flop_formula(_ops.conv1d_silu_backward)
+@_formula('conv1d_silu_backward')
 def _conv_backward_formula(*args: Any, **kwargs: Any) -> int:
     return _RECOMPUTED * _conv(args[1], args[2])
 
 
-@register_flop_formula(_ops.bi_conv1d_silu)
+@_formula('bi_conv1d_silu')
 def _bi_conv_formula(*args: Any, **kwargs: Any) -> int:
     return _conv(args[0], args[1]) + _conv(args[0], args[3])
 
 
-@register_flop_formula(_ops.bi_conv1d_silu_backward)
+@_formula('bi_conv1d_silu_backward')
 def _bi_conv_backward_formula(*args: Any, **kwargs: Any) -> int:
     return _RECOMPUTED * (_conv(args[2], args[3]) + _conv(args[2], args[5]))
 
 
-@register_flop_formula(_ops.add_rms_norm)
+@_formula('add_rms_norm')
 def _norm_formula(*args: Any, **kwargs: Any) -> int:
     return _norm(args[0])
 
 
-@register_flop_formula(_ops.add_rms_norm_backward)
+@_formula('add_rms_norm_backward')
 def _norm_backward_formula(*args: Any, **kwargs: Any) -> int:
     return _KEPT * _norm(args[2])
-
-
-def _operators(
-    backend: str, device: torch.device, dtype: torch.dtype, states: int = 0, rank: int = 0
-) -> ModuleType:
-    return fused
 
 
 @contextmanager
 def through_operators() -> Iterator[None]:
     """Have all ops of :mod:`mmvim_ops.functional` call an operator here, whatever their backend.
 
-    Operators that no compiled kernel serves run in pure torch, and on meta tensors not at all: what
-    is counted then depends neither on the machine nor on ``backend``. Not for several threads.
+    What is counted then depends on neither the machine nor on ``backend``: where no compiled kernel
+    serves an op, its operator runs in pure torch, and on meta tensors not at all.
     """
-    select = functional.select
-    vars(functional)['select'] = _operators
-    try:
+    with override('auto'):
         yield
-    finally:
-        vars(functional)['select'] = select

@@ -8,23 +8,25 @@ well, and the result is rounded once.
 
 from __future__ import annotations
 
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
+import torch
 from torch import Tensor
 
-from mmvim_ops import inner
 from mmvim_ops.backends import select
 from mmvim_ops.checks import (
     check_conv,
     check_flag,
+    check_out_dtype,
     check_scale,
-    check_scan,
     check_shape,
     check_sizes,
     check_tensors,
+    check_tuple,
     given,
 )
 from mmvim_ops.precision import full_precision
+from mmvim_ops.scan_inputs import MixerWeights, ScanInputs, SelectiveInputs
 
 __all__ = [
     'add_rms_norm',
@@ -34,6 +36,8 @@ __all__ = [
     'selective_scan',
     'vim_inner',
 ]
+
+_DIRECTIONS = ('forward', 'reverse')
 
 
 @overload
@@ -144,23 +148,11 @@ def selective_scan(
         check_shape('delta_bias', delta_bias, (channels,), '(E,)')
 
     shape = (batch, length, groups, states)
-    scan = select(backend, u.device, u.dtype, states).selective_scan
+    inputs = SelectiveInputs(u, delta, A, B.reshape(shape), C.reshape(shape), D, z, delta_bias)
+    chosen = select(backend, u.device, u.dtype, states)
     with full_precision(u.device):
-        result: Tensor | tuple[Tensor, Tensor] = scan(
-            u,
-            delta,
-            A,
-            B.reshape(shape),
-            C.reshape(shape),
-            D,
-            z,
-            delta_bias,
-            delta_softplus,
-            reverse,
-            groups,
-            return_last_state,
-        )
-    return result
+        out, last_state = chosen.selective_scan(inputs, delta_softplus, reverse, groups)
+    return (out, last_state) if return_last_state else out
 
 
 def conv1d_silu(
@@ -190,10 +182,8 @@ def conv1d_silu(
     check_flag('reverse', reverse)
     check_sizes('x', x, '(B, L, E)')
     check_conv(x, 'weight', weight, 'bias', bias)
-    conv = select(backend, x.device, x.dtype).conv1d_silu
     with full_precision(x.device):
-        out: Tensor = conv(x, weight, bias, reverse)
-    return out
+        return select(backend, x.device, x.dtype).conv1d_silu(x, weight, bias, reverse)
 
 
 def bi_conv1d_silu(
@@ -226,10 +216,8 @@ def bi_conv1d_silu(
     check_conv(x, 'w_f', w_f, 'b_f', b_f)
     check_conv(x, 'w_b', w_b, 'b_b', b_b)
     check_shape('w_b', w_b, tuple(w_f.shape), '(E, W)')
-    conv = select(backend, x.device, x.dtype).bi_conv1d_silu
     with full_precision(x.device):
-        out: tuple[Tensor, Tensor] = conv(x, w_f, b_f, w_b, b_b)
-    return out
+        return select(backend, x.device, x.dtype).bi_conv1d_silu(x, w_f, b_f, w_b, b_b)
 
 
 def add_rms_norm(
@@ -257,130 +245,82 @@ def add_rms_norm(
     check_shape('weight', weight, (x.shape[2],), '(C,)')
     if isinstance(eps, bool) or not isinstance(eps, (int, float)) or eps < 0:
         raise ValueError(f'eps must be a number >= 0, got {eps!r}')
-    normalise = select(backend, x.device, x.dtype).add_rms_norm
     with full_precision(x.device):
-        out: tuple[Tensor, Tensor] = normalise(x, added, weight, eps)
-    return out
+        return select(backend, x.device, x.dtype).add_rms_norm(x, added, weight, eps)
 
 
 def bidirectional_selective_scan(
-    x_f: Tensor,
-    x_b: Tensor,
-    dbl_f: Tensor,
-    dbl_b: Tensor,
-    dt_w_f: Tensor,
-    dt_w_b: Tensor,
-    dt_b_f: Tensor,
-    dt_b_b: Tensor,
-    A_f: Tensor,
-    A_b: Tensor,
-    D_f: Tensor,
-    D_b: Tensor,
-    z: Tensor,
+    forward: ScanInputs,
+    reverse: ScanInputs,
+    z: Tensor | None = None,
     scale: float = 0.5,
+    out_dtype: torch.dtype | None = None,
     backend: str = 'auto',
 ) -> Tensor:
     """Both scans of a Vim block, gated and summed (Vim, arXiv 2401.09417, algorithm 1).
 
-    ``out = (scan(x_f) + reverse_scan(x_b)) * silu(z) * scale``, where a scan of direction d splits
-    ``dbl_d`` into (dt, B, C) and runs :func:`selective_scan` with
-    ``delta = softplus(dt dt_w_d^T + dt_b_d)``, ``A_d`` and ``D_d``. Nothing is to be flipped by the
+    ``out = (scan(forward) + reverse_scan(reverse)) * silu(z) * scale``, where a scan splits its
+    ``dbl`` into (dt, B, C) and runs :func:`selective_scan` with
+    ``delta = softplus(dt dt_weight^T + dt_bias)``, ``A`` and ``D``. Nothing is to be flipped by the
     caller. The two directions may share any of their tensors.
 
     Args:
-        x_f: (B, L, E), input of the forward scan.
-        x_b: (B, L, E), input of the reverse scan.
-        dbl_f: (B, L, R + 2 N), the output of ``x_proj``: dt, then B, then C.
-        dbl_b: (B, L, R + 2 N).
-        dt_w_f: (E, R), weight of ``dt_proj``.
-        dt_w_b: (E, R).
-        dt_b_f: (E,), bias of ``dt_proj``.
-        dt_b_b: (E,).
-        A_f: (E, N), the decay rates themselves, negative in a stable model (not ``A_log``).
-        A_b: (E, N).
-        D_f: (E,), the skip connection.
-        D_b: (E,).
-        z: (B, L, E), the gate.
-        scale: Factor of the sum: 0.5 averages the directions, 1 sums them. Defaults to 0.5.
-        backend: See :func:`mmvim_ops.available_backends`. Defaults to 'auto'.
+        forward (ScanInputs): What the scan from the first token to the last reads.
+        reverse (ScanInputs): What the scan from the last token to the first reads; same shapes.
+        z (Tensor | None): (B, L, E), the gate. Defaults to None: no gate.
+        scale (float): Factor of the sum: 0.5 averages the directions, 1 sums them. Defaults to 0.5.
+        out_dtype (torch.dtype | None): torch.float32 keeps the sums unrounded for a norm that
+            follows (torch.float64 for float64 inputs). Defaults to None: that of ``forward.x``.
+        backend (str): See :func:`mmvim_ops.available_backends`. Defaults to 'auto'.
 
     Returns:
-        (B, L, E) in the dtype of ``x_f``.
+        (B, L, E) in ``out_dtype``.
 
     Raises:
         TypeError, ValueError, RuntimeError: As :func:`selective_scan`.
     """
-    forward = dict(x_f=x_f, dbl_f=dbl_f, dt_w_f=dt_w_f, dt_b_f=dt_b_f, A_f=A_f, D_f=D_f)
-    backward = dict(x_b=x_b, dbl_b=dbl_b, dt_w_b=dt_w_b, dt_b_b=dt_b_b, A_b=A_b, D_b=D_b)
-    check_tensors('x_f', {**forward, **backward, 'z': z})
+    check_tuple('forward', forward, ScanInputs)
+    check_tuple('reverse', reverse, ScanInputs)
+    names = [f'{name}.{field}' for name in _DIRECTIONS for field in ScanInputs._fields]
+    check_tensors('forward.x', {**dict(zip(names, (*forward, *reverse))), **given(z=z)})
+    forward.check('forward')
+    reverse.check('reverse', like=forward)
+    if z is not None:
+        check_shape('z', z, tuple(forward.x.shape), '(B, L, E)')
     check_scale(scale)
-    check_sizes('x_f', x_f, '(B, L, E)')
-    check_sizes('A_f', A_f, '(E, N)')
-    check_sizes('dt_w_f', dt_w_f, '(E, R)')
-    batch, length, channels = x_f.shape
-    states, rank = A_f.shape[1], dt_w_f.shape[1]
-    check_shape('x_b', x_b, (batch, length, channels), '(B, L, E)')
-    check_shape('z', z, (batch, length, channels), '(B, L, E)')
-    for suffix, tensors in (('_f', forward), ('_b', backward)):
-        dbl_shape = (batch, length, rank + 2 * states)
-        check_shape(f'dbl{suffix}', tensors[f'dbl{suffix}'], dbl_shape, '(B, L, R + 2 N)')
-        check_scan(suffix, tensors, channels, states, rank)
+    check_out_dtype(out_dtype, forward.x.dtype)
 
-    scan = select(backend, x_f.device, x_f.dtype, states, rank).bidirectional_selective_scan
-    with full_precision(x_f.device):
-        out: Tensor = scan(
-            *(x_f, x_b, dbl_f, dbl_b, dt_w_f, dt_w_b, dt_b_f, dt_b_b),
-            *(A_f, A_b, D_f, D_b, z, scale),
-        )
-    return out
+    x, states, rank = forward.x, forward.A.shape[1], forward.dt_weight.shape[1]
+    chosen = select(backend, x.device, x.dtype, states, rank)
+    dtype = x.dtype if out_dtype is None else out_dtype
+    with full_precision(x.device):
+        return chosen.bidirectional_selective_scan(forward, reverse, z, scale, dtype)
 
 
 def vim_inner(
     x: Tensor,
     z: Tensor,
-    w_f: Tensor,
-    b_f: Tensor | None,
-    w_b: Tensor,
-    b_b: Tensor | None,
-    x_w_f: Tensor,
-    x_w_b: Tensor,
-    dt_w_f: Tensor,
-    dt_w_b: Tensor,
-    dt_b_f: Tensor,
-    dt_b_b: Tensor,
-    A_f: Tensor,
-    A_b: Tensor,
-    D_f: Tensor,
-    D_b: Tensor,
+    forward: MixerWeights,
+    reverse: MixerWeights,
     scale: float = 0.5,
     backend: str = 'auto',
 ) -> Tensor:
     """A Vim block between in_proj and out_proj (Vim, arXiv 2401.09417, algorithm 1).
 
-    ``x_f, x_b = bi_conv1d_silu(x)``, ``dbl_d = x_d x_w_d^T``, then
+    ``x_f, x_b = bi_conv1d_silu(x)``, ``dbl_d = x_d x_proj_d^T``, then
     :func:`bidirectional_selective_scan` of all that. The product runs in the dtype of ``x``, under
     autocast in autocast's. Training computes the convolutions again for the backward pass instead
-    of saving them, except with the backends 'reference' and 'mamba_ssm' and in a compiler.
+    of saving them, except with the backends 'reference' and 'mamba_ssm', in a compiler and under a
+    transform of ``torch.func``.
 
     Args:
-        x: (B, L, E), the first half of the output of in_proj; a view is read where it lies.
-        z: (B, L, E), the gate, the other half.
-        w_f: (E, W), weight of the causal convolution.
-        b_f: (E,) or None, its bias.
-        w_b: (E, W), weight of the anti-causal convolution.
-        b_b: (E,) or None, its bias.
-        x_w_f: (R + 2 N, E), weight of ``x_proj``, whose output is dt, then B, then C.
-        x_w_b: (R + 2 N, E).
-        dt_w_f: (E, R), weight of ``dt_proj``.
-        dt_w_b: (E, R).
-        dt_b_f: (E,), bias of ``dt_proj``.
-        dt_b_b: (E,).
-        A_f: (E, N), the decay rates themselves, negative in a stable model (not ``A_log``).
-        A_b: (E, N).
-        D_f: (E,), the skip connection.
-        D_b: (E,).
-        scale: Factor of the sum: 0.5 averages the directions, 1 sums them. Defaults to 0.5.
-        backend: See :func:`mmvim_ops.available_backends`. Defaults to 'auto'.
+        x (Tensor): (B, L, E), the first half of the output of in_proj; a view is read where it
+            lies.
+        z (Tensor): (B, L, E), the gate, the other half.
+        forward (MixerWeights): Parameters of the direction from the first token to the last.
+        reverse (MixerWeights): Those of the direction from the last token to the first.
+        scale (float): Factor of the sum: 0.5 averages the directions, 1 sums them. Defaults to 0.5.
+        backend (str): See :func:`mmvim_ops.available_backends`. Defaults to 'auto'.
 
     Returns:
         (B, L, E) in the dtype of ``x``.
@@ -388,30 +328,18 @@ def vim_inner(
     Raises:
         TypeError, ValueError, RuntimeError: As :func:`selective_scan`.
     """
-    forward = dict(x_w_f=x_w_f, dt_w_f=dt_w_f, dt_b_f=dt_b_f, A_f=A_f, D_f=D_f)
-    backward = dict(x_w_b=x_w_b, dt_w_b=dt_w_b, dt_b_b=dt_b_b, A_b=A_b, D_b=D_b)
-    convolutions = given(w_f=w_f, b_f=b_f, w_b=w_b, b_b=b_b)
-    check_tensors('x', {'x': x, 'z': z, **convolutions, **forward, **backward})
-    check_scale(scale)
+    check_tuple('forward', forward, MixerWeights)
+    check_tuple('reverse', reverse, MixerWeights)
+    names = [f'{name}.{field}' for name in _DIRECTIONS for field in MixerWeights._fields]
+    weights: dict[str, Any] = dict(zip(names, (*forward, *reverse)))
+    weights = {n: t for n, t in weights.items() if t is not None or not n.endswith('conv_bias')}
+    check_tensors('x', {'x': x, 'z': z, **weights})
     check_sizes('x', x, '(B, L, E)')
     check_shape('z', z, tuple(x.shape), '(B, L, E)')
-    check_conv(x, 'w_f', w_f, 'b_f', b_f)
-    check_conv(x, 'w_b', w_b, 'b_b', b_b)
-    check_shape('w_b', w_b, tuple(w_f.shape), '(E, W)')
-    check_sizes('A_f', A_f, '(E, N)')
-    check_sizes('dt_w_f', dt_w_f, '(E, R)')
-    channels, states, rank = x.shape[2], A_f.shape[1], dt_w_f.shape[1]
-    for suffix, tensors in (('_f', forward), ('_b', backward)):
-        weight_shape = (rank + 2 * states, channels)
-        check_shape(f'x_w{suffix}', tensors[f'x_w{suffix}'], weight_shape, '(R + 2 N, E)')
-        check_scan(suffix, tensors, channels, states, rank)
+    forward.check('forward', x.shape[2])
+    reverse.check('reverse', x.shape[2], like=forward)
+    check_scale(scale)
 
-    return inner.vim_inner(
-        select(backend, x.device, x.dtype, states, rank),
-        x,
-        z,
-        (w_f, b_f, w_b, b_b),
-        (x_w_f, x_w_b),
-        (dt_w_f, dt_w_b, dt_b_f, dt_b_b, A_f, A_b, D_f, D_b),
-        scale,
-    )
+    states, rank = forward.A.shape[1], forward.dt_weight.shape[1]
+    chosen = select(backend, x.device, x.dtype, states, rank)
+    return chosen.vim_inner(x, z, forward, reverse, scale)

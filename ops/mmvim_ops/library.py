@@ -1,9 +1,9 @@
-"""Schemas, shape rules and autograd of the ``mmvim::`` operators, in one place.
+"""Schemas, shape rules and derivatives of the ``mmvim::`` operators, in one place.
 
-The scans come twice. Those named ``chunked_*`` are :mod:`mmvim_ops.backends.chunked` on every
-device. The others, the convolutions and the normalisation, are the compiled kernels that
-:mod:`mmvim_ops.loading` loads, on devices that have some, and pure torch elsewhere, so that a graph
-exported with them runs anywhere. Beyond the arguments of :mod:`mmvim_ops.functional`:
+They come in two families. Those named ``chunked_*`` are :mod:`mmvim_ops.pure_torch` on every
+device. The others are the compiled kernels that :mod:`mmvim_ops.loading` loads, on devices that
+have some, and pure torch elsewhere, so that a graph exported with them runs anywhere. Beyond the
+arguments of :mod:`mmvim_ops.functional`:
 
 * ``B``, ``C`` of ``selective_scan`` are always (B, L, groups, N).
 * ``z``: absent, there is no gate.
@@ -16,6 +16,9 @@ exported with them runs anywhere. Beyond the arguments of :mod:`mmvim_ops.functi
 * ``deterministic``: sum the gradients in an order that does not change from run to run. Only CUDA
   kernels know another one.
 
+All results are contiguous, whatever the strides of the inputs: a shape rule promises it to the
+compiler.
+
 Autocast changes nothing: an operator computes in float32 whatever the dtype of its inputs, which
 are those the linear layers around it left, and keeps parameters, step and state out of half
 precision (see :func:`mmvim_ops.precision.full_precision`).
@@ -23,15 +26,26 @@ precision (see :func:`mmvim_ops.precision.full_precision`).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mmvim_ops import conv, norm
-from mmvim_ops.backends import chunked
 from mmvim_ops.precision import wide_dtype
+from mmvim_ops.pure_torch import conv, norm, scans
+
+__all__ = [
+    'COMPILED',
+    'PURE_TORCH',
+    'Family',
+    'Operator',
+    'differentiates',
+    'is_seen_through',
+    'once_differentiable',
+    'register',
+]
 
 _SELECTIVE = (
     'Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias'
@@ -66,16 +80,19 @@ _SCHEMAS = {
     'conv1d_silu_backward': (
         f'(Tensor grad_out, {_CONV}, bool reverse, bool[] needs) -> {_results(3)}'
     ),
+    'bi_conv1d_silu': f'({_BI_CONV}) -> {_results(2)}',
+    'bi_conv1d_silu_backward': (
+        f'(Tensor grad_f, Tensor grad_b, {_BI_CONV}, bool[] needs) -> {_results(5)}'
+    ),
     'add_rms_norm': f'(Tensor x, Tensor added, Tensor weight, float eps) -> {_results(3)}',
     'add_rms_norm_backward': (
         '(Tensor grad_normed, Tensor? grad_total, Tensor total, Tensor scales, Tensor weight) '
         f'-> {_results(2)}'
     ),
-    'bi_conv1d_silu': f'({_BI_CONV}) -> {_results(2)}',
-    'bi_conv1d_silu_backward': (
-        f'(Tensor grad_f, Tensor grad_b, {_BI_CONV}, bool[] needs) -> {_results(5)}'
-    ),
 }
+
+
+# --- shape rules ---
 
 
 def _checkpoints_like(u: Tensor, A: Tensor, directions: int, groups: int, chunk: int) -> Tensor:
@@ -144,6 +161,12 @@ def _norm_backward_fake(
     return total.new_empty(total.shape), weight.new_empty(weight.shape)
 
 
+# --- derivatives: what a forward pass saves, and what calls the operator of its backward pass ---
+
+Setup = Callable[[Any, tuple[Any, ...], Any], None]
+Rule = Callable[..., Any]
+
+
 def _setup_scan(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     """Save all tensor inputs and the checkpoints, which come last in every scan."""
     checkpoints = output[-1]
@@ -176,16 +199,20 @@ def _setup_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -
 
 
 def _input_grads(
-    ctx: Any, backward_op: Any, grad_outputs: Sequence[Tensor | None], inputs: int, *options: bool
+    ctx: Any,
+    backward_op: Operator,
+    grad_outputs: Sequence[Tensor | None],
+    inputs: int,
+    *options: bool,
 ) -> tuple[Any, ...]:
     """Call the backward op on whatever was saved; its first ``inputs`` tensors were inputs."""
     needs = list(ctx.needs_input_grad[:inputs])
     grads = backward_op(*grad_outputs, *ctx.saved_tensors, *ctx.options, needs, *options)
     wanted = [grad if need else None for grad, need in zip(grads, needs)]
-    return (*wanted, *(None for _ in ctx.options))
+    return (*wanted, *(None for _ in ctx.needs_input_grad[inputs:]))
 
 
-def _selective_rule(backward_op: Any) -> Callable[..., Any]:
+def _selective_rule(backward_op: Operator) -> Rule:
     def backward(
         ctx: Any, grad_out: Tensor | None, grad_last_state: Tensor | None, _: Tensor | None
     ) -> tuple[Any, ...]:
@@ -197,32 +224,31 @@ def _selective_rule(backward_op: Any) -> Callable[..., Any]:
     return backward
 
 
-def _bidirectional_rule(backward_op: Any) -> Callable[..., Any]:
+def _bidirectional_rule(backward_op: Operator) -> Rule:
     def backward(ctx: Any, grad_out: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
         if grad_out is None:  # only the checkpoints were used, which are not differentiable
             return (None,) * len(ctx.needs_input_grad)
         deterministic = torch.are_deterministic_algorithms_enabled()
-        grads = _input_grads(ctx, backward_op, (grad_out,), 13, deterministic)
-        return (*grads, None)  # of `wide_out`, which is no option of the backward op
+        return _input_grads(ctx, backward_op, (grad_out,), 13, deterministic)
 
     return backward
 
 
-def _conv_rule(backward_op: Any) -> Callable[..., Any]:
+def _conv_rule(backward_op: Operator) -> Rule:
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
         return _input_grads(ctx, backward_op, (grad_out,), 3)
 
     return backward
 
 
-def _bi_conv_rule(backward_op: Any) -> Callable[..., Any]:
+def _bi_conv_rule(backward_op: Operator) -> Rule:
     def backward(ctx: Any, grad_f: Tensor, grad_b: Tensor) -> tuple[Any, ...]:
         return _input_grads(ctx, backward_op, (grad_f, grad_b), 5)
 
     return backward
 
 
-def _norm_rule(backward_op: Any) -> Callable[..., Any]:
+def _norm_rule(backward_op: Operator) -> Rule:
     def backward(
         ctx: Any, grad_normed: Tensor | None, grad_total: Tensor | None, _: Tensor | None
     ) -> tuple[Any, ...]:
@@ -235,42 +261,140 @@ def _norm_rule(backward_op: Any) -> Callable[..., Any]:
     return backward
 
 
-class _Operator(NamedTuple):
-    """An operator and its backward: pure-torch kernels, shape rules, and autograd."""
+_ONCE = (
+    "the scan ops cannot be differentiated twice, except with backend='reference' "
+    "(scan_backend='reference' of a backbone)"
+)
+
+
+def _setup_nothing(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
+    pass
+
+
+def _refusing_rule(ctx: Any, *grads: Tensor | None) -> None:
+    raise RuntimeError(_ONCE)
+
+
+def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """As ``torch.autograd.function.once_differentiable``, with a sentence that says what to do."""
+
+    @functools.wraps(backward)
+    def wrapper(ctx: Any, *grads: Any) -> Any:
+        with torch.no_grad():
+            outputs = backward(ctx, *grads)
+        if not torch.is_grad_enabled():
+            return outputs
+        refuse: Any = torch._C._functions.DelayedError(_ONCE.encode(), len(outputs))
+        copies = [out if out is None else out.detach() for out in outputs]
+        return refuse(*(copy if copy is None else copy.requires_grad_() for copy in copies))
+
+    return wrapper
+
+
+# --- operators ---
+
+
+def differentiates(*inputs: object) -> bool:
+    """Whether a gradient of one of the inputs may be asked for."""
+    return torch.is_grad_enabled() and any(
+        isinstance(value, Tensor) and value.requires_grad for value in inputs
+    )
+
+
+def is_seen_through() -> bool:
+    """Whether a compiler or a transform of ``torch.func`` follows every op."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
+class Operator:
+    """An operator of ``torch.library`` with its derivative, under transforms too.
+
+    Args:
+        overload: The operator.
+        setup: Saves what its backward pass needs.
+        rule: The backward pass.
+    """
+
+    def __init__(self, overload: Any, setup: Setup, rule: Rule) -> None:
+        self.overload = overload
+        self.function: Any = type(
+            f'{overload._opname}_function',
+            (torch.autograd.Function,),
+            {
+                'forward': staticmethod(overload),
+                'setup_context': staticmethod(setup),
+                'backward': staticmethod(rule),
+                'vmap': staticmethod(self._one_by_one),
+            },
+        )
+        torch.library.register_autograd(overload, rule, setup_context=setup)
+
+    def __call__(self, *args: Any) -> Any:
+        """Call it by the way that costs least."""
+        if torch.compiler.is_compiling():
+            return self.overload(*args)
+        if torch._C._are_functorch_transforms_active():
+            # They do not see into what register_autograd makes of the same two functions.
+            return self.function.apply(*args)
+        if differentiates(*args):
+            return self.overload(*args)
+        # The rule is Python that looks at every argument: a third of the time of a small call.
+        with torch._C._AutoDispatchBelowAutograd():
+            return self.overload(*args)
+
+    def _one_by_one(self, info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        """The rule for ``torch.vmap``: no kernel has an axis over which parameters differ too."""
+        results = [
+            self(
+                *(
+                    arg.select(dim, index) if isinstance(arg, Tensor) and dim is not None else arg
+                    for arg, dim in zip(args, in_dims)
+                )
+            )
+            for index in range(info.batch_size)
+        ]
+        if isinstance(results[0], Tensor):
+            return torch.stack(results), 0
+        outs = tuple(torch.stack(parts) for parts in zip(*results))
+        return outs, (0,) * len(outs)
+
+
+class _Definition(NamedTuple):
+    """An op and its backward: pure-torch kernels, shape rules, and the derivative."""
 
     kernels: tuple[Callable[..., object], Callable[..., object]]
     fakes: tuple[Callable[..., object], Callable[..., object]]
-    setup: Callable[..., None]
-    rule: Callable[[Any], Callable[..., Any]]
+    setup: Setup
+    rule: Callable[[Operator], Rule]
 
 
-_OPERATORS = {
-    'selective_scan': _Operator(
-        (chunked.selective_forward, chunked.selective_backward),
+_DEFINITIONS = {
+    'selective_scan': _Definition(
+        (scans.selective_forward, scans.selective_backward),
         (_selective_fake, _selective_backward_fake),
         _setup_scan,
         _selective_rule,
     ),
-    'bidirectional_selective_scan': _Operator(
-        (chunked.bidirectional_forward, chunked.bidirectional_backward),
+    'bidirectional_selective_scan': _Definition(
+        (scans.bidirectional_forward, scans.bidirectional_backward),
         (_bidirectional_fake, _bidirectional_backward_fake),
         _setup_bidirectional,
         _bidirectional_rule,
     ),
-    'conv1d_silu': _Operator(
+    'conv1d_silu': _Definition(
         (conv.conv1d_silu, conv.conv1d_silu_backward),
         (_conv_fake, _conv_backward_fake),
         _setup_conv,
         _conv_rule,
     ),
-    'bi_conv1d_silu': _Operator(
+    'bi_conv1d_silu': _Definition(
         (conv.bi_conv1d_silu, conv.bi_conv1d_silu_backward),
         (_bi_conv_fake, _bi_conv_backward_fake),
         _setup_conv,
         _bi_conv_rule,
     ),
-    'add_rms_norm': _Operator(
-        (norm.add_rms_norm_forward, norm.add_rms_norm_backward),
+    'add_rms_norm': _Definition(
+        (norm.add_rms_norm, norm.add_rms_norm_backward),
         (_norm_fake, _norm_backward_fake),
         _setup_norm,
         _norm_rule,
@@ -278,32 +402,45 @@ _OPERATORS = {
 }
 
 
-def register(namespace: str, prefix: str = '') -> None:
-    """Declare the operators of a namespace, with kernels in pure torch, shape rules and autograd.
+class Family(NamedTuple):
+    """All operators of a namespace that one backend calls."""
+
+    selective_scan: Operator
+    selective_scan_backward: Operator
+    bidirectional_selective_scan: Operator
+    bidirectional_selective_scan_backward: Operator
+    conv1d_silu: Operator
+    conv1d_silu_backward: Operator
+    bi_conv1d_silu: Operator
+    bi_conv1d_silu_backward: Operator
+    add_rms_norm: Operator
+    add_rms_norm_backward: Operator
+
+
+def register(namespace: str, prefix: str = '') -> Family:
+    """Declare a family of operators, with kernels in pure torch, shape rules and derivatives.
 
     Args:
-        namespace: As in ``mmvim::selective_scan``. Kernels of a device that are registered in it
-            take the place of those in pure torch.
-        prefix: Goes before the names, of the scans alone if it is given. Defaults to ''.
+        namespace (str): As in ``mmvim::selective_scan``. Kernels of a device that are registered
+            in it take the place of those in pure torch.
+        prefix (str): Goes before the names. Defaults to ''.
     """
-    for name, operator in _OPERATORS.items():
-        if prefix and not name.endswith('scan'):
-            continue
-        forward = f'{namespace}::{prefix}{name}'
-        for op, schema, kernel, fake in zip(
-            (forward, f'{forward}_backward'),
-            (_SCHEMAS[name], _SCHEMAS[f'{name}_backward']),
-            operator.kernels,
-            operator.fakes,
-        ):
-            torch.library.define(op, schema, tags=(torch.Tag.pt2_compliant_tag,))
+    operators: dict[str, Operator] = {}
+    for name, definition in _DEFINITIONS.items():
+        overloads = []
+        for suffix, kernel, fake in zip(('', '_backward'), definition.kernels, definition.fakes):
+            op = f'{namespace}::{prefix}{name}{suffix}'
+            torch.library.define(op, _SCHEMAS[name + suffix], tags=(torch.Tag.pt2_compliant_tag,))
             torch.library.impl(op, 'default', kernel)
             torch.library.register_fake(op, fake)
-        backward_op = getattr(getattr(torch.ops, namespace), f'{prefix}{name}_backward')
-        torch.library.register_autograd(
-            forward, operator.rule(backward_op), setup_context=operator.setup
-        )
+            overloads.append(getattr(getattr(torch.ops, namespace), op.split('::')[1]).default)
+        forward, backward = overloads
+        backward_op = Operator(backward, _setup_nothing, _refusing_rule)
+        rule = definition.rule(backward_op)
+        operators[name] = Operator(forward, definition.setup, rule)
+        operators[f'{name}_backward'] = backward_op
+    return Family(**operators)
 
 
-register('mmvim')
-register('mmvim', 'chunked_')
+COMPILED = register('mmvim')
+PURE_TORCH = register('mmvim', 'chunked_')

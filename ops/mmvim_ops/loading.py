@@ -15,8 +15,6 @@ import ctypes
 import hashlib
 import json
 import os
-import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -34,101 +32,73 @@ from mmvim_ops.library_file import (
 )
 
 __all__ = [
+    'check_isa',
     'cuda_problem',
-    'cuda_usable',
     'exp_many',
     'force_splits',
+    'has_cuda',
     'info',
+    'is_wanted',
     'isa',
     'isas',
-    'max_exp_rate',
     'path',
     'problem',
     'shared_bytes',
     'sources_state',
-    'usable',
     'use_isa',
 ]
 
-_EXPECTED_INTERFACE = INTERFACE
 _FOLDER = Path(__file__).resolve().parent
 _AGAIN = 'install again with `pip install --no-build-isolation`'
+
+_library: ctypes.CDLL | None = None
+_facts: dict[str, Any] = {}  # what the sidecar says
+_problem: str | None = None
+_isa_problem: str | None = None
 
 
 class _Unusable(Exception):
     """Why the library is not used."""
 
 
-def _read_sidecar(folder: Path) -> dict[str, Any]:
-    """What the build wrote beside the library, or nothing where there is neither."""
-    sidecar = folder / SIDECAR
+def _load(folder: Path) -> ctypes.CDLL:
+    """Map the library, once it is what the sidecar says and what this version needs."""
+    library, sidecar = folder / LIBRARY, folder / SIDECAR
     try:
-        facts = json.loads(sidecar.read_text(encoding='utf-8'))
-    except FileNotFoundError:
-        if (folder / LIBRARY).exists():
-            raise _Unusable(
-                f'foreign: {LIBRARY} has no {SIDECAR} beside it, so nobody knows what it is; '
-                f'remove it or {_AGAIN}'
-            ) from None
-        return {}
-    except (OSError, ValueError) as error:
-        raise _Unusable(f'broken: {SIDECAR} cannot be read ({error}); {_AGAIN}') from None
-    if not isinstance(facts, dict):
-        raise _Unusable(f'broken: {SIDECAR} holds no table; {_AGAIN}')
-    return facts
-
-
-def _check(folder: Path, facts: dict[str, Any]) -> Path:
-    """The library's path, once it is what the sidecar says and what this version needs."""
-    library = folder / LIBRARY
-    if not library.exists():
-        if 'problem' in facts:
-            raise _Unusable(f'not built: {facts["problem"]}')
-        if facts:
-            raise _Unusable(f'missing: {SIDECAR} is there and {LIBRARY} is not; {_AGAIN}')
-        raise _Unusable(f'not built: {_AGAIN}, or `python ops/build.py` among the sources')
-    if facts.get('interface') != _EXPECTED_INTERFACE:
+        if sidecar.exists():
+            _facts.update(json.loads(sidecar.read_text(encoding='utf-8')))
+        content = library.read_bytes() if library.exists() else None
+    except (OSError, ValueError, TypeError) as error:
         raise _Unusable(
-            f'stale: {LIBRARY} has interface {facts.get("interface")} and this mmvim_ops needs '
-            f'{_EXPECTED_INTERFACE}; {_AGAIN}'
+            f'broken: {LIBRARY} or {SIDECAR} cannot be read ({error}); {_AGAIN}'
+        ) from None
+    if content is None:
+        reason = f'{_AGAIN}, or run `python ops/build.py` among the sources'
+        raise _Unusable(f'not built: {_facts.get("problem", reason)}')
+    if _facts.get('interface') != INTERFACE:
+        raise _Unusable(
+            f'stale: {SIDECAR} says interface {_facts.get("interface")} and this mmvim_ops needs '
+            f'{INTERFACE}; {_AGAIN}'
         )
-    try:
-        digest = hashlib.sha256(library.read_bytes()).hexdigest()
-    except OSError as error:
-        raise _Unusable(f'broken: {LIBRARY} cannot be read ({error}); {_AGAIN}') from None
-    if digest != facts.get('sha256'):
+    if hashlib.sha256(content).hexdigest() != _facts.get('sha256'):
         raise _Unusable(f'broken: {LIBRARY} is not the file that was built; {_AGAIN}')
     oldest = '.'.join(map(str, OLDEST_TORCH))
     if torch.__version__ < oldest:  # a TorchVersion, compared as one
         raise _Unusable(f'torch {torch.__version__} is older than {oldest}; upgrade torch')
-    return library
-
-
-def _map(file: Path, facts: dict[str, Any]) -> ctypes.CDLL:
-    """Load the library, which registers its kernels, and declare its C functions."""
     try:
-        torch.ops.load_library(file)
-        library = ctypes.CDLL(str(file))
-        library.mmvim_ops_isas.restype = ctypes.c_char_p
-        library.mmvim_ops_isa.restype = ctypes.c_char_p
-        library.mmvim_ops_use_isa.argtypes = [ctypes.c_char_p]
-        library.mmvim_ops_exp_many.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
-        library.mmvim_ops_exp_many.restype = None
-        if facts['cuda'] is not None:
-            library.mmvim_cuda_knows_streams.restype = ctypes.c_bool
-            library.mmvim_cuda_force_splits.restype = None
+        torch.ops.load_library(library)
+        functions = ctypes.CDLL(str(library))
+        functions.mmvim_ops_isas.restype = ctypes.c_char_p
+        functions.mmvim_ops_isa.restype = ctypes.c_char_p
+        functions.mmvim_ops_use_isa.argtypes = [ctypes.c_char_p]
+        functions.mmvim_ops_exp_many.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
+        functions.mmvim_ops_exp_many.restype = None
+        if has_cuda():
+            functions.mmvim_cuda_knows_streams.restype = ctypes.c_bool
+            functions.mmvim_cuda_force_splits.restype = None
     except Exception as error:  # what a loader finds wrong with a file has no common class
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise _Unusable(f'foreign: {LIBRARY} cannot be loaded ({reason}); {_AGAIN}') from None
-    return library
-
-
-_library: ctypes.CDLL | None = None
-_facts: dict[str, Any] = {}
-_problem: str | None = None
-_isa_problem: str | None = None
-_warned: set[str] = set()
-_cuda_problems: dict[torch.device, str | None] = {}
+        raise _Unusable(f'foreign: {LIBRARY} cannot be loaded ({error}); {_AGAIN}') from None
+    return functions
 
 
 def _loaded() -> ctypes.CDLL:
@@ -142,15 +112,35 @@ def problem() -> str | None:
     return _problem or _isa_problem
 
 
+def check_isa() -> None:
+    """Raise where ``MMVIM_CPU_ISA`` names an instruction set that cannot run here.
+
+    Raises:
+        RuntimeError: Another instruction set, or backend, would not be what was asked for.
+    """
+    if _isa_problem is not None:
+        raise RuntimeError(_isa_problem)
+
+
+def is_wanted() -> bool:
+    """Whether a missing library is worth a warning: not where pure Python was asked for."""
+    return _facts.get('problem') != PURE_PYTHON
+
+
+def has_cuda() -> bool:
+    """Whether the library was built with CUDA kernels."""
+    return _problem is None and _facts.get('cuda') is not None
+
+
 def cuda_problem(device: torch.device | None = None) -> str | None:
     """Why the CUDA kernels cannot be used, or None where they can.
 
     Args:
-        device: On which device. Defaults to the current one.
+        device (torch.device | None): On which device. Defaults to the current one.
     """
     if _problem is not None:
         return _problem
-    if _facts['cuda'] is None:
+    if not has_cuda():
         return f'not built: {_facts["cuda_problem"]}'
     if torch.version.cuda is None or not _loaded().mmvim_cuda_knows_streams():
         return f'torch {torch.__version__} is not built for CUDA'
@@ -229,37 +219,6 @@ def use_isa(name: str) -> None:
     _isa_problem = None
 
 
-def usable() -> bool:
-    """Whether ``backend='auto'`` can take the native kernels; warns once where it should be able.
-
-    Raises:
-        RuntimeError: ``MMVIM_CPU_ISA`` names what cannot run here: another instruction set, or
-            another backend, would not be what was asked for.
-    """
-    if _isa_problem is not None:
-        raise RuntimeError(_isa_problem)
-    return _serves('its native library', _problem)
-
-
-def cuda_usable(device: torch.device) -> bool:
-    """Whether ``backend='auto'`` can take the CUDA kernels; warns once where it should be able."""
-    if torch.compiler.is_compiling():  # does not trace into questions about a device
-        return _problem is None and _facts['cuda'] is not None
-    if device not in _cuda_problems:
-        _cuda_problems[device] = cuda_problem(device)
-    return _serves('its CUDA kernels', _cuda_problems[device])
-
-
-def _serves(what: str, problem: str | None) -> bool:
-    if problem is None:
-        return True
-    expected = _facts.get('problem') != PURE_PYTHON
-    if expected and what not in _warned and not torch.compiler.is_compiling():
-        _warned.add(what)
-        warnings.warn(f'mmvim_ops runs without {what}: {problem}', stacklevel=5)
-    return False
-
-
 def shared_bytes(backward: bool, number_bytes: int, split: int, states: int, rank: int) -> int:
     """Shared memory of a block of the CUDA scan of both directions, in bytes; 0 without such a one.
 
@@ -273,15 +232,13 @@ def shared_bytes(backward: bool, number_bytes: int, split: int, states: int, ran
     Raises:
         RuntimeError: There are no CUDA kernels; the message says why.
     """
-    library = _cuda_library()
-    return int(library.mmvim_cuda_shared_bytes(backward, number_bytes, split, states, rank))
+    return int(_cuda_library().mmvim_cuda_shared_bytes(backward, number_bytes, split, states, rank))
 
 
 def _cuda_library() -> ctypes.CDLL:
-    library = _loaded()
-    if _facts['cuda'] is None:
+    if not has_cuda():
         raise RuntimeError(f'there are no CUDA kernels: {cuda_problem()}')
-    return library
+    return _loaded()
 
 
 def force_splits(forward: int = 0, backward: int = 0) -> None:
@@ -323,34 +280,8 @@ def exp_many(data: Tensor, repeats: int) -> None:
     _loaded().mmvim_ops_exp_many(data.data_ptr(), data.numel(), repeats)
 
 
-def max_exp_rate(elements: int = 4096, seconds: float = 0.05, rounds: int = 5) -> float:
-    """Exponentials per second of one thread at the instruction set in use: the scan's ceiling.
-
-    Args:
-        elements: Size of the buffer, a multiple of 128; 4096 numbers lie in the first-level cache.
-        seconds: How long a round lasts at least.
-        rounds: The best of so many counts.
-
-    Raises:
-        RuntimeError: There is no library; the message says why.
-    """
-    data = torch.linspace(-1.0, 0.0, elements)
-    best, repeats = 0.0, 1
-    while rounds > 0:
-        start = time.perf_counter()
-        exp_many(data, repeats)
-        took = time.perf_counter() - start
-        if took < seconds:
-            repeats *= 2
-        else:
-            best = max(best, elements // 2 * repeats / took)
-            rounds -= 1
-    return best
-
-
 try:
-    _facts = _read_sidecar(_FOLDER)
-    _library = _map(_check(_FOLDER, _facts), _facts)
+    _library = _load(_FOLDER)
     if os.environ.get('MMVIM_CPU_ISA'):
         use_isa(os.environ['MMVIM_CPU_ISA'])
 except _Unusable as error:

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmvim_ops.scan_inputs import ScanInputs
+
 __all__ = [
     'add_rms_norm',
     'bi_conv1d_silu',
@@ -119,39 +121,36 @@ def bi_conv1d_silu(
 
 
 def bidirectional_selective_scan(
-    x_f: Tensor,
-    x_b: Tensor,
-    dbl_f: Tensor,
-    dbl_b: Tensor,
-    dt_w_f: Tensor,
-    dt_w_b: Tensor,
-    dt_b_f: Tensor,
-    dt_b_b: Tensor,
-    A_f: Tensor,
-    A_b: Tensor,
-    D_f: Tensor,
-    D_b: Tensor,
-    z: Tensor,
+    forward: ScanInputs,
+    reverse: ScanInputs,
+    z: Tensor | None = None,
     scale: float = 0.5,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Both scans of a Vim block (Vim, arXiv 2401.09417, algorithm 1), gated and summed.
 
-    ``out = (scan(x_f, ...) + reverse_scan(x_b, ...)) * silu(z) * scale``. Shapes and dtypes are
+    ``out = (scan(forward) + reverse_scan(reverse)) * silu(z) * scale``. Shapes and dtypes are
     those of :func:`mmvim_ops.functional.bidirectional_selective_scan`.
     """
 
-    def one(
-        x: Tensor, dbl: Tensor, dt_w: Tensor, dt_b: Tensor, A: Tensor, D: Tensor, reverse: bool
-    ) -> Tensor:
-        states = A.shape[1]
-        dt, B, C = _wide(dbl).split((dt_w.shape[1], states, states), dim=-1)
-        delta = dt @ _wide(dt_w).t()
+    def one(given: ScanInputs, reverse: bool) -> Tensor:
+        states, rank = given.A.shape[1], given.dt_weight.shape[1]
+        dt, B, C = _wide(given.dbl).split((rank, states, states), dim=-1)
         y = selective_scan(
-            _wide(x), delta, A, B, C, D, None, dt_b, delta_softplus=True, reverse=reverse
+            _wide(given.x),
+            dt @ _wide(given.dt_weight).t(),
+            given.A,
+            B,
+            C,
+            D=given.D,
+            delta_bias=given.dt_bias,
+            delta_softplus=True,
+            reverse=reverse,
         )
         assert isinstance(y, Tensor)  # no last state was asked for
         return y
 
-    y = one(x_f, dbl_f, dt_w_f, dt_b_f, A_f, D_f, reverse=False)
-    y = y + one(x_b, dbl_b, dt_w_b, dt_b_b, A_b, D_b, reverse=True)
-    return (y * F.silu(_wide(z)) * scale).to(x_f.dtype)
+    y = one(forward, reverse=False) + one(reverse, reverse=True)
+    if z is not None:
+        y = y * F.silu(_wide(z))
+    return (y * scale).to(forward.x.dtype if out_dtype is None else out_dtype)

@@ -7,14 +7,12 @@ gradients cost some milliseconds, once; wrong numbers would cost a training.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from mmvim_ops.backends import chunked
-from mmvim_ops.backends import native as fused
-from mmvim_ops.inner import vim_inner
+from mmvim_ops.backends.backend import Backend
+from mmvim_ops.scan_inputs import MixerWeights
 
 __all__ = ['difference']
 
@@ -24,11 +22,13 @@ _BATCH, _LENGTH, _CHANNELS, _STATES, _RANK, _WIDTH = 2, 75, 36, 16, 5, 4
 _TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
 
 
-def difference(device: torch.device) -> str | None:
-    """Compare the fused ops with those in pure torch.
+def difference(tested: Backend, trusted: Backend, device: torch.device) -> str | None:
+    """Compare the ops of two backends.
 
     Args:
-        device: Where.
+        tested (Backend): The one in doubt.
+        trusted (Backend): Another one.
+        device (torch.device): Where.
 
     Returns:
         The first result that differs, and by how much; None if none does.
@@ -36,25 +36,27 @@ def difference(device: torch.device) -> str | None:
     plain = torch.autocast(device.type, enabled=False)
     with torch.inference_mode(False), torch.enable_grad(), plain:
         for dtype, tolerance in _TOLERANCES.items():
-            found = _difference(device, dtype, tolerance)
+            found = _difference(tested, trusted, device, dtype, tolerance)
             if found is not None:
                 return found
     return None
 
 
-def _difference(device: torch.device, dtype: torch.dtype, tolerance: float) -> str | None:
+def _difference(
+    tested: Backend, trusted: Backend, device: torch.device, dtype: torch.dtype, tolerance: float
+) -> str | None:
     inputs = _inputs(device, dtype)
-    pairs = zip(_results(fused, inputs), _results(chunked, inputs))
+    pairs = zip(_results(tested, inputs), _results(trusted, inputs))
     for number, (got, expected) in enumerate(pairs):
         got, expected = got.detach().double(), expected.detach().double()
         error = float((got - expected).norm() / expected.norm())
         if not error <= tolerance:  # a NaN is not
-            return f'result {number} in {dtype} differs by {error:.1e} from pure torch'
+            return f'result {number} in {dtype} differs by {error:.1e} from {trusted.name!r}'
     return None
 
 
 def _inputs(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
-    """Seeded inputs of a block, in the order of ``vim_inner``; x and z are views."""
+    """Seeded inputs of a block: x and z in one tensor, then the weights of both directions."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int, scale: float = 1.0) -> Tensor:
@@ -63,24 +65,23 @@ def _inputs(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
     E, N, R = _CHANNELS, _STATES, _RANK
     xz = draw(_BATCH, _LENGTH, 2 * E).to(device, dtype).requires_grad_()
     parameters = [
-        *(draw(E, _WIDTH, scale=0.5), draw(E), draw(E, _WIDTH, scale=0.5), draw(E)),
-        *(draw(R + 2 * N, E, scale=E**-0.5) for _ in range(2)),
-        *(draw(E, R, scale=R**-0.5) for _ in range(2)),
-        *(draw(E) - 2 for _ in range(2)),
-        *(-draw(E, N).exp() for _ in range(2)),
-        *(draw(E) for _ in range(2)),
+        tensor
+        for _ in range(2)
+        for tensor in (
+            *(draw(E, _WIDTH, scale=0.5), draw(E), draw(R + 2 * N, E, scale=E**-0.5)),
+            *(draw(E, R, scale=R**-0.5), draw(E) - 2, -draw(E, N).exp(), draw(E)),
+        )
     ]
     return [xz, *(parameter.to(device).requires_grad_() for parameter in parameters)]
 
 
-def _results(implementation: ModuleType, inputs: Sequence[Tensor]) -> list[Tensor]:
+def _results(backend: Backend, inputs: Sequence[Tensor]) -> list[Tensor]:
     """Outputs and gradients of a block and of a normalisation."""
     xz, *parameters = inputs
     x, z = xz.chunk(2, dim=-1)
-    out = vim_inner(
-        implementation, x, z, parameters[:4], parameters[4:6], parameters[6:], scale=0.5
-    )
-    normed, total = implementation.add_rms_norm(out.float(), z, parameters[-1], 1e-5)
+    forward, reverse = MixerWeights(*parameters[:7]), MixerWeights(*parameters[7:])
+    out = backend.vim_inner(x, z, forward, reverse, scale=0.5)
+    normed, total = backend.add_rms_norm(out.float(), z, parameters[-1], 1e-5)
     outs = (out, normed, total)
     grads = torch.autograd.grad(outs, inputs, [torch.ones_like(each) for each in outs])
     return [*outs, *grads]

@@ -7,6 +7,7 @@ import ctypes
 import importlib.util
 import itertools
 import os
+import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -16,20 +17,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmvim_ops import library
-from mmvim_ops import loading as native
-from mmvim_ops.backends import native as fused
+from mmvim_ops import backends, library, loading
+from mmvim_ops.backends.native import CPU
+from mmvim_ops.backends.operators import OperatorBackend
 
 
-def _load(file: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f'emulation_{file.stem}', file)
+def _load(name: str, file: Path) -> ModuleType:
+    """Import a file beside the tests; they can then import it by this name."""
+    spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-_compiling = _load(Path(__file__).with_name('emulation') / 'compile.py')
+_compiling = _load('mmvim_ops_emulation', Path(__file__).with_name('emulation') / 'compile.py')
+_load('mmvim_ops_by_name', Path(__file__).with_name('by_name.py'))
 _build = _compiling.load_build()  # what tests of the build import as mmvim_ops_build
 
 DEFAULT_GOLDENS = Path(__file__).resolve().parents[2].parent / 'shared' / 'goldens'
@@ -44,13 +47,24 @@ TOLERANCES = {
 _ROUNDING = {torch.bfloat16: 1.01, torch.float16: 1.01}
 
 
+class Emulated(OperatorBackend):
+    """The emulated kernels as a backend; its operators are a namespace of their own."""
+
+    name, note, chunk = 'cpu', 'CUDA kernels in loops', 128
+
+    def chunk_length(self, x: Tensor, states: int, directions: int, saves: bool) -> int:
+        return self.chunk if saves else x.shape[1]
+
+    def serves(self, device: torch.device, dtype: torch.dtype, *sizes: int) -> bool:
+        return device.type == 'cpu' and dtype != torch.float64
+
+
 class Emulation:
     """The CUDA kernels in loops on the CPU, and what can be chosen of them."""
 
     def __init__(self, path: Path) -> None:
-        library.register('mmvim_emulated')
+        self.backend = Emulated(library.register('mmvim_emulated'))
         torch.ops.load_library(path)
-        self.kernels = fused._Kernels(torch.ops.mmvim_emulated, chunk=128, widens_half=False)
         self.c = ctypes.CDLL(str(path))
         self.c.mmvim_emulation_use_order.argtypes = [ctypes.c_int, ctypes.c_bool]
         self.c.mmvim_emulation_neighbours.argtypes = [
@@ -74,18 +88,18 @@ class Emulation:
 
     def use_chunk(self, chunk: int) -> None:
         """Save a state every so many tokens, while the emulation is in use."""
-        fused._KERNELS['cpu'] = self.kernels._replace(chunk=chunk)
+        self.backend.chunk = chunk
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
         """Put it behind backend='cpu', whether there is a native library or not."""
         with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(fused._KERNELS, 'cpu', self.kernels)
-            patch.setattr(native, 'problem', lambda: None)
-            patch.setattr(native, 'usable', lambda: True)
+            order = (self.backend if each is CPU else each for each in backends.ORDER)
+            patch.setattr(backends, 'ORDER', tuple(order))
             try:
                 yield
             finally:
+                self.use_chunk(128)
                 self.use_order(0)
                 self.force_splits()
 
@@ -125,8 +139,8 @@ class Kernels(NamedTuple):
 @pytest.fixture
 def each_isa() -> Iterator[Iterator[Kernels]]:
     """The CPU kernels of every instruction set that this machine runs, in use while it lasts."""
-    if native.path() is None:
-        pytest.skip(f'no native library: {native.problem()}')
+    if loading.path() is None:
+        pytest.skip(f'no native library: {loading.problem()}')
     walk = _isas()
     yield walk
     walk.close()
@@ -139,26 +153,28 @@ def each_kernels(request: pytest.FixtureRequest) -> Iterator[Iterator[Kernels]]:
     Each is in use while its turn lasts.
     """
     with contextlib.ExitStack() as stack:
-        walks: list[Generator[Kernels, None, None]] = [_isas()] if native.path() is not None else []
+        walks: list[Generator[Kernels, None, None]] = (
+            [_isas()] if loading.path() is not None else []
+        )
         with contextlib.suppress(pytest.skip.Exception):
             walks.append(_emulated(request.getfixturevalue('emulation')))
-        if native.cuda_problem() is None:
+        if loading.cuda_problem() is None:
             walks.append(_cuda())
         if not walks:
-            pytest.skip(f'no native library: {native.problem()}')
+            pytest.skip(f'no native library: {loading.problem()}')
         for walk in walks:
             stack.callback(walk.close)
         yield itertools.chain(*walks)
 
 
 def _isas() -> Generator[Kernels, None, None]:
-    before = native.isa()
+    before = loading.isa()
     try:
-        for name in native.isas():
-            native.use_isa(name)
+        for name in loading.isas():
+            loading.use_isa(name)
             yield Kernels(name, 'cpu', 'cpu')
     finally:
-        native.use_isa(before)
+        loading.use_isa(before)
 
 
 def _emulated(emulation: Emulation) -> Generator[Kernels, None, None]:

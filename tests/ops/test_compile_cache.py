@@ -69,14 +69,18 @@ def graphs_found(folder: Path) -> int:
 @needs_the_setting
 @pytest.mark.slow
 def test_another_version_compiles_anew(tmp_path: Path) -> None:
-    """The backward operators have another name: a graph on disk would call them by the old one."""
+    """The backward operator has another name: a graph on disk would call it by the old one."""
     package = tmp_path / 'mmvim_ops'
     shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns('csrc', '*.so', '__pycache__'))
     assert graphs_found(tmp_path) == 0
     assert graphs_found(tmp_path) == 1
 
-    for name, suffix in (('library.py', "_backward'"), ('flops.py', '_backward')):
-        source = (package / name).read_text()
-        renamed = source.replace(suffix, suffix.replace('backward', 'gradients'))
-        (package / name).write_text(renamed)
+    rename = ".replace('backward', 'gradients')"
+    for file, name in (
+        ('library.py', "f'{namespace}::{prefix}{name}{suffix}'"),
+        ('flops.py', "f'{prefix}{name}'"),
+    ):
+        source = (package / file).read_text()
+        assert source.count(name) == 1
+        (package / file).write_text(source.replace(name, name + rename))
     assert graphs_found(tmp_path) == 0

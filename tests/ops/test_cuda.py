@@ -9,23 +9,24 @@ from typing import Any
 
 import pytest
 import torch
+from mmvim_ops_by_name import bidirectional
 from torch import Tensor
 
 import mmvim_ops
-from mmvim_ops import loading as native
+from mmvim_ops import loading
 
 Inputs = Callable[..., dict[str, Tensor]]
 Case = tuple[Callable[..., Any], dict[str, Tensor]]
 
 pytestmark = pytest.mark.skipif(
-    native.cuda_problem() is not None, reason=f'no CUDA kernels: {native.cuda_problem()}'
+    loading.cuda_problem() is not None, reason=f'no CUDA kernels: {loading.cuda_problem()}'
 )
 SELECTIVE = ('u', 'delta', 'A', 'B', 'C', 'D', 'z', 'delta_bias')
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 generic = partial(
     mmvim_ops.selective_scan, delta_softplus=True, return_last_state=True, backend='cuda'
 )
-both = partial(mmvim_ops.bidirectional_selective_scan, backend='cuda')
+both = partial(bidirectional, backend='cuda')
 
 
 def on(device: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -48,8 +49,8 @@ def cases(scan_inputs: Inputs, bidirectional_inputs: Inputs) -> Callable[..., li
 @pytest.fixture
 def force_splits() -> Iterator[Callable[[int, int], None]]:
     """Choose the threads a channel and direction, forwards and backwards."""
-    yield native.force_splits
-    native.force_splits()
+    yield loading.force_splits
+    loading.force_splits()
 
 
 def assert_same_bits(first: dict[str, Tensor], second: dict[str, Tensor], where: object) -> None:

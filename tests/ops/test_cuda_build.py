@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from mmvim_ops import library
-from mmvim_ops import loading as native
+from mmvim_ops import library, loading
 
 PTXAS = """ptxas info    : 0 bytes gmem
 ptxas info    : Compiling entry function '_Z5twicePf' for 'sm_90'
@@ -28,9 +27,9 @@ ptxas info    : Used 255 registers, used 1 barriers, 16 bytes cumulative stack s
 @pytest.fixture
 def kernels() -> list[dict[str, Any]]:
     """What the sidecar says of each kernel."""
-    cuda = native.info().get('cuda')
+    cuda = loading.info().get('cuda')
     if cuda is None:
-        pytest.skip(f'no CUDA kernels: {native.cuda_problem()}')
+        pytest.skip(f'no CUDA kernels: {loading.cuda_problem()}')
     found: list[dict[str, Any]] = cuda['kernels']
     return found
 
@@ -55,7 +54,7 @@ def test_no_kernel_spills(kernels: list[dict[str, Any]]) -> None:
 
 def test_kernels_of_every_architecture(kernels: list[dict[str, Any]]) -> None:
     """Each has all of them, machine code or not: PTX is compiled by the driver."""
-    archs = [arch for arch in native.info()['cuda']['archs'] if arch.startswith('sm_')]
+    archs = [arch for arch in loading.info()['cuda']['archs'] if arch.startswith('sm_')]
     names = {kernel['kernel'] for kernel in kernels}
     for arch in archs:
         assert {kernel['kernel'] for kernel in kernels if kernel['arch'] == arch} == names
@@ -71,7 +70,7 @@ def test_the_list_of_kernels(kernels: list[dict[str, Any]]) -> None:
     scan = next(line for line in lines if 'ScanForward<Shape<BFloat16, 16, 4, false>' in line)
     arch, registers, shared, spilled = scan.split()[:4]
     assert arch.startswith('sm_') and 0 < int(registers) <= 255 and int(spilled) == 0
-    assert int(shared) == native.shared_bytes(False, 2, 4, 16, 12)
+    assert int(shared) == loading.shared_bytes(False, 2, 4, 16, 12)
 
 
 @pytest.mark.usefixtures('kernels')
@@ -89,16 +88,16 @@ def test_shared_memory_fits() -> None:
     for backward, splits in ((False, (1, 2, 4, 8, 16)), (True, (4, 8, 16))):
         for number_bytes in (2, 4):
             for rank in (12, 24, 48):
-                needed = [native.shared_bytes(backward, number_bytes, s, 16, rank) for s in splits]
+                needed = [loading.shared_bytes(backward, number_bytes, s, 16, rank) for s in splits]
                 assert min(needed) <= 99 * 1024, (backward, number_bytes, rank)
-    assert native.shared_bytes(True, 2, 2, 16, 12) == 0  # no such kernel
+    assert loading.shared_bytes(True, 2, 2, 16, 12) == 0  # no such kernel
 
 
 def test_forcing_a_split(kernels: list[dict[str, Any]]) -> None:
     with pytest.raises(ValueError, match='forward=3, backward=0: valid are 1, 2, 4, 8, 16 and 4'):
-        native.force_splits(forward=3)
-    native.force_splits(4, 8)
-    native.force_splits()
+        loading.force_splits(forward=3)
+    loading.force_splits(4, 8)
+    loading.force_splits()
 
 
 @pytest.mark.parametrize(
@@ -117,8 +116,8 @@ def test_where_code_runs(
     arch: str, runs: list[tuple[int, int]], does_not: list[tuple[int, int]]
 ) -> None:
     """Machine code within a major version, PTX on everything later."""
-    assert all(native._runs_on(arch, capability) for capability in runs)
-    assert not any(native._runs_on(arch, capability) for capability in does_not)
+    assert all(loading._runs_on(arch, capability) for capability in runs)
+    assert not any(loading._runs_on(arch, capability) for capability in does_not)
 
 
 @pytest.mark.usefixtures('kernels')
@@ -128,9 +127,9 @@ def test_a_device_without_code(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device=None: (7, 5))
     library = type('Library', (), {'mmvim_cuda_knows_streams': staticmethod(lambda: True)})
-    monkeypatch.setattr(native, '_library', library)
-    problem = native.cuda_problem()
+    monkeypatch.setattr(loading, '_library', library)
+    problem = loading.cuda_problem()
     assert problem is not None
     assert 'has compute capability 7.5' in problem and 'TORCH_CUDA_ARCH_LIST=7.5' in problem
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device=None: (9, 0))
-    assert native.cuda_problem() is None
+    assert loading.cuda_problem() is None

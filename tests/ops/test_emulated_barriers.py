@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from mmvim_ops_by_name import bidirectional
 from torch import Tensor
 
 import mmvim_ops
@@ -69,7 +70,7 @@ def test_scans_give_the_same_bits_in_every_order(
 ) -> None:
     """Every split; whole tiles and chunks and not; directions that meet in a tile and between."""
     generic = partial(mmvim_ops.selective_scan, delta_softplus=True, return_last_state=True)
-    both = mmvim_ops.bidirectional_selective_scan
+    both = bidirectional
     splits = [(1, 4), (2, 8), (4, 16), (8, 4), (16, 8)] if N == 16 else [(0, 0)]
     for L in (64, 150, 290):
         shape = dict(B=1, L=L, E=37, N=N, dtype=dtype)

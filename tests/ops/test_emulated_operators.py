@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from mmvim_ops_by_name import bidirectional
 from torch import Tensor
 
 import mmvim_ops
@@ -73,9 +74,7 @@ def test_more_states_or_ranks_than_there_are_kernels_for(
 ) -> None:
     says = r'up to 32 states and 128 dt columns, got {} and {}; use backend=.chunked.'
     with pytest.raises(RuntimeError, match=says.format(N, R)):
-        mmvim_ops.bidirectional_selective_scan(
-            **bidirectional_inputs(N=N, R=R, dtype=torch.float32), backend='cpu'
-        )
+        bidirectional(**bidirectional_inputs(N=N, R=R, dtype=torch.float32), backend='cpu')
     if N > 32:
         with pytest.raises(RuntimeError, match=says.format(N, 0)):
             mmvim_ops.selective_scan(**scan_inputs(N=N, dtype=torch.float32), backend='cpu')
@@ -124,7 +123,7 @@ def test_more_states_of_a_chunk_than_fit(
     emulated.use_chunk(8192)
     inputs = bidirectional_inputs(B=1, L=4096, E=1, N=16, R=1, dtype=torch.float32)
     with pytest.raises(RuntimeError, match=r'needs \d+ bytes .* this device has 232448: .*chunked'):
-        value_and_grads(mmvim_ops.bidirectional_selective_scan, inputs, backend='cpu')
+        value_and_grads(bidirectional, inputs, backend='cpu')
 
 
 def test_smallest_and_largest_ranks_and_states(
@@ -133,6 +132,6 @@ def test_smallest_and_largest_ranks_and_states(
     for N, R in ((1, 1), (1, 128), (16, 128), (32, 1), (32, 128)):
         inputs = bidirectional_inputs(B=2, L=70, E=24, N=N, R=R, dtype=torch.float32)
         exact = {name: tensor.double() for name, tensor in inputs.items()}
-        scan = mmvim_ops.bidirectional_selective_scan
+        scan = bidirectional
         expected = value_and_grads(scan, exact, backend='reference')
         assert_close(value_and_grads(scan, inputs, backend='cpu'), expected, where=(N, R))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from mmvim_ops_by_name import bidirectional
 from torch import Tensor
 
 import mmvim_ops
@@ -96,7 +97,7 @@ def test_bidirectional(
     tools: Tools,
 ) -> None:
     inputs = bidirectional_inputs(B=B, L=L, E=E, N=N, R=R, dtype=dtype)
-    scan = partial(mmvim_ops.bidirectional_selective_scan, scale=0.7)
+    scan = partial(bidirectional, scale=0.7)
     compare(scan, inputs, tools, splits_for(N))
 
 
@@ -129,7 +130,7 @@ def test_directions_meet(tiles: int, N: int, bidirectional_inputs: Inputs, tools
         inputs = bidirectional_inputs(
             B=1, L=32 * tiles - missing, E=5, N=N, R=5, dtype=torch.float32
         )
-        compare(mmvim_ops.bidirectional_selective_scan, inputs, tools, splits_for(N))
+        compare(bidirectional, inputs, tools, splits_for(N))
 
 
 @pytest.mark.parametrize('chunk', [32, 64, 96, 128, 160, 4096, 333])
@@ -146,7 +147,7 @@ def test_chunks(
         one = scan_inputs(B=1, L=L, E=9, N=16, dtype=torch.float32)
         compare(partial(generic, reverse=L % 2 > 0), one, tools, splits)
         both = bidirectional_inputs(B=1, L=L, E=9, N=16, dtype=torch.float32)
-        compare(mmvim_ops.bidirectional_selective_scan, both, tools, splits)
+        compare(bidirectional, both, tools, splits)
 
 
 RANKS = {4: 1, 5: 4, 8: 3, 16: 12, 17: 127, 32: 48}
@@ -179,7 +180,7 @@ def test_all_bidirectional(
     dtype: torch.dtype, L: int, N: int, B: int, bidirectional_inputs: Inputs, tools: Tools
 ) -> None:
     inputs = bidirectional_inputs(B=B, L=L, E=channels(L, B), N=N, R=RANKS[N], dtype=dtype)
-    compare(mmvim_ops.bidirectional_selective_scan, inputs, tools, all_splits(L, N))
+    compare(bidirectional, inputs, tools, all_splits(L, N))
 
 
 @pytest.mark.slow

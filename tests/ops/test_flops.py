@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from mmvim_ops_by_name import bidirectional
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import mmvim_ops
-from mmvim_ops import functional, library
+from mmvim_ops import MixerWeights, library
+from mmvim_ops.backends import REFERENCE, select
 from mmvim_ops.flops import through_operators
 
 # All different, so that none can stand in for another.
@@ -41,12 +45,8 @@ def bidirectional_inputs(device: str = 'cpu', grad: bool = False) -> list[Tensor
 
 
 def test_every_operator_has_a_formula() -> None:
-    names = [
-        f'{prefix}{name}'
-        for name in library._SCHEMAS
-        for prefix in (('', 'chunked_') if 'scan' in name else ('',))
-    ]
-    assert len(names) == 14
+    names = [f'{prefix}{name}' for name in library._SCHEMAS for prefix in ('', 'chunked_')]
+    assert len(names) == 20
     assert all(getattr(torch.ops.mmvim, name) in flop_registry for name in names)
 
 
@@ -70,17 +70,17 @@ def test_selective_scan(backend: str, device: str) -> None:
 def test_bidirectional_scan_costs_two_scans_and_their_projections(device: str) -> None:
     inputs = bidirectional_inputs(device)
     dbl_f, dt_w_f = inputs[2], inputs[4]
-    both = counted(lambda: mmvim_ops.bidirectional_selective_scan(*inputs))
+    both = counted(lambda: bidirectional(*inputs))
     one = counted(lambda: mmvim_ops.selective_scan(**scan_inputs(device)))
     projection = counted(lambda: F.linear(dbl_f[..., :R], dt_w_f))
     assert both == 2 * (one + projection)
     assert both == 2 * B * L * E * (9 * N + 3 + 2 * R)
 
 
-def test_chunked_scans_are_counted_without_the_context_too() -> None:
+def test_operators_in_pure_torch_are_counted_without_the_context_too() -> None:
     with FlopCounterMode(display=False) as counter:
         mmvim_ops.selective_scan(**scan_inputs(), backend='chunked')
-        mmvim_ops.bidirectional_selective_scan(*bidirectional_inputs(), backend='chunked')
+        bidirectional(*bidirectional_inputs(), backend='chunked')
     cell = B * L * E
     assert counter.get_total_flops() == cell * (9 * N + 3) + 2 * cell * (9 * N + 3 + 2 * R)
 
@@ -105,13 +105,12 @@ def test_an_inner_block_costs_what_its_ops_do(device: str) -> None:
     w, x_w = make(E, W), make(R + 2 * N, E)
     convolutions = counted(lambda: mmvim_ops.bi_conv1d_silu(x_f, w, None, w, None))
     projection = counted(lambda: F.linear(x_f, x_w))
-    scans = counted(
-        lambda: mmvim_ops.bidirectional_selective_scan(x_f, x_f, dbl_f, dbl_f, *scan, z)
-    )
+    scans = counted(lambda: bidirectional(x_f, x_f, dbl_f, dbl_f, *scan, z))
     assert projection == 2 * B * L * E * (R + 2 * N)
 
     def run() -> Tensor:
-        return mmvim_ops.vim_inner(x_f, z, w, None, w, None, x_w, x_w, *scan)
+        weights = MixerWeights(w, None, x_w, *scan[::2]), MixerWeights(w, None, x_w, *scan[1::2])
+        return mmvim_ops.vim_inner(x_f, z, *weights)
 
     results: list[Tensor] = []
     forward = convolutions + 2 * projection + scans
@@ -143,9 +142,7 @@ def test_backward_passes(backend: str) -> None:
     for function, factor in (
         (lambda: mmvim_ops.selective_scan(**scan_inputs(grad=True), **options), 3),
         (
-            lambda: mmvim_ops.bidirectional_selective_scan(
-                *bidirectional_inputs(grad=True), **options
-            ),
+            lambda: bidirectional(*bidirectional_inputs(grad=True), **options),
             3,
         ),
         (lambda: mmvim_ops.conv1d_silu(x, w, **options), 3),
@@ -158,8 +155,10 @@ def test_backward_passes(backend: str) -> None:
 
 
 def test_the_choice_of_backends_comes_back() -> None:
-    select = functional.select
-    with pytest.raises(ZeroDivisionError), through_operators():
-        assert functional.select is not select
+    """After the context, and in threads that were not asked."""
+    chosen = partial(select, 'reference', torch.device('cpu'), torch.float32)
+    with pytest.raises(ZeroDivisionError), through_operators(), ThreadPoolExecutor(1) as pool:
+        assert chosen() is not REFERENCE
+        assert pool.submit(chosen).result() is REFERENCE
         1 / 0  # noqa: B018
-    assert functional.select is select
+    assert chosen() is REFERENCE

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from mmvim_ops_by_name import bidirectional
 from torch import Tensor
 
 import mmvim_ops
-from mmvim_ops import loading as native
+from mmvim_ops import loading
 
 ROUNDS = 2600  # of four ops each, a third of them for each of the kernels
 STEPS = 2000
@@ -147,7 +148,7 @@ def random_bidirectional(draw: Draw) -> tuple[Callable[..., Any], dict[str, Tens
         inputs[f'D_{d}'] = draw(E, dtypes=DTYPES)
     inputs['z'] = draw(B, L, E, dtypes=dtypes)
     scale = rng.choice([0.5, 1, -2.0])
-    return lambda **p: mmvim_ops.bidirectional_selective_scan(**p, scale=scale), inputs
+    return lambda **p: bidirectional(**p, scale=scale), inputs
 
 
 def random_convolution(draw: Draw) -> tuple[Callable[..., Any], dict[str, Tensor | None]]:
@@ -212,20 +213,20 @@ class Mixer(torch.nn.Module):
         dbl = F.linear(x, *(p.to(x.dtype) for p in self.x_proj.parameters()))
         dbl_f, dbl_b = (dbl * spread).chunk(2, dim=-1)
         A = -self.A_log.exp()
-        return mmvim_ops.bidirectional_selective_scan(
+        return bidirectional(
             *(x_f, x_b, dbl_f, dbl_b, *self.dt_w, *(self.dt_b + shift), *A, *self.D, z)
         )
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(native.path() is None, reason=f'no native library: {native.problem()}')
-@pytest.mark.parametrize('isa', native.isas() if native.path() else ())
+@pytest.mark.skipif(loading.path() is None, reason=f'no native library: {loading.problem()}')
+@pytest.mark.parametrize('isa', loading.isas() if loading.path() else ())
 def test_training_with_extreme_steps(isa: str) -> None:
     """Steps of 1e-38 to 1e6, decays that vanish or stay: all outputs and gradients are finite."""
     rng = random.Random(0)
     torch.manual_seed(0)
-    before = native.isa()
-    native.use_isa(isa)
+    before = loading.isa()
+    loading.use_isa(isa)
     try:
         model = Mixer()
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -244,4 +245,4 @@ def test_training_with_extreme_steps(isa: str) -> None:
             optimizer.step()
         assert all(parameter.isfinite().all() for parameter in model.parameters())
     finally:
-        native.use_isa(before)
+        loading.use_isa(before)

@@ -6,26 +6,22 @@ largest value.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from mmvim_ops_by_name import Ops
 from torch import Tensor
 
-from mmvim_ops import reference
-from mmvim_ops.backends import chunked
-from mmvim_ops.backends import native as fused
-
 Golden = Callable[[str], dict[str, Tensor]]
-implementations = pytest.mark.parametrize('ops', [reference, chunked], ids=['reference', 'chunked'])
+implementations = pytest.mark.parametrize('ops', [Ops('reference'), Ops('chunked')], ids=repr)
 ACTIVATIONS = ('u', 'delta', 'B', 'C', 'z')
 
 
 @implementations
 @pytest.mark.parametrize('case', ['L1', 'L5', 'L64', 'L197', 'L1025', 'hard'])
-def test_selective_scan(ops: ModuleType, case: str, golden: Golden) -> None:
+def test_selective_scan(ops: Ops, case: str, golden: Golden) -> None:
     data = golden('selective_scan')
     names = ('u', 'delta', 'A', 'B', 'C', 'D', 'z', 'delta_bias')
     leaves = {name: data[f'{case}.{name}'].requires_grad_() for name in names}
@@ -52,7 +48,7 @@ def test_selective_scan(ops: ModuleType, case: str, golden: Golden) -> None:
 @implementations
 @pytest.mark.parametrize('length', [1, 3, 10])
 @pytest.mark.parametrize('width', [2, 3, 4])
-def test_causal_conv1d(ops: ModuleType, width: int, length: int, golden: Golden) -> None:
+def test_causal_conv1d(ops: Ops, width: int, length: int, golden: Golden) -> None:
     data, case = golden('causal_conv1d'), f'W{width}_L{length}'
     x = data[f'{case}.x'].transpose(1, 2)
     weight, bias = data[f'{case}.weight'], data[f'{case}.bias']
@@ -82,7 +78,7 @@ def test_native_selective_scan(case: str, golden: Golden, each_kernels: Iterator
     for kernels in each_kernels:
         leaves = {n: t.detach().requires_grad_() for n, t in kernels.place(single).items()}
         inputs = {n: t.transpose(1, 2) if n in ACTIVATIONS else t for n, t in leaves.items()}
-        out, last_state = fused.selective_scan(
+        out, last_state = Ops(kernels.backend).selective_scan(
             **inputs, delta_softplus=True, return_last_state=True
         )
         assert_near(out, data[f'{case}.out'].transpose(1, 2))
@@ -101,15 +97,16 @@ def test_native_conv1d(
     for kernels in each_kernels:
         x, weight, bias = kernels.place(single).values()
         x = x.transpose(1, 2)
-        out = fused.conv1d_silu(x, weight, bias).transpose(1, 2)
+        conv = Ops(kernels.backend).conv1d_silu
+        out = conv(x, weight, bias).transpose(1, 2)
         assert_near(out, data[f'{case}.out_silu'])
-        assert_near(fused.conv1d_silu(x, weight).transpose(1, 2), data[f'{case}.out_nobias_silu'])
+        assert_near(conv(x, weight).transpose(1, 2), data[f'{case}.out_nobias_silu'])
 
 
 MIXERS = pytest.mark.parametrize('case', ['v2_div', 'v2', 'v1', 'none'])
 
 
-def mixer(ops: ModuleType, case: str, data: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+def mixer(ops: Ops, case: str, data: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
     """The published mixer, built from the ops, and all of its gradients."""
     prefix = f'{case}.param.'
     p = {k[len(prefix) :]: v.requires_grad_() for k, v in data.items() if k.startswith(prefix)}
@@ -136,7 +133,7 @@ def mixer(ops: ModuleType, case: str, data: dict[str, Tensor]) -> tuple[Tensor, 
         own = '_b' if case.startswith('v2') else ''
         x_b = conv('_b', reverse=True) if own else x_f
         dbl_b = x_b @ p[f'x_proj{own}.weight'].t() if own else dbl_f
-        y = ops.bidirectional_selective_scan(
+        y = ops.bidirectional(
             *(x_f, x_b, dbl_f, dbl_b),
             *(p['dt_proj.weight'], p[f'dt_proj{own}.weight']),
             *(p['dt_proj.bias'], p[f'dt_proj{own}.bias']),
@@ -150,7 +147,7 @@ def mixer(ops: ModuleType, case: str, data: dict[str, Tensor]) -> tuple[Tensor, 
 
 @implementations
 @MIXERS
-def test_mixer(ops: ModuleType, case: str, golden: Golden) -> None:
+def test_mixer(ops: Ops, case: str, golden: Golden) -> None:
     data = golden('mixer')
     out, grads = mixer(ops, case, data)
     torch.testing.assert_close(out, data[f'{case}.out'], rtol=0.0, atol=1e-10)
@@ -164,6 +161,6 @@ def test_native_mixer(case: str, golden: Golden, each_kernels: Iterator[Any]) ->
     single = {name: tensor.float() for name, tensor in data.items()}
     for kernels in each_kernels:
         own = {name: tensor.clone() for name, tensor in kernels.place(single).items()}
-        out, grads = mixer(fused, case, own)
+        out, grads = mixer(Ops(kernels.backend), case, own)
         assert_near(out, data[f'{case}.out'])
         assert_grads_near(grads, data, f'{case}.grad.')

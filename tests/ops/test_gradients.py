@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from mmvim_ops_by_name import bidirectional
 from torch import Tensor
 
 import mmvim_ops
@@ -42,9 +43,7 @@ def test_selective_scan(L: int, reverse: bool, groups: int, scan_inputs: Inputs)
 @pytest.mark.parametrize('L', [1, 2, 63, 64, 65, 197])
 def test_bidirectional(L: int, bidirectional_inputs: Inputs) -> None:
     inputs = bidirectional_inputs(B=2 if L < 3 else 1, L=L, E=3, N=2, R=2, seed=L)
-    gradcheck(
-        lambda **p: mmvim_ops.bidirectional_selective_scan(**p, backend='chunked'), inputs, L > 2
-    )
+    gradcheck(lambda **p: bidirectional(**p, backend='chunked'), inputs, L > 2)
 
 
 @pytest.mark.parametrize('reverse', [False, True])

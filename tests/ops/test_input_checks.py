@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from mmvim_ops_by_name import bidirectional, directions
 from torch import Tensor
 
 import mmvim_ops
-from mmvim_ops import backends, reference
-from mmvim_ops import loading as native
-from mmvim_ops.backends import mamba_ssm as mamba_adapter
+from mmvim_ops import backends, loading, reference
+from mmvim_ops.backends.mamba_ssm import MAMBA_SSM
+from mmvim_ops.scan_inputs import SelectiveInputs
 
 Inputs = Callable[..., dict[str, Tensor]]
 
@@ -67,16 +68,24 @@ def test_selective_scan(
 @pytest.mark.parametrize(
     ('changes', 'error', 'message'),
     [
-        (dict(x_f=torch.zeros(2, 17, 6, 1)), ValueError, 'x_f has 4 dimensions'),
-        (dict(x_b=torch.zeros(2, 18, 6)), ValueError, 'x_b has shape'),
-        (dict(dbl_f=torch.zeros(2, 17, 10)), ValueError, r'dbl_f .*R \+ 2 N\) = \(2, 17, 11\)'),
-        (dict(dbl_b=torch.zeros(2, 17, 12)), ValueError, 'dbl_b has shape'),
-        (dict(dt_w_f=torch.zeros(6, 0)), ValueError, 'dt_w_f has shape.*R >= 1'),
-        (dict(dt_w_b=torch.zeros(6, 2)), ValueError, r'dt_w_b has shape \(6, 2\).*\(6, 3\)'),
-        (dict(dt_b_f=None), TypeError, 'dt_b_f must be a Tensor, got NoneType'),
-        (dict(A_b=torch.zeros(6, 5)), ValueError, 'A_b has shape'),
-        (dict(D_b=torch.zeros(7)), ValueError, 'D_b has shape'),
-        (dict(z=torch.zeros(2, 17, 6).double()), TypeError, 'z is torch.float64 and x_f'),
+        (dict(x_f=torch.zeros(2, 17, 6, 1)), ValueError, 'forward.x has 4 dimensions'),
+        (dict(x_b=torch.zeros(2, 18, 6)), ValueError, 'reverse.x has shape'),
+        (
+            dict(dbl_f=torch.zeros(2, 17, 10)),
+            ValueError,
+            r'forward.dbl .*R \+ 2 N\) = \(2, 17, 11\)',
+        ),
+        (dict(dbl_b=torch.zeros(2, 17, 12)), ValueError, 'reverse.dbl has shape'),
+        (dict(dt_w_f=torch.zeros(6, 0)), ValueError, 'forward.dt_weight has shape.*R >= 1'),
+        (
+            dict(dt_w_b=torch.zeros(6, 2)),
+            ValueError,
+            r'reverse.dt_weight has shape \(6, 2\).*\(6, 3\)',
+        ),
+        (dict(dt_b_f=None), TypeError, 'forward.dt_bias must be a Tensor, got NoneType'),
+        (dict(A_b=torch.zeros(6, 5)), ValueError, 'reverse.A has shape'),
+        (dict(D_b=torch.zeros(7)), ValueError, 'reverse.D has shape'),
+        (dict(z=torch.zeros(2, 17, 6).double()), TypeError, 'z is torch.float64 and forward.x'),
         (dict(scale=float('nan')), ValueError, 'scale=nan is not finite'),
         (dict(scale=float('inf')), ValueError, 'scale=inf is not finite'),
         (dict(scale=torch.ones(())), TypeError, 'scale must be a float, got Tensor'),
@@ -92,7 +101,7 @@ def test_bidirectional(
 ) -> None:
     inputs: dict[str, Any] = bidirectional_inputs(dtype=torch.float32)
     with pytest.raises(error, match=message):
-        mmvim_ops.bidirectional_selective_scan(**(inputs | changes))
+        bidirectional(**(inputs | changes))
 
 
 @pytest.mark.parametrize(
@@ -132,13 +141,13 @@ def test_available_backends_and_build_info() -> None:
     assert found['chunked'].available and found['reference'].available
     info = mmvim_ops.build_info()
     assert info['torch'] == torch.__version__
-    for name, problem in (('cpu', native.problem()), ('cuda', native.cuda_problem())):
+    for name, problem in (('cpu', loading.problem()), ('cuda', loading.cuda_problem())):
         assert found[name].available == (problem is None)
         assert problem is None or found[name].note == problem
-    if native.problem() is None:
-        assert f'now {native.isa()}' in found['cpu'].note
-        assert info['native_library'] == str(native.path())
-        assert info['isa'] == native.isa()
+    if loading.problem() is None:
+        assert f'now {loading.isa()}' in found['cpu'].note
+        assert info['native_library'] == str(loading.path())
+        assert info['isa'] == loading.isa()
 
 
 def test_main_prints_every_backend() -> None:
@@ -151,7 +160,8 @@ def test_main_prints_every_backend() -> None:
 def test_imports_torch_alone() -> None:
     """No numpy, no OpenMMLab library, whatever is installed."""
     code = (
-        'import sys, torch; before = set(sys.modules); import mmvim_ops; '
+        'import sys, torch, torch.utils.flop_counter; before = set(sys.modules); '
+        'import mmvim_ops; '
         'tops = {name.partition(".")[0] for name in set(sys.modules) - before}; '
         'third = tops - set(sys.stdlib_module_names) - {"mmvim_ops", "torch"}; '
         'sys.exit(f"also imports {third}" if third else 0)'
@@ -211,8 +221,9 @@ def fake_mamba(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize('groups', [1, 3])
 def test_mamba_adapter_selective_scan(reverse: bool, groups: int, scan_inputs: Inputs) -> None:
     inputs = scan_inputs(groups=groups, dtype=torch.float32)
-    options = dict(delta_softplus=True, reverse=reverse, groups=groups, return_last_state=True)
-    out, last_state = mamba_adapter.selective_scan(**inputs, **options)
+    options = dict(delta_softplus=True, reverse=reverse, groups=groups)
+    out, last_state = MAMBA_SSM.selective_scan(SelectiveInputs(**inputs), **options)
+    options['return_last_state'] = True
     expected, expected_state = reference.selective_scan(**inputs, **options)
     torch.testing.assert_close(out, expected)
     torch.testing.assert_close(last_state, expected_state)
@@ -221,8 +232,10 @@ def test_mamba_adapter_selective_scan(reverse: bool, groups: int, scan_inputs: I
 @pytest.mark.usefixtures('fake_mamba')
 def test_mamba_adapter_bidirectional(bidirectional_inputs: Inputs) -> None:
     inputs = bidirectional_inputs(dtype=torch.float32)
-    out = mamba_adapter.bidirectional_selective_scan(**inputs)
-    torch.testing.assert_close(out, reference.bidirectional_selective_scan(**inputs))
+    forward, reverse = directions(inputs)
+    arguments = (forward, reverse, inputs['z'], 0.5, torch.float32)
+    out = MAMBA_SSM.bidirectional_selective_scan(*arguments)
+    torch.testing.assert_close(out, reference.bidirectional_selective_scan(*arguments))
 
 
 @pytest.mark.usefixtures('fake_mamba')
@@ -231,7 +244,7 @@ def test_mamba_backend_needs_cuda_tensors(scan_inputs: Inputs) -> None:
         mmvim_ops.selective_scan(**scan_inputs(), backend='mamba_ssm')
     with pytest.raises(RuntimeError, match='no float64'):
         backends.select('mamba_ssm', torch.device('cuda'), torch.float64)
-    assert backends.select('mamba_ssm', torch.device('cuda'), torch.float32) is mamba_adapter
+    assert backends.select('mamba_ssm', torch.device('cuda'), torch.float32) is MAMBA_SSM
 
 
 def test_mamba_backend_says_why_it_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:

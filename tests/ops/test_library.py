@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from mmvim_ops_by_name import bidirectional
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import mmvim_ops
-from mmvim_ops import loading as native
-from mmvim_ops import reference
-from mmvim_ops.backends import chunked
+from mmvim_ops import loading
+from mmvim_ops.pure_torch import scans
 
 Inputs = Callable[..., dict[str, Tensor]]
 SELECTIVE = ('u', 'delta', 'A', 'B', 'C', 'D', 'z', 'delta_bias')
@@ -139,7 +139,7 @@ def test_opcheck_norm(dtype: torch.dtype) -> None:
 def mixer_core(x: Tensor, weight: Tensor, *rest: Tensor) -> Tensor:
     """Both convolutions and the scan, as a Vim block calls them."""
     x_f, x_b = mmvim_ops.bi_conv1d_silu(x, weight, None, weight, None)
-    return mmvim_ops.bidirectional_selective_scan(x_f, x_b, *rest)
+    return bidirectional(x_f, x_b, *rest)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_export(bidirectional_inputs: Inputs) -> None:
     tensors = (p['x_f'], p['A_f'], *list(p.values())[2:])
     program = torch.export.export(Core(), tensors)
     called = {str(node.target) for node in program.graph.nodes}
-    family = '' if native.problem() is None else 'chunked_'
+    family = '' if loading.problem() is None else 'chunked_'
     assert f'mmvim.{family}bidirectional_selective_scan.default' in called
     assert torch.equal(program.module()(*tensors), mixer_core(*tensors))
 
@@ -187,7 +187,7 @@ def test_autocast_changes_nothing(
     generic = partial(mmvim_ops.selective_scan, delta_softplus=True)
     for function, inputs in (
         (generic, scan_inputs(L=70, dtype=dtype)),
-        (mmvim_ops.bidirectional_selective_scan, bidirectional_inputs(L=70, dtype=dtype)),
+        (bidirectional, bidirectional_inputs(L=70, dtype=dtype)),
     ):
         expected = value_and_grads(function, inputs, backend=backend)
         with torch.autocast('cpu', dtype=torch.bfloat16):
@@ -229,9 +229,9 @@ def test_no_large_tensor(scan_inputs: Inputs, bidirectional_inputs: Inputs) -> N
     p = scan_inputs(B=1, L=L, E=E, N=N, dtype=torch.float32)
     tensors = [p[name] for name in SELECTIVE]
     with LargestTensor() as forward:
-        results = chunked.selective_forward(*tensors, True, False, 1, chunk)
+        results = scans.selective_forward(*tensors, True, False, 1, chunk)
     with LargestTensor() as backward:
-        chunked.selective_backward(
+        scans.selective_backward(
             results[0], None, *tensors, results[2], True, False, 1, chunk, [True] * 8, True
         )
     assert 0 < forward.elements <= (chunk + 1) * E * N
@@ -239,9 +239,9 @@ def test_no_large_tensor(scan_inputs: Inputs, bidirectional_inputs: Inputs) -> N
 
     tensors = list(bidirectional_inputs(B=1, L=L, E=E, N=N, dtype=torch.float32).values())
     with LargestTensor() as forward:
-        results = chunked.bidirectional_forward(*tensors, 0.5, False, chunk)
+        results = scans.bidirectional_forward(*tensors, 0.5, False, chunk)
     with LargestTensor() as backward:
-        chunked.bidirectional_backward(
+        scans.bidirectional_backward(
             results[0], *tensors, results[1], 0.5, chunk, [True] * 13, True
         )
     assert 0 < forward.elements <= (chunk + 1) * 2 * E * N
@@ -259,7 +259,7 @@ def test_saved_for_backward(bidirectional_inputs: Inputs) -> None:
 
     leaves = [tensor.requires_grad_() for tensor in p.values()]
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        chunked.bidirectional_selective_scan(*leaves)
+        bidirectional(*leaves, backend='chunked')
     given = {leaf.data_ptr() for leaf in leaves}
     extra = [tensor for tensor in saved if tensor.data_ptr() not in given]
     assert [tensor.shape for tensor in extra] == [(4, 1, 2, 16, 40)]
@@ -283,8 +283,7 @@ def test_gate_and_width_of_the_sums(
     one = torch.full_like(z, 1.2784645427610738, dtype=torch.float64)  # silu of that is 1
 
     def expected(z: Tensor = one, **tensors: Tensor) -> Tensor:
-        out: Tensor = reference.bidirectional_selective_scan(**tensors, z=z)
-        return out
+        return bidirectional(**tensors, z=z, backend='reference')
 
     def scan(z: Tensor | None = None, **tensors: Tensor) -> Tensor:
         run = operator(family, 'bidirectional_selective_scan')

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from mmvim_ops_by_name import bidirectional
 from torch import Tensor
 
 import mmvim_ops
@@ -30,8 +31,8 @@ def cases(scan_inputs: Inputs, bidirectional_inputs: Inputs) -> Callable[..., li
         made = [
             (partial(generic, return_last_state=True), scan_inputs(**shape)),
             (partial(generic, reverse=True, groups=3), scan_inputs(**shape, groups=3)),
-            (mmvim_ops.bidirectional_selective_scan, both),
-            (mmvim_ops.bidirectional_selective_scan, half),
+            (bidirectional, both),
+            (bidirectional, half),
             (mmvim_ops.bi_conv1d_silu, conv),
         ]
         return [(partial(op, backend=kernels.backend), kernels.place(given)) for op, given in made]

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from mmvim_ops_by_name import bidirectional
 from torch import Tensor
 
 import mmvim_ops
 from mmvim_ops import reference
 
 Inputs = Callable[..., dict[str, Tensor]]
-scan, bidirectional = mmvim_ops.selective_scan, mmvim_ops.bidirectional_selective_scan
+scan = mmvim_ops.selective_scan
 
 
 def double(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -69,7 +71,7 @@ def check(
     cases = []
     for function, spec, inputs, rest in (
         (scan, reference.selective_scan, one, options),
-        (bidirectional, reference.bidirectional_selective_scan, both, {}),
+        (bidirectional, partial(bidirectional, backend='reference'), both, {}),
     ):
         expected = value_and_grads(spec, double(inputs), **rest)
         loop = value_and_grads(spec, inputs, **rest)

@@ -9,26 +9,24 @@ from typing import Any
 
 import pytest
 import torch
+from mmvim_ops_by_name import bidirectional, called
 from torch import Tensor
 
 import mmvim_ops
-from mmvim_ops import backends
-from mmvim_ops import loading as native
-from mmvim_ops.backends import chunked
-from mmvim_ops.backends import native as fused
+from mmvim_ops import backends, loading
+from mmvim_ops.backends import native
 
 Inputs = Callable[..., dict[str, Tensor]]
 pytestmark = pytest.mark.skipif(
-    native.path() is None, reason=f'no native library: {native.problem()}'
+    loading.path() is None, reason=f'no native library: {loading.problem()}'
 )
 generic = partial(mmvim_ops.selective_scan, delta_softplus=True)
-both = mmvim_ops.bidirectional_selective_scan
 
 
 def test_float64(scan_inputs: Inputs, bidirectional_inputs: Inputs) -> None:
     for function, spec, inputs in (
-        (generic, partial(chunked.selective_scan, delta_softplus=True), scan_inputs()),
-        (both, chunked.bidirectional_selective_scan, bidirectional_inputs()),
+        (generic, partial(generic, backend='chunked'), scan_inputs()),
+        (bidirectional, partial(bidirectional, backend='chunked'), bidirectional_inputs()),
     ):
         with pytest.raises(RuntimeError, match=r"backend='cpu' .*no float64 kernels; try 'auto'"):
             function(**inputs, backend='cpu')
@@ -45,7 +43,7 @@ def test_other_devices(scan_inputs: Inputs, bidirectional_inputs: Inputs) -> Non
     """The meta device stands in for any other."""
     for function, inputs in (
         (generic, scan_inputs(dtype=torch.float32)),
-        (both, bidirectional_inputs(dtype=torch.float32)),
+        (bidirectional, bidirectional_inputs(dtype=torch.float32)),
     ):
         elsewhere = {name: tensor.to('meta') for name, tensor in inputs.items()}
         with pytest.raises(
@@ -53,7 +51,9 @@ def test_other_devices(scan_inputs: Inputs, bidirectional_inputs: Inputs) -> Non
         ):
             function(**elsewhere, backend='cpu')
         for name in inputs:
-            with pytest.raises(ValueError, match=f'{name} is on meta|on cpu and .* on meta'):
+            with pytest.raises(
+                ValueError, match=f'{called(name)} is on meta|on cpu and .* on meta'
+            ):
                 function(**(inputs | {name: elsewhere[name]}))
         assert function(**elsewhere).shape == (2, 17, 6)
 
@@ -68,7 +68,7 @@ def test_float16_is_widened(
 ) -> None:
     for function, inputs in (
         (generic, scan_inputs(L=70, E=40, dtype=torch.float16)),
-        (both, bidirectional_inputs(L=70, E=40, dtype=torch.float16)),
+        (bidirectional, bidirectional_inputs(L=70, E=40, dtype=torch.float16)),
     ):
         exact = {name: tensor.double() for name, tensor in inputs.items()}
         expected = value_and_grads(function, exact, backend='reference')
@@ -107,8 +107,8 @@ def test_gradient_of_a_wider_input(
     inputs = bidirectional_inputs(B=1, L=70, E=24, dtype=torch.bfloat16)
     inputs['x_b'] = inputs['x_b'].float()
     exact = {name: tensor.double() for name, tensor in inputs.items()}
-    expected = value_and_grads(both, exact, backend='reference')
-    assert_close(value_and_grads(both, inputs, backend='cpu'), expected)
+    expected = value_and_grads(bidirectional, exact, backend='reference')
+    assert_close(value_and_grads(bidirectional, inputs, backend='cpu'), expected)
 
 
 @pytest.mark.parametrize('N', [1, 3, 33, 64])
@@ -118,8 +118,8 @@ def test_any_number_of_states_and_ranks(
     """There is no N and no R that the kernels do not cover."""
     inputs = bidirectional_inputs(B=1, L=70, E=24, N=N, R=2 * N + 1, dtype=torch.float32)
     exact = {name: tensor.double() for name, tensor in inputs.items()}
-    expected = value_and_grads(both, exact, backend='reference')
-    assert_close(value_and_grads(both, inputs, backend='cpu'), expected)
+    expected = value_and_grads(bidirectional, exact, backend='reference')
+    assert_close(value_and_grads(bidirectional, inputs, backend='cpu'), expected)
 
 
 def test_autocast_keeps_parameters_exact(
@@ -134,7 +134,7 @@ def test_autocast_keeps_parameters_exact(
     for kernels in each_kernels:
         for function, inputs in (
             (generic, scan_inputs(**shape)),
-            (both, bidirectional_inputs(**shape)),
+            (bidirectional, bidirectional_inputs(**shape)),
             (mmvim_ops.conv1d_silu, conv),
         ):
             results = []
@@ -162,18 +162,18 @@ CUDA = torch.device('cuda', 0)
 @pytest.fixture
 def with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine whose GPU can run the kernels; nothing is called on it."""
-    monkeypatch.setattr(native, 'cuda_problem', lambda device=None: None)
-    monkeypatch.setattr(native, '_cuda_problems', {})
-    monkeypatch.setattr(backends, '_differences', {CUDA: None})
+    monkeypatch.setattr(loading, 'cuda_problem', lambda device=None: None)
+    monkeypatch.setattr(native.CUDA, '_problems', {})
+    monkeypatch.setattr(native.self_check, 'difference', lambda *args: None)
     monkeypatch.setattr(torch.cuda, 'is_current_stream_capturing', lambda: False)
 
 
 @pytest.mark.usefixtures('with_cuda')
 def test_cuda_kernels_serve_cuda_tensors() -> None:
     for name in ('auto', 'cuda'):
-        assert backends.select(name, CUDA, torch.bfloat16, states=32, rank=128) is fused
-        assert backends.select(name, CUDA, torch.float16) is fused
-    assert backends.select('auto', CUDA, torch.float64) is chunked
+        assert backends.select(name, CUDA, torch.bfloat16, states=32, rank=128) is native.CUDA
+        assert backends.select(name, CUDA, torch.float16) is native.CUDA
+    assert backends.select('auto', CUDA, torch.float64) is native.CHUNKED
     with pytest.raises(RuntimeError, match='no float64 kernels'):
         backends.select('cuda', CUDA, torch.float64)
     with pytest.raises(RuntimeError, match='needs CUDA tensors, and the inputs are on cpu'):
@@ -183,23 +183,22 @@ def test_cuda_kernels_serve_cuda_tensors() -> None:
 @pytest.mark.usefixtures('with_cuda')
 @pytest.mark.parametrize(('states', 'rank'), [(33, 4), (16, 129)])
 def test_more_than_cuda_kernels_have_room_for(states: int, rank: int) -> None:
-    assert backends.select('auto', CUDA, torch.float32, states, rank) is chunked
+    assert backends.select('auto', CUDA, torch.float32, states, rank) is native.CHUNKED
     with pytest.raises(RuntimeError, match=f'up to 32 states .* 128, got {states} and {rank}'):
         backends.select('cuda', CUDA, torch.float32, states, rank)
 
 
 def test_without_cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """By name an error; under auto one warning, for all calls on that device."""
-    monkeypatch.setattr(native, 'cuda_problem', lambda device=None: 'not built: no nvcc')
-    monkeypatch.setattr(native, '_cuda_problems', {})
-    monkeypatch.setattr(native, '_warned', set())
+    monkeypatch.setattr(loading, 'cuda_problem', lambda device=None: 'not built: no nvcc')
+    monkeypatch.setattr(native.CUDA, '_problems', {})
     with pytest.raises(RuntimeError, match=r"backend='cuda' .*not built: no nvcc; try 'auto'"):
         backends.select('cuda', CUDA, torch.float32)
     with pytest.warns(UserWarning, match='runs without its CUDA kernels: not built: no nvcc'):
-        assert backends.select('auto', CUDA, torch.float32) is chunked
+        assert backends.select('auto', CUDA, torch.float32) is native.CHUNKED
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        assert backends.select('auto', CUDA, torch.float32) is chunked
+        assert backends.select('auto', CUDA, torch.float32) is native.CHUNKED
 
 
 @pytest.mark.usefixtures('with_cuda')
@@ -207,23 +206,24 @@ def test_kernels_that_are_wrong_on_a_device(monkeypatch: pytest.MonkeyPatch) -> 
     """Auto asks once a device, and says what it found; by name they still run."""
     asked: list[torch.device] = []
 
-    def difference(device: torch.device) -> str:
+    def difference(tested: object, trusted: object, device: torch.device) -> str:
+        assert (tested, trusted) == (native.CUDA, native.CHUNKED)
         asked.append(device)
         return 'result 3 in torch.float32 differs by 1.0e+00 from pure torch'
 
-    monkeypatch.setattr(backends, '_differences', {})
     monkeypatch.setattr('mmvim_ops.self_check.difference', difference)
     with pytest.warns(UserWarning, match=r'are wrong on cuda:0: result 3 .*; auto takes'):
-        assert backends.select('auto', CUDA, torch.float32) is chunked
-    assert backends.select('auto', CUDA, torch.float32) is chunked and asked == [CUDA]
-    assert backends.select('cuda', CUDA, torch.float32) is fused
+        assert backends.select('auto', CUDA, torch.float32) is native.CHUNKED
+    assert backends.select('auto', CUDA, torch.float32) is native.CHUNKED and asked == [CUDA]
+    assert backends.select('cuda', CUDA, torch.float32) is native.CUDA
     # Inside of a graph or a compiler nothing can be compared, nor is anything decided for later.
     for module, name in (
         (torch.cuda, 'is_current_stream_capturing'),
         (torch.compiler, 'is_compiling'),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(backends, '_differences', {})
+            patch.setattr(native.CUDA, '_problems', {})
+            patch.setattr(loading, 'has_cuda', lambda: True)
             patch.setattr(module, name, lambda: True)
-            assert backends.select('auto', CUDA, torch.float32) is fused
-            assert asked == [CUDA] and not backends._differences
+            assert backends.select('auto', CUDA, torch.float32) is native.CUDA
+            assert asked == [CUDA] and not native.CUDA._problems

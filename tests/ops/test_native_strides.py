@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from mmvim_ops_by_name import bidirectional
 from torch import Tensor
 
 import mmvim_ops
@@ -15,7 +16,6 @@ import mmvim_ops
 Inputs = Callable[..., dict[str, Tensor]]
 Layout = Callable[[Tensor], Tensor]
 scan = partial(mmvim_ops.selective_scan, delta_softplus=True)
-bidirectional = mmvim_ops.bidirectional_selective_scan
 
 
 def part_of_wider(tensor: Tensor) -> Tensor:

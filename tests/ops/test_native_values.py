@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from mmvim_ops_by_name import bidirectional
 from torch import Tensor
 
 import mmvim_ops
@@ -66,7 +67,7 @@ def test_bidirectional(
     each_kernels: Iterator[Any],
 ) -> None:
     inputs = bidirectional_inputs(B=B, L=L, E=E, N=N, R=R, dtype=dtype)
-    scan = partial(mmvim_ops.bidirectional_selective_scan, scale=0.7)
+    scan = partial(bidirectional, scale=0.7)
     expected = value_and_grads(scan, double(inputs), backend='reference')
     for kernels in each_kernels:
         actual = value_and_grads(scan, kernels.place(inputs), backend=kernels.backend)
@@ -159,7 +160,7 @@ def test_mixed_dtypes(
     for function, inputs in (
         (generic, mixed(scan_inputs(B=1, L=70, E=24, N=8, dtype=torch.float32))),
         (
-            mmvim_ops.bidirectional_selective_scan,
+            bidirectional,
             mixed(bidirectional_inputs(B=1, L=70, E=24, N=8, dtype=torch.float32)),
         ),
     ):
@@ -221,7 +222,7 @@ def test_any_subset_of_gradients(
 ) -> None:
     """An input gets the same bits alone as among all."""
     generic = partial(mmvim_ops.selective_scan, delta_softplus=True)
-    both = mmvim_ops.bidirectional_selective_scan
+    both = bidirectional
     for kernels in each_kernels:
         for op, made in (
             (generic, scan_inputs(L=70, dtype=torch.float32)),
@@ -249,9 +250,7 @@ def test_empty_batch(
     ]
     for dtype in DTYPES:
         cases.append((mmvim_ops.selective_scan, scan_inputs(B=0, dtype=dtype)))
-        cases.append(
-            (mmvim_ops.bidirectional_selective_scan, bidirectional_inputs(B=0, dtype=dtype))
-        )
+        cases.append((bidirectional, bidirectional_inputs(B=0, dtype=dtype)))
     for kernels in each_kernels:
         for function, inputs in cases:
             result = value_and_grads(function, kernels.place(inputs), backend=kernels.backend)

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 import mmvim_ops
-from mmvim_ops import loading as native
-from mmvim_ops import reference
+from mmvim_ops import loading, reference
 
 BACKENDS = [
     'chunked',
-    pytest.param('cpu', marks=pytest.mark.skipif(bool(native.problem()), reason='not built')),
-    pytest.param('cuda', marks=pytest.mark.skipif(bool(native.cuda_problem()), reason='no CUDA')),
+    pytest.param('cpu', marks=pytest.mark.skipif(bool(loading.problem()), reason='not built')),
+    pytest.param('cuda', marks=pytest.mark.skipif(bool(loading.cuda_problem()), reason='no CUDA')),
 ]
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmvim_ops import self_check
-from mmvim_ops.backends import native as fused
+from mmvim_ops.backends.chunked import CHUNKED
 
 CPU = torch.device('cpu')
 
@@ -20,12 +20,12 @@ def test_the_emulated_cuda_kernels_pass(grad: bool, emulated: Any) -> None:
     for forward, backward in ((0, 0), (1, 4), (2, 8), (16, 16)):
         emulated.force_splits(forward, backward)
         with torch.set_grad_enabled(grad), torch.inference_mode(not grad):
-            assert self_check.difference(CPU) is None
+            assert self_check.difference(emulated.backend, CHUNKED, CPU) is None
 
 
 def test_it_changes_no_random_numbers(emulated: Any) -> None:
     state = torch.get_rng_state()
-    self_check.difference(CPU)
+    self_check.difference(emulated.backend, CHUNKED, CPU)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -34,14 +34,14 @@ def test_it_changes_no_random_numbers(emulated: Any) -> None:
 def test_wrong_results_are_found(
     name: str, factor: float, emulated: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = getattr(fused, name)
+    right = getattr(emulated.backend, name)
 
     def wrong(*args: Any) -> tuple[Tensor, ...]:
         first, *others = right(*args)
         return (first * factor, *others)
 
-    monkeypatch.setattr(fused, name, wrong)
-    found = self_check.difference(CPU)
+    monkeypatch.setattr(emulated.backend, name, wrong)
+    found = self_check.difference(emulated.backend, CHUNKED, CPU)
     assert found is not None and 'torch.float32 differs by' in found
 
 
@@ -50,21 +50,15 @@ def test_wrong_gradients_are_found(
     index: int, emulated: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Any of those of the scan, by a hundredth."""
-    operators = torch.ops.mmvim_emulated
-    right = operators.bidirectional_selective_scan_backward.default
+    family = emulated.backend.family
+    right = family.bidirectional_selective_scan_backward
 
     def wrong(*args: Any) -> list[Tensor]:
         grads = list(right(*args))
         grads[index] = grads[index] * 1.01
         return grads
 
-    class Operators:
-        def __getattr__(self, name: str) -> Any:
-            if name == 'bidirectional_selective_scan_backward':
-                return type('Packet', (), {'default': staticmethod(wrong)})
-            return getattr(operators, name)
-
-    patched = emulated.kernels._replace(operators=Operators())
-    monkeypatch.setitem(fused._KERNELS, 'cpu', patched)
-    found = self_check.difference(CPU)
+    patched = family._replace(bidirectional_selective_scan_backward=wrong)
+    monkeypatch.setattr(emulated.backend, 'family', patched)
+    found = self_check.difference(emulated.backend, CHUNKED, CPU)
     assert found is not None and 'differs by' in found

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from mmvim_ops_by_name import bidirectional
 from torch import Tensor
 
 import mmvim_ops
@@ -58,7 +59,7 @@ def test_bidirectional(
 ) -> None:
     inputs = bidirectional_inputs(B=B, L=L, E=channels(L, B), N=N, R=RANKS[N], dtype=dtype)
     tools = (value_and_grads, assert_close, each_kernels)
-    compare(mmvim_ops.bidirectional_selective_scan, inputs, tools)
+    compare(bidirectional, inputs, tools)
 
 
 @dtypes

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from mmvim_ops_by_name import Ops, bidirectional
 from torch import Tensor
 
 import mmvim_ops
 from mmvim_ops import reference
-from mmvim_ops.backends import chunked
-from mmvim_ops.recurrence import Recurrence
+from mmvim_ops.pure_torch.recurrence import Recurrence
 
 Inputs = Callable[..., dict[str, Tensor]]
-implementations = pytest.mark.parametrize('ops', [reference, chunked], ids=['reference', 'chunked'])
+chunked = Ops('chunked')
+implementations = pytest.mark.parametrize('ops', [Ops('reference'), chunked], ids=repr)
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 # Every length beside a chunk boundary, each with some E, N and B.
@@ -75,7 +75,7 @@ def test_bidirectional(
     assert_close: Any,
 ) -> None:
     inputs = bidirectional_inputs(B=B, L=L, E=E, N=N, R=R, dtype=dtype)
-    scan = mmvim_ops.bidirectional_selective_scan
+    scan = bidirectional
     actual = value_and_grads(scan, inputs, scale=0.7, backend='chunked')
     expected = value_and_grads(scan, double(inputs), scale=0.7, backend='reference')
     assert actual['out'].dtype == dtype
@@ -121,7 +121,7 @@ def test_extreme_decays(
 
 
 @implementations
-def test_softplus_threshold(ops: ModuleType, scan_inputs: Inputs) -> None:
+def test_softplus_threshold(ops: Ops, scan_inputs: Inputs) -> None:
     """Beyond 20 the step is the identity, gradient included, as in torch's softplus."""
     inputs = scan_inputs(L=6, E=1, B=1)
     values = [19.0, 19.999999, 20.0, 20.000001, 25.0, 60.0]
@@ -139,7 +139,7 @@ def test_softplus_threshold(ops: ModuleType, scan_inputs: Inputs) -> None:
 
 @implementations
 @pytest.mark.parametrize('L', [1, 7, 70])
-def test_reverse_is_a_flip_of_everything(ops: ModuleType, L: int, scan_inputs: Inputs) -> None:
+def test_reverse_is_a_flip_of_everything(ops: Ops, L: int, scan_inputs: Inputs) -> None:
     inputs = scan_inputs(L=L)
     flipped = {n: t.flip(1) if n in ('u', 'delta', 'B', 'C', 'z') else t for n, t in inputs.items()}
     options = dict(delta_softplus=True, return_last_state=True)
@@ -154,7 +154,7 @@ def test_reverse_is_a_flip_of_everything(ops: ModuleType, L: int, scan_inputs: I
 
 
 @implementations
-def test_causality(ops: ModuleType, scan_inputs: Inputs) -> None:
+def test_causality(ops: Ops, scan_inputs: Inputs) -> None:
     """A token acts on itself and on what is scanned after it, on nothing before it."""
     inputs = scan_inputs(B=1, L=100)
     changed = {name: tensor.clone() for name, tensor in inputs.items()}
@@ -170,7 +170,7 @@ def test_causality(ops: ModuleType, scan_inputs: Inputs) -> None:
 
 
 @implementations
-def test_bidirectional_is_its_two_scans(ops: ModuleType, bidirectional_inputs: Inputs) -> None:
+def test_bidirectional_is_its_two_scans(ops: Ops, bidirectional_inputs: Inputs) -> None:
     p = bidirectional_inputs(L=70, E=6, N=4, R=3)
     expected = torch.zeros_like(p['z'])
     for d, reverse in (('f', False), ('b', True)):
@@ -181,7 +181,7 @@ def test_bidirectional_is_its_two_scans(ops: ModuleType, bidirectional_inputs: I
             delta_softplus=True,
             reverse=reverse,
         )
-    out = ops.bidirectional_selective_scan(**p, scale=0.25)
+    out = ops.bidirectional(**p, scale=0.25)
     torch.testing.assert_close(out, expected * 0.25, rtol=1e-12, atol=1e-12)
 
 
@@ -191,15 +191,13 @@ def test_directions_may_share_their_tensors(
     """The published v1: one convolution, one x_proj and dt_proj, one D, two decays."""
     p = bidirectional_inputs(L=70)
     results = []
-    for ops in (chunked, reference):
+    for ops in (chunked, Ops('reference')):
         x, dbl, w, b, A_f, A_b, D, z = (
             p[name].clone().requires_grad_()
             for name in ('x_f', 'dbl_f', 'dt_w_f', 'dt_b_f', 'A_f', 'A_b', 'D_f', 'z')
         )
         leaves = (x, dbl, w, b, A_f, A_b, D, z)
-        out = ops.bidirectional_selective_scan(
-            x, x, dbl, dbl, w, w, b, b, A_f, A_b, D, D, z, scale=1.0
-        )
+        out = ops.bidirectional(x, x, dbl, dbl, w, w, b, b, A_f, A_b, D, D, z, scale=1.0)
         grads = torch.autograd.grad(out.square().sum(), leaves)
         results.append({'out': out.detach()} | {str(i): g for i, g in enumerate(grads)})
     assert_close(*results)
@@ -208,26 +206,26 @@ def test_directions_may_share_their_tensors(
 def test_views(bidirectional_inputs: Inputs) -> None:
     """x and z as halves of one tensor, transposed and expanded inputs: all but the last bit."""
     p = bidirectional_inputs(L=70, dtype=torch.float32)
-    expected = mmvim_ops.bidirectional_selective_scan(**p)
+    expected = bidirectional(**p)
     xz = torch.cat((p['x_f'], p['z']), dim=-1)
     views = dict(p)
     views['x_f'], views['z'] = xz.chunk(2, dim=-1)
     views['x_b'] = p['x_b'].transpose(1, 2).contiguous().transpose(1, 2)
     views['A_f'] = p['A_f'].t().contiguous().t()
     close = partial(torch.testing.assert_close, rtol=1e-6, atol=1e-6)
-    close(mmvim_ops.bidirectional_selective_scan(**views), expected)
+    close(bidirectional(**views), expected)
 
     one_batch = {n: t[:1].expand_as(t) if t.dim() == 3 else t for n, t in p.items()}
     copied = {n: t.contiguous() for n, t in one_batch.items()}
-    actual = mmvim_ops.bidirectional_selective_scan(**one_batch)
-    close(actual, mmvim_ops.bidirectional_selective_scan(**copied))
+    actual = bidirectional(**one_batch)
+    close(actual, bidirectional(**copied))
     close(*(mmvim_ops.conv1d_silu(x, p['A_f']) for x in (views['x_b'], p['x_b'])))
 
 
 @implementations
 @pytest.mark.parametrize('softplus', [False, True])
 def test_last_state_has_a_gradient(
-    ops: ModuleType, softplus: bool, scan_inputs: Inputs, value_and_grads: Inputs, assert_close: Any
+    ops: Ops, softplus: bool, scan_inputs: Inputs, value_and_grads: Inputs, assert_close: Any
 ) -> None:
     inputs = scan_inputs(L=70)
     if not softplus:
@@ -248,7 +246,7 @@ def test_last_state_alone(scan_inputs: Inputs) -> None:
     """The output unused: its gradient is undefined, not zeros."""
     inputs = scan_inputs(L=70)
     grads = []
-    for ops in (chunked, reference):
+    for ops in (chunked, Ops('reference')):
         u = inputs['u'].clone().requires_grad_()
         _, state = ops.selective_scan(
             **(inputs | {'u': u}), delta_softplus=True, return_last_state=True
@@ -268,7 +266,7 @@ def test_empty_batch(
 ) -> None:
     for function, inputs in (
         (mmvim_ops.selective_scan, scan_inputs(B=0, dtype=dtype)),
-        (mmvim_ops.bidirectional_selective_scan, bidirectional_inputs(B=0, dtype=dtype)),
+        (bidirectional, bidirectional_inputs(B=0, dtype=dtype)),
     ):
         result = value_and_grads(function, inputs, backend=backend)
         assert result['out'].shape == (0, 17, 6)
@@ -288,8 +286,8 @@ def test_repeated_runs_give_the_same_bits(
     bidirectional_inputs: Inputs, value_and_grads: Inputs
 ) -> None:
     inputs = bidirectional_inputs(B=3, L=197, E=40, N=16, dtype=torch.float32)
-    first = value_and_grads(chunked.bidirectional_selective_scan, inputs)
-    second = value_and_grads(chunked.bidirectional_selective_scan, inputs)
+    first = value_and_grads(chunked.bidirectional, inputs)
+    second = value_and_grads(chunked.bidirectional, inputs)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -298,7 +296,7 @@ def test_only_needed_gradients(scan_inputs: Inputs, bidirectional_inputs: Inputs
     generic = partial(chunked.selective_scan, delta_softplus=True)
     for function, inputs in (
         (generic, scan_inputs(L=70)),
-        (chunked.bidirectional_selective_scan, bidirectional_inputs(L=70)),
+        (chunked.bidirectional, bidirectional_inputs(L=70)),
     ):
         everything = {n: t.clone().requires_grad_() for n, t in inputs.items()}
         wanted = torch.autograd.grad(function(**everything).sum(), tuple(everything.values()))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mmvim.models import VisionMamba
-from mmvim_ops import loading as native
+from mmvim_ops import loading
 
 
 def build(**options):
@@ -27,7 +27,7 @@ def test_torch_export_at_a_fixed_size(direction):
 
 
 @torch.no_grad()
-@pytest.mark.skipif(native.problem() is not None, reason=f'no native library: {native.problem()}')
+@pytest.mark.skipif(loading.problem() is not None, reason=f'no native library: {loading.problem()}')
 def test_operators_stay_whole_in_an_exported_graph():
     torch.manual_seed(0)
     model, x = VisionMamba('nano', img_size=32).eval(), torch.randn(2, 3, 32, 32)

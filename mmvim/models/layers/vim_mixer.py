@@ -18,6 +18,7 @@ from mmvim_ops.functional import (
     vim_inner,
 )
 from mmvim_ops.precision import full_precision
+from mmvim_ops.scan_inputs import MixerWeights, ScanInputs
 
 # Range of the step size dt at initialisation (Mamba, Sec. 3.6; published defaults).
 _DT_MIN, _DT_MAX, _DT_FLOOR = 1e-3, 1e-1, 1e-4
@@ -181,25 +182,29 @@ class VimMixer(nn.Module):
 
     def _inner(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         """'ssm_conv' as one op, which saves less for training: x, z (B, L, E) -> (B, L, E)."""
-        return vim_inner(
-            x,
-            z,
-            self.conv1d.weight.squeeze(1),
-            self.conv1d.bias,
-            self.conv1d_b.weight.squeeze(1),
-            self.conv1d_b.bias,
-            self.x_proj.weight,
-            self.x_proj_b.weight,
-            self.dt_proj.weight,
-            self.dt_proj_b.weight,
-            self.dt_proj.bias,
-            self.dt_proj_b.bias,
-            self._decay(self.A_log),
-            self._decay(self.A_b_log),
-            self.D,
-            self.D_b,
-            scale=self.scale,
-            backend=self.scan_backend,
+        return vim_inner(x, z, *self._weights(), scale=self.scale, backend=self.scan_backend)
+
+    def _weights(self) -> tuple[MixerWeights, MixerWeights]:
+        """The parameters of either direction of 'ssm_conv', as the ops take them."""
+        return (
+            MixerWeights(
+                self.conv1d.weight.squeeze(1),
+                self.conv1d.bias,
+                self.x_proj.weight,
+                self.dt_proj.weight,
+                self.dt_proj.bias,
+                self._decay(self.A_log),
+                self.D,
+            ),
+            MixerWeights(
+                self.conv1d_b.weight.squeeze(1),
+                self.conv1d_b.bias,
+                self.x_proj_b.weight,
+                self.dt_proj_b.weight,
+                self.dt_proj_b.bias,
+                self._decay(self.A_b_log),
+                self.D_b,
+            ),
         )
 
     def _scan_both(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
@@ -219,20 +224,17 @@ class VimMixer(nn.Module):
         else:
             x_f = x_b = conv1d_silu(x, weight, bias, backend=self.scan_backend)
             dbl_f = dbl_b = self.x_proj(x_f)
-        dt_proj_b = self.dt_proj_b if own else self.dt_proj
+        dt_proj, dt_proj_b = self.dt_proj, self.dt_proj_b if own else self.dt_proj
         return bidirectional_selective_scan(
-            x_f,
-            x_b,
-            dbl_f,
-            dbl_b,
-            self.dt_proj.weight,
-            dt_proj_b.weight,
-            self.dt_proj.bias,
-            dt_proj_b.bias,
-            self._decay(self.A_log),
-            self._decay(self.A_b_log),
-            self.D,
-            self.D_b if own else self.D,
+            ScanInputs(x_f, dbl_f, dt_proj.weight, dt_proj.bias, self._decay(self.A_log), self.D),
+            ScanInputs(
+                x_b,
+                dbl_b,
+                dt_proj_b.weight,
+                dt_proj_b.bias,
+                self._decay(self.A_b_log),
+                self.D_b if own else self.D,
+            ),
             z,
             scale=self.scale,
             backend=self.scan_backend,

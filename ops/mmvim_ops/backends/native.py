@@ -1,172 +1,125 @@
 """The ops on compiled kernels: one pass over the inputs, everything fused, nothing flipped.
 
-The kernels themselves are under ``csrc``; :mod:`mmvim_ops.loading` loads them and
+The kernels themselves are under ``csrc``; :mod:`mmvim_ops.loading` loads them, and
 :mod:`mmvim_ops.library` declares their operators.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import warnings
 
 import torch
 from torch import Tensor
 
-__all__ = [
-    'add_rms_norm',
-    'bi_conv1d_silu',
-    'bidirectional_selective_scan',
-    'conv1d_silu',
-    'selective_scan',
-]
+from mmvim_ops import loading, self_check
+from mmvim_ops.backends.chunked import CHUNKED
+from mmvim_ops.backends.operators import OperatorBackend
+from mmvim_ops.library import COMPILED
+
+__all__ = ['CPU', 'CUDA']
 
 
-class _Kernels(NamedTuple):
-    """What the kernels of a device want.
+class Native(OperatorBackend):
+    """Compiled kernels of a kind of device.
 
-    Attributes:
-        operators: Namespace of the operators.
-        chunk: Tokens between two states saved for a backward pass; without one, none is saved but
-            the first. A shorter chunk saves more, a longer one takes more fast memory (the cache of
-            a CPU, a block's shared memory on a GPU) when the backward pass rebuilds its states.
-        widens_half: float16 has no kernels and becomes float32.
+    Args:
+        name (str): The kind of device, and what ``backend=`` calls them.
+        chunk (int): Tokens between two states saved for a backward pass. A shorter chunk saves
+            more, a longer one takes more fast memory (the cache of a CPU, a block's shared memory
+            on a GPU) when the backward pass rebuilds its states.
+        widens_half (bool): float16 has no kernels and becomes float32. Defaults to False.
+        room (tuple[int, int] | None): The most states and the largest dt rank that the scans have
+            room for. Defaults to None: no limit.
     """
 
-    operators: Any
-    chunk: int
-    widens_half: bool
+    def __init__(
+        self,
+        name: str,
+        chunk: int,
+        widens_half: bool = False,
+        room: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__(COMPILED)
+        self.name = name
+        self.chunk, self.widens_half, self.room = chunk, widens_half, room
+        self._problems: dict[torch.device, str | None] = {}
+
+    @property
+    def note(self) -> str:
+        """See :attr:`Backend.note`."""
+        return f'native kernels, now {loading.isa()}' if self.name == 'cpu' else 'native kernels'
+
+    def unavailable(self, device: torch.device | None = None) -> str | None:
+        """See :meth:`Backend.unavailable`; on a device, by default the current one."""
+        return loading.cuda_problem(device) if self.name == 'cuda' else loading.problem()
+
+    def problem(
+        self, device: torch.device, dtype: torch.dtype, states: int = 0, rank: int = 0
+    ) -> str | None:
+        """See :meth:`Backend.problem`."""
+        return self._mismatch(device, dtype, states, rank) or self.unavailable(device)
+
+    def _mismatch(
+        self, device: torch.device, dtype: torch.dtype, states: int, rank: int
+    ) -> str | None:
+        """What of a call there are no kernels for, on any machine."""
+        if device.type != self.name:
+            return f'it needs {self.name.upper()} tensors, and the inputs are on {device}'
+        if dtype == torch.float64:
+            return 'it has no float64 kernels'
+        if self.room is not None and (states > self.room[0] or rank > self.room[1]):
+            return (
+                f'it takes up to {self.room[0]} states and a dt rank up to {self.room[1]}, got '
+                f'{states} and {rank}'
+            )
+        return None
+
+    def serves(
+        self, device: torch.device, dtype: torch.dtype, states: int = 0, rank: int = 0
+    ) -> bool:
+        """See :meth:`Backend.serves`; warns once a device where kernels should serve it.
+
+        Raises:
+            RuntimeError: ``MMVIM_CPU_ISA`` names what cannot run here: another instruction set, or
+                another backend, would not be what was asked for.
+        """
+        if self._mismatch(device, dtype, states, rank) is not None:
+            return False
+        cuda = self.name == 'cuda'
+        if not cuda:
+            loading.check_isa()
+        if torch.compiler.is_compiling():  # does not trace into questions about a device
+            return loading.has_cuda() if cuda else loading.problem() is None
+        if device not in self._problems:
+            problem = self.unavailable(device)
+            if problem is not None:
+                if loading.is_wanted():
+                    what = 'CUDA kernels' if cuda else 'native library'
+                    warnings.warn(f'mmvim_ops runs without its {what}: {problem}', stacklevel=4)
+            elif cuda and torch.cuda.is_current_stream_capturing():
+                return True  # a graph cannot be asked to compare numbers on the way
+            elif cuda:
+                problem = self_check.difference(self, CHUNKED, device)
+                if problem is not None:
+                    warnings.warn(
+                        f'the CUDA kernels of mmvim_ops are wrong on {device}: {problem}; '
+                        "auto takes 'chunked'. Please report it",
+                        stacklevel=4,
+                    )
+            self._problems[device] = problem
+        return self._problems[device] is None
+
+    def chunk_length(self, x: Tensor, states: int, directions: int, saves: bool) -> int:
+        """See :meth:`OperatorBackend.chunk_length`; without a backward pass, all tokens."""
+        return self.chunk if saves else x.shape[1]
 
     def readable(self, tensor: Tensor | None) -> Tensor | None:
-        """A tensor in a dtype that the kernels read."""
-        half = self.widens_half and tensor is not None and tensor.dtype == torch.float16
-        return tensor.float() if half and tensor is not None else tensor
+        """See :meth:`OperatorBackend.readable`."""
+        if self.widens_half and tensor is not None and tensor.dtype == torch.float16:
+            return tensor.float()
+        return tensor
 
 
-_KERNELS = {
-    'cpu': _Kernels(torch.ops.mmvim, chunk=64, widens_half=True),
-    'cuda': _Kernels(torch.ops.mmvim, chunk=128, widens_half=False),
-    # Nothing runs there, and operations are counted (mmvim_ops.flops).
-    'meta': _Kernels(torch.ops.mmvim, chunk=128, widens_half=False),
-}
-
-
-def _differentiates(*inputs: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in inputs
-    )
-
-
-def _call(operator: Any, needs_grad: bool, *arguments: Any) -> Any:
-    """Call an operator, past its autograd rule where there is nothing to differentiate.
-
-    The rule is Python that looks at every argument: a third of the time of a small call.
-    """
-    if needs_grad or torch.compiler.is_compiling():
-        return operator(*arguments)
-    with torch._C._AutoDispatchBelowAutograd():
-        return operator(*arguments)
-
-
-def selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    z: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = False,
-    reverse: bool = False,
-    groups: int = 1,
-    return_last_state: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """See :func:`mmvim_ops.functional.selective_scan`."""
-    if B.dim() == 3:
-        B = B.unsqueeze(2)
-    if C.dim() == 3:
-        C = C.unsqueeze(2)
-    kernels = _KERNELS[u.device.type]
-    tensors = (u, delta, A, B, C, D, z, delta_bias)
-    needs_grad = _differentiates(*tensors)
-    out, last_state, _ = _call(
-        kernels.operators.selective_scan.default,
-        needs_grad,
-        *map(kernels.readable, tensors),
-        *(delta_softplus, reverse, groups, kernels.chunk if needs_grad else u.shape[1]),
-    )
-    out = out.to(u.dtype)
-    return (out, last_state) if return_last_state else out
-
-
-def bidirectional_selective_scan(
-    x_f: Tensor,
-    x_b: Tensor,
-    dbl_f: Tensor,
-    dbl_b: Tensor,
-    dt_w_f: Tensor,
-    dt_w_b: Tensor,
-    dt_b_f: Tensor,
-    dt_b_b: Tensor,
-    A_f: Tensor,
-    A_b: Tensor,
-    D_f: Tensor,
-    D_b: Tensor,
-    z: Tensor,
-    scale: float = 0.5,
-) -> Tensor:
-    """See :func:`mmvim_ops.functional.bidirectional_selective_scan`."""
-    kernels = _KERNELS[x_f.device.type]
-    tensors = (
-        *(x_f, x_b, dbl_f, dbl_b, dt_w_f, dt_w_b, dt_b_f, dt_b_b),
-        *(A_f, A_b, D_f, D_b, z),
-    )
-    needs_grad = _differentiates(*tensors)
-    out: Tensor = _call(
-        kernels.operators.bidirectional_selective_scan.default,
-        needs_grad,
-        *map(kernels.readable, tensors),
-        *(scale, False, kernels.chunk if needs_grad else x_f.shape[1]),
-    )[0]
-    return out.to(x_f.dtype)
-
-
-def conv1d_silu(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, reverse: bool = False
-) -> Tensor:
-    """See :func:`mmvim_ops.functional.conv1d_silu`."""
-    kernels = _KERNELS[x.device.type]
-    tensors = (x, weight, bias)
-    out: Tensor = _call(
-        kernels.operators.conv1d_silu.default,
-        _differentiates(*tensors),
-        *map(kernels.readable, tensors),
-        reverse,
-    )
-    return out.to(x.dtype)
-
-
-def bi_conv1d_silu(
-    x: Tensor, w_f: Tensor, b_f: Tensor | None, w_b: Tensor, b_b: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """See :func:`mmvim_ops.functional.bi_conv1d_silu`."""
-    kernels = _KERNELS[x.device.type]
-    tensors = (x, w_f, b_f, w_b, b_b)
-    x_f, x_b = _call(
-        kernels.operators.bi_conv1d_silu.default,
-        _differentiates(*tensors),
-        *map(kernels.readable, tensors),
-    )
-    return x_f.to(x.dtype), x_b.to(x.dtype)
-
-
-def add_rms_norm(x: Tensor, added: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """See :func:`mmvim_ops.functional.add_rms_norm`."""
-    kernels = _KERNELS[x.device.type]
-    tensors = (x, added, weight)
-    normed, total, _ = _call(
-        kernels.operators.add_rms_norm.default,
-        _differentiates(*tensors),
-        *map(kernels.readable, tensors),
-        float(eps),
-    )
-    return normed.to(weight.dtype), total.to(x.dtype)
+CPU = Native('cpu', chunk=64, widens_half=True)
+# kMostStates and kMostRank of csrc/cuda/scan.h.
+CUDA = Native('cuda', chunk=128, room=(32, 128))

@@ -28,8 +28,7 @@ from benchmarking.memory import peak_bytes
 from benchmarking.scan_cases import Case, Work
 from benchmarking.timing import Effort, capture, sample
 
-from mmvim_ops import BackendStatus
-from mmvim_ops import loading as native
+from mmvim_ops import BackendStatus, loading
 
 CPU, CUDA = torch.device('cpu'), torch.device('cuda')
 MEGAHERTZ = 1500.0
@@ -128,7 +127,7 @@ def contenders(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> Gpu:
     monkeypatch.setattr(arguments, 'checked_device', lambda name: CUDA)
     monkeypatch.setattr(benchmark_ops, 'copy_bandwidth', lambda device, effort: 4e12)
     monkeypatch.setattr(
-        native, 'force_splits', lambda f, b: gpu.splits.append((f, b)), raising=False
+        loading, 'force_splits', lambda f, b: gpu.splits.append((f, b)), raising=False
     )
     monkeypatch.setattr(ceilings, '_SECONDS_OF_LOAD', 0.0)
     return gpu

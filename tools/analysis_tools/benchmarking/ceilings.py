@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from benchmarking.timing import Effort, Timing, interleave
-from mmvim_ops import loading as native
+from mmvim_ops import loading
 
 # Special-function results a clock of one multiprocessor: sm_80 to sm_120 (CUDA C++ programming
 # guide, arithmetic instructions).
@@ -66,12 +66,12 @@ def exp_loops(device: torch.device) -> list[ExpLoop]:
     floats = _SMALL_FLOATS * torch.get_num_threads()
     values, out = -torch.rand(floats), torch.empty(floats)
     loops = [ExpLoop('torch.exp', lambda: torch.exp(values, out=out), floats)]
-    if native.problem() is None:
+    if loading.problem() is None:
         buffer = -torch.rand(_L1_FLOATS)
         # It reads one half and writes the other. One thread runs it; with more of them the
         # ceiling is a multiple of its rate.
         count = _L1_FLOATS // 2 * _REPEATS * torch.get_num_threads()
-        call = partial(native.exp_many, buffer, _REPEATS)
+        call = partial(loading.exp_many, buffer, _REPEATS)
         loops.insert(0, ExpLoop('native exp', call, count))
     return loops
 

@@ -15,8 +15,7 @@ from pathlib import Path
 import torch
 
 from benchmarking.ceilings import sm_clocks
-from mmvim_ops import available_backends
-from mmvim_ops import loading as native
+from mmvim_ops import available_backends, loading
 
 ROOT = Path(__file__).parents[3]
 _PACKAGES = (
@@ -37,8 +36,8 @@ def describe_machine(device: torch.device) -> dict[str, str]:
     if hasattr(os, 'sched_getaffinity') and len(os.sched_getaffinity(0)) != os.cpu_count():
         machine['cores'] = f'{len(os.sched_getaffinity(0))} of {machine["cores"]}'
     machine['cpu features of torch'] = torch.backends.cpu.get_cpu_capability()
-    if native.problem() is None:
-        machine['instruction set of the native library'] = native.isa()
+    if loading.problem() is None:
+        machine['instruction set of the native library'] = loading.isa()
     with suppress(OSError):  # not every system counts
         machine['load before the run'] = f'{os.getloadavg()[0]:.2f}'
     if device.type == 'cuda':
@@ -67,8 +66,8 @@ def describe_versions() -> dict[str, str]:
         with suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
     versions['native library'] = 'none'
-    if native.problem() is None:
-        built = native.info()
+    if loading.problem() is None:
+        built = loading.info()
         texts = (f'{key} {built[key]}' for key in ('version', 'compiler', 'torch') if key in built)
         versions['native library'] = ', '.join(texts)
         if built.get('cuda'):

@@ -16,8 +16,14 @@ import torch
 from torch import Tensor
 
 from benchmarking import published
-from mmvim_ops import available_backends, bidirectional_selective_scan, vim_inner
-from mmvim_ops import loading as native
+from mmvim_ops import (
+    MixerWeights,
+    ScanInputs,
+    available_backends,
+    bidirectional_selective_scan,
+    loading,
+    vim_inner,
+)
 
 # Embedding dims D of the published sizes (Vim, section 3.4); 'nano' is the demo's.
 SIZES = {'nano': 64, 'tiny': 192, 'small': 384, 'base': 768}
@@ -133,11 +139,11 @@ def _forced(split: int) -> Iterator[None]:
     if not split:
         yield
         return
-    native.force_splits(split, split if split in _BACKWARD_SPLITS else 0)
+    loading.force_splits(split, split if split in _BACKWARD_SPLITS else 0)
     try:
         yield
     finally:
-        native.force_splits(0, 0)
+        loading.force_splits(0, 0)
 
 
 def contender_problem(name: str, part: str, device: torch.device) -> str | None:
@@ -205,36 +211,20 @@ def make_work(name: str, case: Case, device: torch.device) -> Work:
     )
 
 
-def _call_scan(activations: list[Tensor], parameters: list[Tensor], backend: str) -> Tensor:
-    x_f, x_b, dbl_f, dbl_b, z = activations
-    dt_w_f, dt_w_b, dt_b_f, dt_b_b, A_f, A_b, D_f, D_b = parameters
-    return bidirectional_selective_scan(
-        x_f,
-        x_b,
-        dbl_f,
-        dbl_b,
-        dt_w_f,
-        dt_w_b,
-        dt_b_f,
-        dt_b_b,
-        A_f,
-        A_b,
-        D_f,
-        D_b,
-        z,
-        SCALE,
-        backend,
-    )
-
-
 def _scan(backend: str) -> Run:
-    return lambda activations, parameters: _call_scan(activations, parameters, backend)
+    def run(activations: list[Tensor], parameters: list[Tensor]) -> Tensor:
+        x_f, x_b, dbl_f, dbl_b, z = activations
+        forward = ScanInputs(x_f, dbl_f, *parameters[::2])
+        reverse = ScanInputs(x_b, dbl_b, *parameters[1::2])
+        return bidirectional_selective_scan(forward, reverse, z, SCALE, backend=backend)
+
+    return run
 
 
 def _inner(backend: str) -> Run:
     def run(activations: list[Tensor], parameters: list[Tensor]) -> Tensor:
-        w_f, w_b, b_f, b_b, *others = parameters
         x, z = activations[0].chunk(2, dim=-1)  # (B, L, E) each, views
-        return vim_inner(x, z, w_f, b_f, w_b, b_b, *others, scale=SCALE, backend=backend)
+        forward, reverse = MixerWeights(*parameters[::2]), MixerWeights(*parameters[1::2])
+        return vim_inner(x, z, forward, reverse, SCALE, backend)
 
     return run

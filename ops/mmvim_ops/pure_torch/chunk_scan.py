@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmvim_ops.precision import wide
-from mmvim_ops.recurrence import Recurrence, steps_pay
+from mmvim_ops.pure_torch.recurrence import Recurrence, steps_pay
 
 __all__ = ['Needs', 'Scan', 'TokenOrder', 'Tokens', 'chunk_length']
 

@@ -1,32 +1,20 @@
-"""Root-mean-square normalisation of a sum in ordinary torch calls, and its gradient.
-
-:func:`add_rms_norm` runs under ordinary autograd; the functions named ``*_forward`` and
-``*_backward`` are the pure-torch kernels of the operators declared in :mod:`mmvim_ops.library`.
-"""
+"""Root-mean-square normalisation of a sum, and its gradient."""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mmvim_ops.precision import wide
 
-__all__ = ['add_rms_norm', 'add_rms_norm_backward', 'add_rms_norm_forward']
+__all__ = ['add_rms_norm', 'add_rms_norm_backward']
 
 
-def add_rms_norm(x: Tensor, added: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """See :func:`mmvim_ops.functional.add_rms_norm`."""
-    total = (x + added).to(x.dtype)
-    normed = F.rms_norm(wide(total), total.shape[-1:], wide(weight), eps)
-    return normed.to(weight.dtype), total
-
-
-def add_rms_norm_forward(
+def add_rms_norm(
     x: Tensor, added: Tensor, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The kernel of ``mmvim::add_rms_norm``: normed, total and the factor of each row."""
-    total = (x + added).to(x.dtype)
+    """The kernel of ``add_rms_norm``: normed, total and the factor of each row."""
+    total = (x + added).to(x.dtype).contiguous()
     scales = torch.rsqrt(wide(total).square().mean(-1) + eps)
     normed = wide(total) * scales.unsqueeze(-1) * wide(weight)
     return normed.to(weight.dtype), total, scales
@@ -35,7 +23,7 @@ def add_rms_norm_forward(
 def add_rms_norm_backward(
     grad_normed: Tensor, grad_total: Tensor | None, total: Tensor, scales: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The kernel of ``mmvim::add_rms_norm_backward``: the gradients of x (or added) and weight.
+    """The kernel of ``add_rms_norm_backward``: the gradients of x (or added) and weight.
 
     With y = x s w and s = (mean(x^2) + eps)^(-1/2): dx = s (w dy - x s^2 mean(w dy x)).
     """

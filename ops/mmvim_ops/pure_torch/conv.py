@@ -1,8 +1,4 @@
-"""Depthwise convolutions over the tokens in ordinary torch calls, and their gradients.
-
-The functions named ``*_backward`` are the pure-torch kernels of the operators declared in
-:mod:`mmvim_ops.library`; the others run under ordinary autograd too.
-"""
+"""Depthwise convolutions over the tokens, and their gradients."""
 
 from __future__ import annotations
 
@@ -38,18 +34,17 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool) -> 
     return y if bias is None else y.add_(wide(bias))
 
 
-def conv1d_silu(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, reverse: bool = False
-) -> Tensor:
-    """See :func:`mmvim_ops.functional.conv1d_silu`."""
-    return F.silu(_convolve(x, weight, bias, reverse)).to(x.dtype)
+def conv1d_silu(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool) -> Tensor:
+    """The kernel of ``conv1d_silu``."""
+    with full_precision(x.device):
+        return F.silu(_convolve(x, weight, bias, reverse)).to(x.dtype)
 
 
 def bi_conv1d_silu(
     x: Tensor, w_f: Tensor, b_f: Tensor | None, w_b: Tensor, b_b: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """See :func:`mmvim_ops.functional.bi_conv1d_silu`."""
-    return conv1d_silu(x, w_f, b_f), conv1d_silu(x, w_b, b_b, reverse=True)
+    """The kernel of ``bi_conv1d_silu``."""
+    return conv1d_silu(x, w_f, b_f, False), conv1d_silu(x, w_b, b_b, True)
 
 
 def conv1d_silu_backward(
@@ -60,7 +55,7 @@ def conv1d_silu_backward(
     reverse: bool,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The kernel of ``mmvim::conv1d_silu_backward``."""
+    """The kernel of ``conv1d_silu_backward``."""
     length, width = x.shape[1], weight.shape[1]
     with full_precision(x.device):
         y = _convolve(x, weight, bias, reverse)
@@ -94,7 +89,7 @@ def bi_conv1d_silu_backward(
     b_b: Tensor | None,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The kernel of ``mmvim::bi_conv1d_silu_backward``."""
+    """The kernel of ``bi_conv1d_silu_backward``."""
     forward = conv1d_silu_backward(grad_f, x, w_f, b_f, False, (needs[0], *needs[1:3]))
     reverse = conv1d_silu_backward(grad_b, x, w_b, b_b, True, (needs[0], *needs[3:5]))
     return forward[0] + reverse[0], *forward[1:], *reverse[1:]

@@ -1,0 +1,139 @@
+"""What one direction of a scan, and of a Vim block, reads: one value each, with its shape rules.
+
+Letters: B batch, L tokens, E inner channels, N states, R dt rank, W width of the convolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from mmvim_ops.checks import check_shape, check_sizes
+
+__all__ = ['MixerWeights', 'ScanInputs', 'SelectiveInputs', 'directions', 'interleaved']
+
+
+class ScanInputs(NamedTuple):
+    """What one direction of a bidirectional scan reads.
+
+    Attributes:
+        x (Tensor): (B, L, E), after the convolution.
+        dbl (Tensor): (B, L, R + 2N), the output of x_proj: dt, then B, then C.
+        dt_weight (Tensor): (E, R), weight of dt_proj.
+        dt_bias (Tensor): (E,), bias of dt_proj.
+        A (Tensor): (E, N), the decay rates themselves, negative in a stable model (not A_log).
+        D (Tensor): (E,), the skip connection.
+    """
+
+    x: Tensor
+    dbl: Tensor
+    dt_weight: Tensor
+    dt_bias: Tensor
+    A: Tensor
+    D: Tensor
+
+    def check(self, name: str, like: ScanInputs | None = None) -> None:
+        """Raise unless all shapes fit.
+
+        Args:
+            name (str): What messages call this direction.
+            like (ScanInputs | None): The direction whose sizes this one must have. Defaults to
+                None: its own.
+
+        Raises:
+            ValueError: A shape does not fit; the message names the tensor and both shapes.
+        """
+        lead = self if like is None else like
+        check_sizes(f'{name}.x', self.x, '(B, L, E)')
+        check_sizes(f'{name}.A', self.A, '(E, N)')
+        check_sizes(f'{name}.dt_weight', self.dt_weight, '(E, R)')
+        batch, length, channels = lead.x.shape
+        states, rank = lead.A.shape[1], lead.dt_weight.shape[1]
+        check_shape(f'{name}.x', self.x, (batch, length, channels), '(B, L, E)')
+        check_shape(f'{name}.dbl', self.dbl, (batch, length, rank + 2 * states), '(B, L, R + 2 N)')
+        _check_parameters(self, name, channels, states, rank)
+
+
+class MixerWeights(NamedTuple):
+    """The parameters of one direction of a Vim block, between in_proj and out_proj.
+
+    Attributes:
+        conv_weight (Tensor): (E, W), weight of the depthwise convolution.
+        conv_bias (Tensor | None): (E,), its bias.
+        x_proj (Tensor): (R + 2N, E), weight of x_proj, whose output is dt, then B, then C.
+        dt_weight (Tensor): (E, R), weight of dt_proj.
+        dt_bias (Tensor): (E,), bias of dt_proj.
+        A (Tensor): (E, N), the decay rates themselves, negative in a stable model (not A_log).
+        D (Tensor): (E,), the skip connection.
+    """
+
+    conv_weight: Tensor
+    conv_bias: Tensor | None
+    x_proj: Tensor
+    dt_weight: Tensor
+    dt_bias: Tensor
+    A: Tensor
+    D: Tensor
+
+    def check(self, name: str, channels: int, like: MixerWeights | None = None) -> None:
+        """Raise unless all shapes fit.
+
+        Args:
+            name (str): What messages call this direction.
+            channels (int): E.
+            like (MixerWeights | None): The direction whose sizes this one must have. Defaults to
+                None: its own.
+
+        Raises:
+            ValueError: A shape does not fit; the message names the tensor and both shapes.
+        """
+        lead = self if like is None else like
+        check_sizes(f'{name}.conv_weight', self.conv_weight, '(E, W)')
+        check_sizes(f'{name}.A', self.A, '(E, N)')
+        check_sizes(f'{name}.dt_weight', self.dt_weight, '(E, R)')
+        width, states, rank = (
+            tensor.shape[1] for tensor in (lead.conv_weight, lead.A, lead.dt_weight)
+        )
+        check_shape(f'{name}.conv_weight', self.conv_weight, (channels, width), '(E, W)')
+        if self.conv_bias is not None:
+            check_shape(f'{name}.conv_bias', self.conv_bias, (channels,), '(E,)')
+        check_shape(f'{name}.x_proj', self.x_proj, (rank + 2 * states, channels), '(R + 2 N, E)')
+        _check_parameters(self, name, channels, states, rank)
+
+    def scan_inputs(self, x: Tensor, dbl: Tensor) -> ScanInputs:
+        """What the scan reads, given the outputs of the convolution and of x_proj."""
+        return ScanInputs(x, dbl, *self[3:])
+
+
+def _check_parameters(
+    given: ScanInputs | MixerWeights, name: str, channels: int, states: int, rank: int
+) -> None:
+    check_shape(f'{name}.dt_weight', given.dt_weight, (channels, rank), '(E, R)')
+    check_shape(f'{name}.dt_bias', given.dt_bias, (channels,), '(E,)')
+    check_shape(f'{name}.A', given.A, (channels, states), '(E, N)')
+    check_shape(f'{name}.D', given.D, (channels,), '(E,)')
+
+
+class SelectiveInputs(NamedTuple):
+    """What :func:`mmvim_ops.functional.selective_scan` reads; B and C are (B, L, groups, N)."""
+
+    u: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None = None
+    z: Tensor | None = None
+    delta_bias: Tensor | None = None
+
+
+def interleaved(forward: ScanInputs, reverse: ScanInputs) -> list[Tensor]:
+    """x_f, x_b, dbl_f, dbl_b, ...: the order in which operators take both directions."""
+    return [tensor for pair in zip(forward, reverse) for tensor in pair]
+
+
+def directions(tensors: Sequence[Any]) -> tuple[ScanInputs, ScanInputs]:
+    """Both directions, from their tensors in the order of :func:`interleaved`."""
+    return ScanInputs(*tensors[::2]), ScanInputs(*tensors[1::2])
