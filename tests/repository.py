@@ -1,11 +1,13 @@
 """Where things lie in the repository, and how tests run them in a process of their own."""
 
 import functools
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from mmengine.config import Config
@@ -18,6 +20,15 @@ def python(*arguments: Any, **options: Any) -> 'subprocess.CompletedProcess[str]
     """Run Python; its output is kept as text."""
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, **options)
+
+
+def load_script(path: Path) -> ModuleType:
+    """A script of ``tools/`` as a module; they are no package."""
+    spec = importlib.util.spec_from_file_location(f'script_{path.stem}', path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 _parsed = functools.cache(Config.fromfile)

@@ -1,7 +1,6 @@
 """Runs in this process, made as ``tools/train.py`` makes them."""
 
 import itertools
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from mmengine.runner import Runner
 from mmvim.checkpoints import load_checkpoint_file
 from mmvim.engine import leave, make_resumable, resume_with_seed, use_atomic_checkpoints
 
-sys.path.insert(0, str(Path(__file__).parent))
 _names = itertools.count()
 
 Train = Callable[..., Runner]

@@ -29,7 +29,7 @@ def start(
     """``tools/train.py`` with this config, in a process group of its own."""
     config = folder / 'config.py'
     Config(cfg).dump(str(config))
-    paths = [str(ROOT), str(Path(__file__).parent)]
+    paths = [str(ROOT), str(ROOT / 'tests')]
     torchrun = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}']
     launcher = ['--launcher', 'pytorch']
     return subprocess.Popen(

@@ -93,7 +93,7 @@ def run(folder: Path, work_dir: str, plan: dict[str, Any] | None = None, *more: 
     """The exit code of ``tools/train.py``; its log goes to ``<work_dir>.log``."""
     environment = {
         **os.environ,
-        'PYTHONPATH': os.pathsep.join([str(ROOT), str(Path(__file__).parent)]),
+        'PYTHONPATH': os.pathsep.join([str(ROOT), str(ROOT / 'tests')]),
         'OMP_NUM_THREADS': '1',
         kill_task.VARIABLE: json.dumps(plan or {}),
     }

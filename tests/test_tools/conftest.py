@@ -1,10 +1,8 @@
 """Small real configs for the tools: segmentation in mmseg, and a toy model of mmengine alone."""
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -14,67 +12,10 @@ from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from mmengine.visualization import Visualizer
 from PIL import Image
+from repository import TOOLS, load_script
+from task_configs import SEGMENTATION
 
 from mmvim.cli.run_tool import run_tool
-
-TOOLS = Path(__file__).parents[2] / 'tools'
-
-SEGMENTATION = """
-default_scope = 'mmseg'
-data_root = 'scenes'
-norm_cfg = dict(type='BN', requires_grad=True)
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations'),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PackSegInputs'),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(32, 32), keep_ratio=True),
-    dict(type='LoadAnnotations'),
-    dict(type='PackSegInputs'),
-]
-metainfo = dict(
-    classes=('sky', 'sea', 'sand'), palette=[[0, 0, 255], [0, 255, 0], [255, 0, 0]])
-dataset = dict(
-    type='BaseSegDataset', data_root=data_root, metainfo=metainfo, img_suffix='.png',
-    data_prefix=dict(img_path='images', seg_map_path='labels'), pipeline=train_pipeline)
-train_dataloader = dict(
-    batch_size=2, num_workers=0, sampler=dict(type='InfiniteSampler', shuffle=True),
-    dataset=dataset)
-val_dataloader = dict(
-    batch_size=1, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(dataset, pipeline=test_pipeline))
-test_dataloader = val_dataloader
-val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
-test_evaluator = val_evaluator
-model = dict(
-    type='EncoderDecoder',
-    data_preprocessor=dict(
-        type='SegDataPreProcessor', mean=[127.0] * 3, std=[60.0] * 3, bgr_to_rgb=True,
-        pad_val=0, seg_pad_val=255, size=(32, 32), test_cfg=dict(size_divisor=32)),
-    backbone=dict(
-        type='ResNet', depth=18, base_channels=8, num_stages=2, strides=(1, 2), dilations=(1, 1),
-        out_indices=(1,), norm_cfg=norm_cfg),
-    decode_head=dict(
-        type='FCNHead', in_channels=16, channels=8, num_convs=1, in_index=0, num_classes=3,
-        norm_cfg=norm_cfg, loss_decode=dict(type='CrossEntropyLoss')),
-    test_cfg=dict(mode='whole'))
-optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3))
-param_scheduler = [dict(type='PolyLR', power=1.0, begin=0, end=2, by_epoch=False)]
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=2, val_interval=2)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
-default_hooks = dict(
-    logger=dict(type='LoggerHook', interval=1),
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1),
-    visualization=dict(type='SegVisualizationHook'))
-visualizer = dict(type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')])
-env_cfg = dict(dist_cfg=dict(backend='nccl'))
-auto_scale_lr = dict(enable=False, base_batch_size=16)
-randomness = dict(seed=0)
-"""
 
 TOY = """
 custom_imports = dict(imports=['toy_task'])
@@ -95,15 +36,6 @@ default_hooks = dict(
 param_scheduler = [dict(type='LinearLR', start_factor=0.5, end=2, by_epoch=False)]
 randomness = dict(seed=0)
 """
-
-
-def load_tool(name: str) -> ModuleType:
-    """A script of ``tools/`` as a module; they are no package."""
-    spec = importlib.util.spec_from_file_location(f'tool_{name}', TOOLS / f'{name}.py')
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def write_scenes(root: Path, count: int = 4, size: tuple[int, int] = (32, 40)) -> None:
@@ -149,7 +81,9 @@ def run(capfd: pytest.CaptureFixture[str]) -> Run:
         kept_by_name = (MMLogger, MessageHub, DefaultScope, Visualizer)
         for kept in (*kept_by_name, *Visualizer.__subclasses__()):
             kept._instance_dict.clear()
-        code = run_tool(load_tool(name).main, [str(argument) for argument in argv])
+        code = run_tool(
+            load_script(TOOLS / f'{name}.py').main, [str(argument) for argument in argv]
+        )
         return Outcome(code, *capfd.readouterr())
 
     return run_in_process
@@ -162,7 +96,6 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     config = tmp_path / f'{tmp_path.name}.py'
     config.write_text(TOY)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))  # where toy_task is
     return config
 
 

@@ -1,33 +1,19 @@
 """The same tools on stock configs of mmdet and mmpretrain, from training to pictures."""
 
-import importlib.util
 import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+import task_configs as configs
 import torch
 from PIL import Image
 
 pytestmark = pytest.mark.stack
 Run = Callable[..., Any]
-
-
-def load_configs() -> ModuleType:
-    """``task_configs.py`` beside this file."""
-    path = Path(__file__).with_name('task_configs.py')
-    spec = importlib.util.spec_from_file_location('task_configs', path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-configs = load_configs()
 
 
 @pytest.fixture(scope='module')

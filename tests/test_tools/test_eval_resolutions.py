@@ -1,13 +1,12 @@
 """tools/analysis_tools/eval_resolutions.py on small classifiers and segmentors."""
 
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+import task_configs as configs
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
@@ -17,16 +16,6 @@ from mmvim.models import VisionMamba
 Run = Callable[..., Any]
 TOOL = 'analysis_tools/eval_resolutions'
 VIM = dict(type='mmvim.VisionMamba', arch='nano', img_size=32, patch_size=8)
-
-
-def load_configs() -> ModuleType:
-    """``task_configs.py`` beside this file."""
-    path = Path(__file__).with_name('task_configs.py')
-    spec = importlib.util.spec_from_file_location('task_configs', path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -56,7 +45,6 @@ def save(cfg: Config, **changes: torch.Tensor) -> str:
 def classification(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     pytest.importorskip('mmpretrain')
     monkeypatch.chdir(tmp_path)
-    configs = load_configs()
     configs.write_folders(tmp_path / 'folders')
     cfg = Config.fromstring(configs.CLASSIFICATION, '.py')
     cfg.model.backbone = dict(VIM, out_type='cls_token')

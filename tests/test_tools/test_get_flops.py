@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+import task_configs as configs
 from mmengine.config import Config
+from repository import ROOT, load_script
 
 Run = Callable[..., Any]
-ROOT = Path(__file__).parents[2]
 TOOL = 'analysis_tools/get_flops'
 CLASSIFIER = """
 default_scope = 'mmpretrain'
@@ -39,14 +38,6 @@ model = dict(
         type='FCNHead', in_channels=64, in_index=2, channels=8, num_convs=1, num_classes=5),
     test_cfg=dict(mode='whole'))
 """
-
-
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -133,7 +124,7 @@ def test_segmentor_with_pyramid(run: Run, write: Callable[[str], Path]) -> None:
 
 def test_meta_and_real_tensors_count_alike(write: Callable[[str], Path]) -> None:
     pytest.importorskip('mmseg')
-    tool = load(ROOT / 'tools' / f'{TOOL}.py')
+    tool = load_script(ROOT / 'tools' / f'{TOOL}.py')
     cfg = tool.load_config(str(write(SEGMENTOR)), {})
     one, other = (tool.count(tool.build(cfg, device), (48, 80)) for device in ('meta', 'cpu'))
     assert (one.device, other.device) == ('meta', 'cpu')
@@ -153,7 +144,7 @@ def test_the_backend_of_the_scan_changes_nothing(run: Run, write: Callable[[str]
 
 def test_mask_rcnn(run: Run, write: Callable[[str], Path]) -> None:
     pytest.importorskip('mmdet')
-    cfg = Config.fromstring(load(Path(__file__).with_name('task_configs.py')).DETECTION, '.py')
+    cfg = Config.fromstring(configs.DETECTION, '.py')
     backbone = dict(
         type='mmvim.VisionMamba', arch='nano', img_size=64, cls_token='none', out_norm='none',
         out_indices=[1, 3],
@@ -209,7 +200,7 @@ def test_other_second_stages_run_on_what_the_first_proposes(
     run: Run, write: Callable[[str], Path]
 ) -> None:
     pytest.importorskip('mmdet')
-    cfg = Config.fromstring(load(Path(__file__).with_name('task_configs.py')).DETECTION, '.py')
+    cfg = Config.fromstring(configs.DETECTION, '.py')
     cfg.model.roi_head.type = 'DoubleHeadRoIHead'
     cfg.model.roi_head.update(reg_roi_scale_factor=1.3)
     cfg.model.roi_head.bbox_head = dict(

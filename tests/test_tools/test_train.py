@@ -247,7 +247,7 @@ def test_traceback_on_request(run: Run, toy: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_as_a_script_from_any_directory(toy: Path) -> None:
-    path = os.pathsep.join([str(TOOLS.parent), str(Path(__file__).parent)])
+    path = os.pathsep.join([str(TOOLS.parent), str(Path(__file__).parents[1])])
     done = subprocess.run(
         [sys.executable, TOOLS / 'train.py', toy, '--resume', 'absent.pth'],
         env={**os.environ, 'PYTHONPATH': path, 'MMVIM_TRACEBACK': '0'},

@@ -1,29 +1,21 @@
 """tools/analysis_tools/visualize.py on small models of each task."""
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+import task_configs as configs
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
+from repository import TOOLS, load_script
 
 Run = Callable[..., Any]
 TOOL = 'analysis_tools/visualize'
 VIM = dict(type='mmvim.VisionMamba', arch='nano', img_size=32, patch_size=8)
-
-
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def save(cfg: Config, seed: int = 1) -> str:
@@ -48,8 +40,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def segmentor() -> Config:
-    conftest = load(Path(__file__).with_name('conftest.py'))
-    cfg = Config.fromstring(conftest.SEGMENTATION, '.py')
+    cfg = Config.fromstring(configs.SEGMENTATION, '.py')
     cfg.model.backbone = dict(VIM, cls_token='none', out_norm='none', out_indices=[1, 3])
     cfg.model.decode_head.update(in_channels=64, in_index=1)
     cfg.model.data_preprocessor.test_cfg = dict(size_divisor=8)
@@ -57,7 +48,6 @@ def segmentor() -> Config:
 
 
 def classifier(**backbone: Any) -> Config:
-    configs = load(Path(__file__).with_name('task_configs.py'))
     cfg = Config.fromstring(configs.CLASSIFICATION, '.py')
     cfg.model.backbone = dict(VIM, **dict(dict(out_type='cls_token'), **backbone))
     del cfg.model['neck']
@@ -101,7 +91,6 @@ def test_a_classifier_and_one_of_all_pictures(run: Run, folder: Path) -> None:
 
 def test_a_detector_has_no_class_responses(run: Run, folder: Path) -> None:
     pytest.importorskip('mmdet')
-    configs = load(Path(__file__).with_name('task_configs.py'))
     weights = save(Config.fromstring(configs.DETECTION, '.py'))  # a ResNet
     outcome = run(TOOL, 'config.py', weights, 'images', '--out', 'out')
     assert outcome.code == 0, outcome.err
@@ -116,7 +105,7 @@ def test_a_detector_has_no_class_responses(run: Run, folder: Path) -> None:
 @pytest.fixture
 def subject(folder: Path) -> Callable[[Config], Any]:
     """The tool's module, and the model it would look at."""
-    tool = load(Path(__file__).parents[2] / 'tools' / f'{TOOL}.py')
+    tool = load_script(TOOLS / f'{TOOL}.py')
 
     def build(cfg: Config) -> tuple[Any, Any]:
         weights = save(cfg)

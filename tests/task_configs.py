@@ -1,10 +1,67 @@
-"""Tiny stock configs of mmdet and mmpretrain, with their data."""
+"""Tiny stock configs of the three libraries, with data for two."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+SEGMENTATION = """
+default_scope = 'mmseg'
+data_root = 'scenes'
+norm_cfg = dict(type='BN', requires_grad=True)
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations'),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PackSegInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(32, 32), keep_ratio=True),
+    dict(type='LoadAnnotations'),
+    dict(type='PackSegInputs'),
+]
+metainfo = dict(
+    classes=('sky', 'sea', 'sand'), palette=[[0, 0, 255], [0, 255, 0], [255, 0, 0]])
+dataset = dict(
+    type='BaseSegDataset', data_root=data_root, metainfo=metainfo, img_suffix='.png',
+    data_prefix=dict(img_path='images', seg_map_path='labels'), pipeline=train_pipeline)
+train_dataloader = dict(
+    batch_size=2, num_workers=0, sampler=dict(type='InfiniteSampler', shuffle=True),
+    dataset=dataset)
+val_dataloader = dict(
+    batch_size=1, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(dataset, pipeline=test_pipeline))
+test_dataloader = val_dataloader
+val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
+test_evaluator = val_evaluator
+model = dict(
+    type='EncoderDecoder',
+    data_preprocessor=dict(
+        type='SegDataPreProcessor', mean=[127.0] * 3, std=[60.0] * 3, bgr_to_rgb=True,
+        pad_val=0, seg_pad_val=255, size=(32, 32), test_cfg=dict(size_divisor=32)),
+    backbone=dict(
+        type='ResNet', depth=18, base_channels=8, num_stages=2, strides=(1, 2), dilations=(1, 1),
+        out_indices=(1,), norm_cfg=norm_cfg),
+    decode_head=dict(
+        type='FCNHead', in_channels=16, channels=8, num_convs=1, in_index=0, num_classes=3,
+        norm_cfg=norm_cfg, loss_decode=dict(type='CrossEntropyLoss')),
+    test_cfg=dict(mode='whole'))
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3))
+param_scheduler = [dict(type='PolyLR', power=1.0, begin=0, end=2, by_epoch=False)]
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=2, val_interval=2)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+default_hooks = dict(
+    logger=dict(type='LoggerHook', interval=1),
+    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1),
+    visualization=dict(type='SegVisualizationHook'))
+visualizer = dict(type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')])
+env_cfg = dict(dist_cfg=dict(backend='nccl'))
+auto_scale_lr = dict(enable=False, base_batch_size=16)
+randomness = dict(seed=0)
+"""
 
 DETECTION = """
 default_scope = 'mmdet'
