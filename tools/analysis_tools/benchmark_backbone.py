@@ -37,14 +37,8 @@ _FREE_SHARE = 0.8  # of the free memory that plain attention's scores may take
 class Setting:
     """One point of the comparison, the same for all models.
 
-    Attributes:
-        execution: One of :data:`EXECUTIONS`.
-        threads: Of torch, on a CPU.
-        mode: 'inference', or 'training': forward and backward pass, without an optimizer's step.
-        dtype: 'float32', or the dtype of autocast.
-        batch: Images B.
-        size: 'tiny', 'small' or 'base'.
-        resolution: Side of the images in pixels.
+    'training' is a forward and a backward pass without an optimizer's step; a ``dtype`` other than
+    float32 is autocast's; ``resolution`` is the side of the ``batch`` images in pixels.
     """
 
     execution: str
@@ -101,13 +95,7 @@ def all_settings(args: Namespace) -> Iterator[Setting]:
 
 
 class Step:
-    """One call of a model on a fixed batch: a prediction, or a forward and a backward pass.
-
-    Args:
-        model: On its device.
-        setting: What to run.
-        image: (B, 3, H, W).
-    """
+    """One call of a model on a fixed batch: a prediction, or a forward and a backward pass."""
 
     def __init__(self, model: nn.Module, setting: Setting, image: Tensor) -> None:
         model.train(setting.mode == 'training')

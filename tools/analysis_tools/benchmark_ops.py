@@ -197,14 +197,9 @@ def _outputs(works: dict[str, Work]) -> dict[str, torch.Tensor]:
 def figures(
     timing: Timing, ours: Timing | str | None, case: Case, kind: str, moved: int
 ) -> dict[str, float | None]:
-    """What follows from the samples of a contender, all of it from their median.
+    """What follows from the median of a contender's samples.
 
-    Args:
-        timing: The contender's samples.
-        ours: Those of what it is compared with; it may be missing.
-        case: What was run.
-        kind: The pass.
-        moved: Bytes that the pass cannot avoid to move.
+    ``ours`` are those of what it is compared with; ``moved`` the bytes that cannot be avoided.
     """
     # A backward pass needs every decay once more: none of them is saved.
     passes = 1 if kind == 'forward' else 2

@@ -49,9 +49,7 @@ def begin_anew(folder: Path) -> None:
 def open_work_dir(folder: Path, ingredients: Mapping[str, Any]) -> None:
     """Keep what an earlier call left only if it is a part of this very training.
 
-    Args:
-        folder: Of the training; relative to the repository, or absolute.
-        ingredients: All that the result depends on, as JSON types.
+    ``ingredients`` is all that its result depends on, as JSON types.
     """
     record = ROOT / folder / 'ingredients.json'
     if not record.is_file() or json.loads(record.read_text()) != ingredients:

@@ -47,13 +47,7 @@ MIN_MIOU, MIN_CLASS_IOU, MIN_RATIO_TO_VIT = 60.0, 20.0, 0.95
 
 @dataclass
 class Result:
-    """What a model reached.
-
-    Attributes:
-        iou: Per class, in per cent, NaN where neither labels nor predictions have the class.
-        minutes: Wall time of training with its validations, as text.
-        params: Number of trained parameters, as text.
-    """
+    """IoU per class in per cent, NaN for one that is nowhere; and what training took, as text."""
 
     iou: np.ndarray
     minutes: str = '-'

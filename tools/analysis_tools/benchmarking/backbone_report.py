@@ -63,18 +63,9 @@ def crossovers(rows: Iterable[Row]) -> list[Row]:
 
 
 def crossings(sizes: Sequence[float], ratios: Sequence[float]) -> list[float]:
-    """Where a ratio passes 1, interpolated linearly between the logarithms of both.
+    """Every size at which a ratio is 1 or passes it.
 
-    Args:
-        sizes: Increasing, positive.
-        ratios: Ours over theirs at each size, positive.
-
-    Returns:
-        Every size at which the ratio is 1 or changes from one side of it to the other; empty if
-        it stays on one side.
-
-    Raises:
-        ValueError: The sequences differ in length, or the sizes do not increase.
+    Interpolated linearly between the logarithms of both; sizes increase, and all is positive.
     """
     if len(sizes) != len(ratios):
         raise ValueError(f'{len(sizes)} sizes and {len(ratios)} ratios: give one ratio a size')
@@ -93,14 +84,7 @@ def crossings(sizes: Sequence[float], ratios: Sequence[float]) -> list[float]:
 
 
 def verdict(ours: str, theirs: str, sizes: Sequence[int], ratios: Sequence[float]) -> str:
-    """One sentence on where we lose and where we win.
-
-    Args:
-        ours: What we are called, at the beginning of a sentence.
-        theirs: What the other is called.
-        sizes: Increasing image sizes in pixels.
-        ratios: Our time over theirs at each size.
-    """
+    """One sentence on where we lose and where we win; ``ratios`` are our time over theirs."""
     by_outcome: dict[str, list[str]] = {}
     for size, ratio in zip(sizes, ratios):
         outcome = 'equals' if abs(ratio - 1) < _EQUAL else 'loses to' if ratio > 1 else 'beats'

@@ -28,17 +28,8 @@ def installed_deit() -> str | None:
 def plain_attention(query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0) -> Tensor:
     """Attention in three steps, as DeiT was published, with the whole score matrix in memory.
 
-    The scale is applied to the queries, one pass over the scores less than in mmpretrain's own
-    plain version.
-
-    Args:
-        query: (B, heads, L, C).
-        key: As query.
-        value: As query.
-        dropout_p: There because mmpretrain passes it; only 0 is served.
-
-    Raises:
-        ValueError: ``dropout_p`` is not 0.
+    Of (B, heads, L, C) each. The scale is applied to the queries, one pass over the scores less
+    than in mmpretrain's own plain version, which also passes ``dropout_p``.
     """
     if dropout_p:
         raise ValueError(f'dropout_p={dropout_p}: the benchmark runs without dropout')
@@ -90,18 +81,10 @@ def build(
     scan_backend: str = 'auto',
     deit_library: str | None = None,
 ) -> nn.Module:
-    """A backbone with random weights, built for square images of one resolution.
+    """One of :data:`MODELS` with random weights, for square images of one resolution.
 
-    Without a neck it ends in the normalised class token, as for classification; with one it gives
-    its four taps to the pyramid, Vim without a class token as dense models run it.
-
-    Args:
-        name: One of :data:`MODELS`.
-        size: 'tiny', 'small' or 'base'.
-        resolution: Side of the images in pixels; the position embedding has its grid.
-        with_neck: Whether to add the pyramid (needs mmseg). Defaults to False.
-        scan_backend: ``backend`` of mmvim_ops, for Vim. Defaults to 'auto'.
-        deit_library: One of :data:`DEIT_LIBRARIES`. Defaults to the first that is installed.
+    Without a neck it ends in the normalised class token, as for classification; with one (mmseg's)
+    it gives its four taps to the pyramid, Vim without a class token as dense models run it.
     """
     importlib.import_module('mmvim')  # first: it mends a torchvision that would fail to import
     if name.startswith('vim'):

@@ -87,12 +87,8 @@ def plot(
 ) -> None:
     """Two panels a group, for the first groups; one line on stderr where matplotlib is missing.
 
-    Args:
-        file: The picture to write.
-        groups: What to draw.
-        x: Key of the horizontal axis, which is logarithmic with a tick a value.
-        label: Its label.
-        draw: Draws a group into its left panel, logarithmic too, and its right one, from zero on.
+    ``x`` is the key of the horizontal axis, logarithmic with a tick a value. ``draw`` draws a group
+    into its left panel, which is logarithmic too, and its right one, which begins at zero.
     """
     try:
         from matplotlib.figure import Figure

@@ -21,12 +21,7 @@ _OUT_OF_MEMORY_TEXTS = ("can't allocate memory", 'not enough memory', 'out of me
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one call, one sample a round.
-
-    Attributes:
-        samples: Seconds a call took, averaged over the ``loops`` calls of a sample.
-        loops: Calls in one sample.
-    """
+    """Seconds that one call took, one sample a round, averaged over the ``loops`` calls of each."""
 
     samples: tuple[float, ...]
     loops: int
@@ -124,19 +119,10 @@ def interleave(
 ) -> Timings:
     """Time several calls in turn, so that all of them meet the same state of the machine.
 
-    Every call is warmed up once, then once more to find how many fit into a sample. Each round
-    takes one sample of every call, and starts one call later than the round before it: nobody
-    always runs after the same neighbour.
-
-    Args:
-        calls: Name to call.
-        device: Where they run.
-        effort: How long to measure.
-        warm: Whether every call has run before and needs no first time. Defaults to False.
-
-    Returns:
-        Name to timing, in the order given. A call that runs out of memory is left out of the
-        rounds and comes back as :data:`OOM`.
+    Every call is warmed up once unless it is ``warm``, then once more to find how many fit into a
+    sample. Each round takes one sample of every call, and starts one call later than the round
+    before it: nobody always runs after the same neighbour. A call that runs out of memory is left
+    out of the rounds and comes back as :data:`OOM`.
     """
     results: Timings = dict.fromkeys(calls, OOM)
     loops: dict[str, int] = {}
