@@ -103,8 +103,8 @@ def published_to_ours(
     cls_token = choose_cls_token(own, cls_token, noted)
     resized = ''
     try:
-        official = convert_official(own, cls_token)
-        ours = dict(official)
+        converted = convert_official(own, cls_token)
+        ours = dict(converted)
         if 'pos_embed' in ours:
             stored = square_grid(ours['pos_embed'].shape[1])
             if grid is not None and grid != stored:
@@ -119,23 +119,23 @@ def published_to_ours(
     prefix, heads = '', {}
     if head:
         prefix = BACKBONE
-        heads = {HEADS[key]: value for key, value in official.extras.items() if key in HEADS}
+        heads = {HEADS[key]: value for key, value in converted.extras.items() if key in HEADS}
         if HEADS['head.weight'] not in heads:
             raise UserError(
                 'the checkpoint has no linear classifier (head.weight): --backbone-only converts '
                 'the backbone alone'
             )
     rows = _pairs(own, ours, cls_token, prefix, resized, 'class row, kept apart')
-    rows += _heads(official.extras if head else {})
+    rows += _heads(converted.extras if head else {})
     if 'pos_embed' in ours:
         added = f'added: the grid {_by(model.grid_size)}'
         rows.append(Row('', f'{prefix}pos_embed_grid', 1, '(2)', added))
-    left = {key: value for key, value in official.extras.items() if HEADS.get(key) not in heads}
+    left = {key: value for key, value in converted.extras.items() if HEADS.get(key) not in heads}
     rows += [Row(key, '', 1, _shape(value), _reason(key)) for key, value in left.items()]
     rows += [Row(name, '', count, shape, _reason(name)) for name, count, shape in _modules(rest)]
-    converted = {prefix + key: value for key, value in ours.items()} | heads
     about = _describe(model, cls_token, heads.get(HEADS['head.weight']))
-    return Conversion(converted, _by_block(rows), about, cls_token)
+    state = {prefix + key: value for key, value in ours.items()} | heads
+    return Conversion(state, _by_block(rows), about, cls_token)
 
 
 def ours_to_published(

@@ -8,7 +8,6 @@ mmengine loads its own checkpoints.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import difflib
 import hashlib
 import importlib
@@ -31,6 +30,8 @@ from mmvim.compat import version_tuple
 from mmvim.errors import UserError, first_line
 
 SUFFIXES = ('.pth', '.safetensors')
+# Elements of a tensor that repeats what is stored: more would fill the memory from a small file.
+_MOST_REPEATED = 2**30
 _HISTORY_STATISTICS = ('mean', 'max', 'min', 'current')
 # Older torch reads whatever a file holds, as mmengine expects: the renamed globals that the guarded
 # ``getattr`` needs came with 2.6 too.
@@ -52,8 +53,12 @@ def _guarded_getattr(obj: object, name: str) -> Any:
     )
 
 
-def _mmengine_globals() -> list[Any]:
-    """What an mmengine checkpoint holds besides tensors and plain containers."""
+def _allowed_globals() -> list[Any]:
+    """What checkpoints hold besides tensors and plain containers.
+
+    Those of mmengine a history of numbers, those of the published training their command line: a
+    ``Namespace`` has attributes and nothing that runs.
+    """
     multiarray = importlib.import_module(
         'numpy._core.multiarray' if hasattr(np, '_core') else 'numpy.core.multiarray'
     )
@@ -65,6 +70,7 @@ def _mmengine_globals() -> list[Any]:
     ]
     dtypes = {type(np.dtype(code)) for code in '?bBhHiIlLqQefd'}
     return [
+        argparse.Namespace,
         HistoryBuffer,
         (_guarded_getattr, 'builtins.getattr'),
         np.ndarray,
@@ -86,13 +92,13 @@ def load_checkpoint_file(filename: str | Path, map_location: Any = None) -> Any:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        pickle.UnpicklingError: If the file asks for anything but tensors, plain containers and
-            mmengine's log history, or is no checkpoint at all.
+        pickle.UnpicklingError: If the file asks for anything but tensors, plain containers, and
+            what :func:`_allowed_globals` lists, or is no checkpoint at all.
     """
     path = Path(filename).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f'{path} can not be found.')
-    with torch.serialization.safe_globals(_mmengine_globals()):
+    with torch.serialization.safe_globals(_allowed_globals()):
         return torch.load(path, map_location=map_location, weights_only=True)
 
 
@@ -159,6 +165,8 @@ def read_checkpoint(path: str) -> dict[str, Any]:
             else f'a {type(checkpoint).__name__}'
         )
         raise UserError(f'{path} is no checkpoint: it holds {held}, but no weights')
+    if isinstance(checkpoint.get('state_dict'), Mapping):
+        checked_weights(checkpoint['state_dict'], path)
     return checkpoint
 
 
@@ -190,7 +198,7 @@ def _refusal(path: str, error: pickle.UnpicklingError) -> str:
 def _asked_for(path: str) -> str:
     """Names of what a file asks for beyond weights; '' where torch cannot tell."""
     try:
-        with torch.serialization.safe_globals(_mmengine_globals()):
+        with torch.serialization.safe_globals(_allowed_globals()):
             return ', '.join(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except (AttributeError, OSError, RuntimeError, ValueError, pickle.UnpicklingError):
         return ''
@@ -228,6 +236,8 @@ def checked_weights(weights: Mapping[Any, Any], source: str) -> dict[str, torch.
             problem = f'{key} is no dense tensor of plain numbers ({value.layout}, {value.dtype})'
         elif value.is_meta:
             problem = f'{key} is a tensor without content (of the meta device)'
+        elif value.numel() > max(_MOST_REPEATED, value.untyped_storage().nbytes()):
+            problem = f'{key} is one of {value.numel()} numbers, of which the file has few'
         else:
             continue
         raise UserError(f'{source} is no checkpoint that can be used: {problem}')
@@ -273,8 +283,7 @@ def read_weight_file(source: str) -> WeightFile:
                 f'{source} cannot be read as safetensors, it is cut short or something else '
                 f'({first_line(error)})'
             ) from error
-    with _training_arguments_allowed():
-        checkpoint: Mapping[str, Any] = read_checkpoint(str(path))
+    checkpoint: Mapping[str, Any] = read_checkpoint(str(path))
     meta, others = checkpoint.get('meta'), []
     for holder in ('state_dict', 'model'):
         if isinstance(checkpoint.get(holder), Mapping):
@@ -288,13 +297,3 @@ def read_weight_file(source: str) -> WeightFile:
 def read_weights(source: str) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint alone, see :func:`read_weight_file`."""
     return read_weight_file(source).weights
-
-
-def _training_arguments_allowed() -> contextlib.AbstractContextManager[Any]:
-    """Let checkpoints in that hold their command line, as those of the published training do.
-
-    A ``Namespace`` has attributes and nothing that runs; torch 2.4 cannot allow it for a while.
-    """
-    if not hasattr(torch.serialization, 'safe_globals'):
-        return contextlib.nullcontext()
-    return torch.serialization.safe_globals([argparse.Namespace])

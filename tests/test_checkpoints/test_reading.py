@@ -15,7 +15,7 @@ from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.runner.checkpoint import CheckpointLoader, load_checkpoint, save_checkpoint
 
 from mmvim.checkpoints import load_checkpoint_file
-from mmvim.checkpoints.reading import read_weight_file
+from mmvim.checkpoints.reading import read_checkpoint, read_weight_file
 from mmvim.errors import UserError
 
 
@@ -143,3 +143,9 @@ def test_arguments_that_run_something_are_refused(tmp_path):
     with pytest.raises(UserError, match=r'vim\.pth is refused: it asks for \w+\.system'):
         read_weight_file(str(tmp_path / 'vim.pth'))
     assert not (tmp_path / 'written').exists()
+
+
+def test_weights_without_names_are_refused_before_a_run(tmp_path):
+    torch.save(dict(state_dict={7: torch.ones(1)}, meta={}), tmp_path / 'a.pth')
+    with pytest.raises(UserError, match=r'a\.pth is no checkpoint .*the key 7 of its weights'):
+        read_checkpoint(str(tmp_path / 'a.pth'))

@@ -209,6 +209,7 @@ def spoilt(weights: dict[str, torch.Tensor], how: str) -> dict[Any, Any]:
             **weights,
             'norm_f.weight': torch.quantize_per_tensor(torch.ones(16), 0.1, 0, torch.qint8),
         },
+        'repeated': {**weights, 'pos_embed': torch.ones(1).expand(1, 10**9, 16)},
         'string': {**weights, 'pos_embed': 'rows'},
         'scalar': {**weights, 'pos_embed': torch.tensor(3.0)},
         'flat': {**weights, 'pos_embed': rows[0]},
@@ -229,6 +230,7 @@ def spoilt(weights: dict[str, torch.Tensor], how: str) -> dict[Any, Any]:
         ('sparse', 'norm_f.weight is no dense tensor'),
         ('meta device', 'norm_f.weight is a tensor without content'),
         ('quantized', 'norm_f.weight is no dense tensor of plain numbers'),
+        ('repeated', 'pos_embed is one of 16000000000 numbers, of which the file has few'),
         ('string', 'pos_embed is of type str, and no tensor'),
         (
             'scalar',
