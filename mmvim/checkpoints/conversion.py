@@ -197,7 +197,14 @@ def _describe(model: VisionMamba, cls_token: str, head: torch.Tensor | None) -> 
     if model.pos_embed is not None:
         parts.append(f'{_by(model.grid_size)} patches of {_by(model.patch_size)}')
     parts += [f'direction {model.direction}', f'class token {cls_token}']
-    return ', '.join(parts + ([] if head is None else [f'{len(head)} classes']))
+    if head is not None:
+        if head.ndim != 2 or head.shape[1] != model.embed_dims:
+            raise UserError(
+                f'the classifier is not whole: its weight of shape {_shape(head)} should be of '
+                f'shape (classes, {model.embed_dims})'
+            )
+        parts.append(f'{len(head)} classes')
+    return ', '.join(parts)
 
 
 def _heads(weights: Weights) -> list[Row]:

@@ -330,11 +330,14 @@ def _check_cls_token(cls_token: str) -> None:
 def _check_token_tables(weights: Weights) -> None:
     """Raise ValueError unless tokens and position embedding are tables of one width."""
     keys = (*_ALL_CLS_KEYS, 'pos_embed', 'cls_pos_embed')
-    shapes = {key: tuple(weights[key].shape) for key in keys if key in weights}
-    if any(len(shape) != 3 or shape[0] != 1 for shape in shapes.values()) or (
-        len({shape[2] for shape in shapes.values()}) > 1
-    ):
+    tables = {key: weights[key] for key in keys if key in weights}
+    valid = all(
+        table.ndim == 3 and table.shape[0] == 1 and table.is_floating_point()
+        for table in tables.values()
+    )
+    if not valid or len({table.shape[2] for table in tables.values()}) > 1:
+        given = (f'{key} {tuple(table.shape)} of {table.dtype}' for key, table in tables.items())
         raise ValueError(
-            f'class tokens and position embedding must be of shape (1, rows, embed_dims), got '
-            f'{", ".join(f"{key} {shape}" for key, shape in shapes.items())}.'
+            'class tokens and position embedding must be floating-point tables of shape '
+            f'(1, rows, embed_dims), got {", ".join(given)}.'
         )

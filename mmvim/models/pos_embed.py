@@ -98,9 +98,11 @@ def stored_grid(grid: Any, rows: int) -> tuple[int, int]:
     except (TypeError, ValueError, RuntimeError):
         height = width = 0
     if min(height, width) < 1 or height * width != rows:
+        large = isinstance(grid, torch.Tensor) and grid.numel() > 2
+        given = f'a tensor of shape {tuple(grid.shape)}' if large else repr(grid)
         raise ValueError(
             f'the pos_embed_grid of {rows} patch rows must be two ints (H, W) of that product, '
-            f'got {grid!r}.'
+            f'got {given}.'
         )
     return height, width
 

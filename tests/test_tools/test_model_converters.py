@@ -212,6 +212,8 @@ def spoilt(weights: dict[str, torch.Tensor], how: str) -> dict[Any, Any]:
         'repeated': {**weights, 'pos_embed': torch.ones(1).expand(1, 10**9, 16)},
         'string': {**weights, 'pos_embed': 'rows'},
         'scalar': {**weights, 'pos_embed': torch.tensor(3.0)},
+        'complex': {**weights, 'pos_embed': rows.to(torch.complex64)},
+        'scalar head': {**weights, 'head.weight': torch.tensor(3.0)},
         'flat': {**weights, 'pos_embed': rows[0]},
         'scalar token': {**weights, 'cls_token': torch.tensor(3.0)},
         'narrow token': {**weights, 'cls_token': torch.ones(1, 1, 3)},
@@ -236,6 +238,7 @@ def spoilt(weights: dict[str, torch.Tensor], how: str) -> dict[Any, Any]:
             'scalar',
             'must be of shape (1, rows, embed_dims), got cls_token (1, 1, 16), pos_embed ()',
         ),
+        ('scalar head', 'the classifier is not whole: its weight of shape ()'),
         ('flat', 'pos_embed (17, 16)'),
         ('scalar token', 'cls_token ()'),
         ('narrow token', 'cls_token (1, 1, 3)'),
@@ -250,7 +253,7 @@ def test_spoilt_files_are_refused_in_one_sentence(
     run: Run, weights: dict[str, torch.Tensor], how: str, says: str
 ) -> None:
     torch.save({'model': spoilt(weights, how)}, 'spoilt.pth')
-    outcome = convert(run, 'spoilt.pth', 'out.pth', '--backbone-only', '--patch-stride', 8)
+    outcome = convert(run, 'spoilt.pth', 'out.pth', '--patch-stride', 8)
     assert outcome.code == 1, outcome.err
     assert outcome.sentence.startswith('spoilt.pth') and says in outcome.sentence
 
@@ -261,6 +264,7 @@ def test_spoilt_files_are_refused_in_one_sentence(
         ('pos_embed_grid', torch.tensor([3, 5]), 'got tensor([3, 5])'),
         ('pos_embed_grid', torch.tensor([-4, -4]), 'got tensor([-4, -4])'),
         ('pos_embed_grid', torch.tensor(4), 'got tensor(4)'),
+        ('pos_embed_grid', torch.ones(9, 9), 'got a tensor of shape (9, 9)'),
         ('pos_embed_grid', 'square', 'pos_embed_grid is of type str'),
         ('pos_embed', torch.tensor(3.0), 'pos_embed ()'),
         ('cls_pos_embed', torch.ones(1, 3, 16), 'has 1 class tokens, got 3'),
