@@ -15,8 +15,8 @@ from mmvim.cli.data_paths import check_data
 from mmvim.cli.output_folders import make_writable
 from mmvim.cli.packed_images import to_rgb
 from mmvim.cli.pictures import build_visualizer, draw_sample
-from mmvim.cli.pipelines import annotations_first, loading_only, pipeline_owner
 from mmvim.cli.run_tool import run_tool
+from mmvim.datasets.pipelines import annotations_first, loading_only, pipeline_owner
 from mmvim.errors import UsageError
 
 

@@ -23,9 +23,9 @@ from mmvim.cli.pictures import (
     picture_names,
     read_rgb,
 )
-from mmvim.cli.pipelines import pipeline_owner, without_annotations
 from mmvim.cli.predictions import LABEL_FOLDER, PredictionFiles
 from mmvim.cli.run_tool import run_tool
+from mmvim.datasets.pipelines import pipeline_owner, without_annotations
 from mmvim.errors import UserError
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from mmvim.cli.pipelines import pipeline_owner, type_name
+from mmvim.datasets.pipelines import pipeline_owner, type_name
 from mmvim.errors import UserError
 
 # Transforms that set the size, and the arguments that do.

@@ -24,7 +24,7 @@ from mmvim.analysis.token_maps import class_responses, position_similarity, toke
 from mmvim.cli.models import build_model
 from mmvim.cli.packed_images import to_rgb
 from mmvim.cli.pictures import dataset_meta, read_rgb
-from mmvim.cli.pipelines import pipeline_owner, without_annotations
+from mmvim.datasets.pipelines import pipeline_owner, without_annotations
 from mmvim.errors import UserError
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from mmvim.cli.pipelines import type_name
+from mmvim.datasets.pipelines import type_name
 
 
 def to_rgb(packed: np.ndarray, pipeline: Sequence[Any]) -> np.ndarray:

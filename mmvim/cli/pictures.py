@@ -11,8 +11,8 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, VISUALIZERS
 from mmengine.visualization import Visualizer
 
-from mmvim.cli.pipelines import pipeline_owner
 from mmvim.cli.registered_types import accepted_arguments, resolve
+from mmvim.datasets.pipelines import pipeline_owner
 from mmvim.errors import UserError
 
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.jp2', '.png', '.ppm', '.tif', '.tiff', '.webp')

@@ -7,8 +7,8 @@ from typing import Any
 
 from mmengine.config import Config
 
-from mmvim.cli.pipelines import is_loader, pipeline_owner
 from mmvim.cli.registered_types import accepted_arguments, resolve
+from mmvim.datasets.pipelines import is_loader, pipeline_owner
 from mmvim.errors import UserError
 
 # What a metric calls the place for its files, and what has to stand there under a folder.

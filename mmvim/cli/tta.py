@@ -5,7 +5,7 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
-from mmvim.cli.pipelines import is_loader, pipeline_owner
+from mmvim.datasets.pipelines import is_loader, pipeline_owner
 from mmvim.errors import UserError
 
 # mmseg's stock test-time augmentation.

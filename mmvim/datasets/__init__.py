@@ -1,1 +1,1 @@
-"""Datasets that mmvim makes itself; real ones are read by the OpenMMLab libraries."""
+"""Datasets that mmvim makes itself, and what pipelines of any data set are made of."""

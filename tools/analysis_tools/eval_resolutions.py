@@ -23,8 +23,8 @@ from mmvim.cli.config import load_config, require
 from mmvim.cli.data_paths import check_data
 from mmvim.cli.loaders import fill_loaders
 from mmvim.cli.output_folders import make_writable
-from mmvim.cli.pipelines import pipeline_owner
 from mmvim.cli.run_tool import run_tool
+from mmvim.datasets.pipelines import pipeline_owner
 from mmvim.engine import StrictCheckpointHook
 from mmvim.errors import UsageError, UserError, first_line
 

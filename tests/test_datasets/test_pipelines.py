@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mmvim.cli.packed_images import to_rgb
-from mmvim.cli.pipelines import (
+from mmvim.datasets.pipelines import (
     annotations_first,
     loading_only,
     pipeline_owner,
