@@ -234,10 +234,8 @@ def spoilt(weights: dict[str, torch.Tensor], how: str) -> dict[Any, Any]:
         ('quantized', 'norm_f.weight is no dense tensor of plain numbers'),
         ('repeated', 'pos_embed is one of 16000000000 numbers, of which the file has few'),
         ('string', 'pos_embed is of type str, and no tensor'),
-        (
-            'scalar',
-            'must be of shape (1, rows, embed_dims), got cls_token (1, 1, 16), pos_embed ()',
-        ),
+        ('scalar', 'cls_token (1, 1, 16) of torch.float32, pos_embed ()'),
+        ('complex', 'pos_embed (1, 17, 16) of torch.complex64'),
         ('scalar head', 'the classifier is not whole: its weight of shape ()'),
         ('flat', 'pos_embed (17, 16)'),
         ('scalar token', 'cls_token ()'),
