@@ -85,12 +85,13 @@ class Count:
     """One forward pass on one image.
 
     Attributes:
-        shape: (H, W) in pixels, as the network gets them.
-        device: Type of the device of the images.
-        flops: Operations by part, in the order of the model.
-        tokens: Sequence length L of the Vim backbone; 0 without one.
-        uncounted: Floating-point results of the operators without a formula, by name.
-        invisible: Layers of mmcv whose kernels torch's dispatcher does not see.
+        shape (tuple[int, int]): (H, W) in pixels, as the network gets them.
+        device (str): Type of the device of the images.
+        flops (dict[str, int]): Operations by part, in the order of the model.
+        tokens (int): Sequence length L of the Vim backbone; 0 without one.
+        uncounted (dict[str, int]): Floating-point results of the operators without a formula, by
+            name.
+        invisible (list[str]): Layers of mmcv whose kernels torch's dispatcher does not see.
     """
 
     shape: tuple[int, int]

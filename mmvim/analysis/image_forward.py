@@ -16,8 +16,8 @@ class ImageForward(nn.Module):
     test settings allow, on features without content, so that the pass works on meta tensors too.
 
     Args:
-        model: A segmentor, detector, classifier, or any model of mmengine.
-        proposals: Whether to stand in for the regions. Defaults to True.
+        model (nn.Module): A segmentor, detector, classifier, or any model of mmengine.
+        proposals (bool): Whether to stand in for the regions. Defaults to True.
     """
 
     def __init__(self, model: nn.Module, proposals: bool = True) -> None:

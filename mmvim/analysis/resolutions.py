@@ -30,7 +30,7 @@ def resolution(pipeline: Sequence[Any]) -> int:
     """Image size that a test pipeline sets: the crop, or the short edge of the last resize.
 
     Args:
-        pipeline: Transforms, as config.
+        pipeline (Sequence[Any]): Transforms, as config.
 
     Raises:
         UserError: If nothing sets a size, or something sets one in a way that cannot be replaced.
@@ -63,8 +63,8 @@ def at_resolution(pipeline: Sequence[Any], size: int) -> list[Any]:
     pipeline is multiplied by the same ratio, so that a crop keeps its share of the image.
 
     Args:
-        pipeline: Transforms, as config; not changed.
-        size: In pixels.
+        pipeline (Sequence[Any]): Transforms, as config; not changed.
+        size (int): In pixels.
 
     Raises:
         UserError: See :func:`resolution`.
@@ -85,12 +85,12 @@ def set_resolution(cfg: Config, size: int, path: str) -> list[str]:
     which the data preprocessor pads.
 
     Args:
-        cfg: Config of a classifier or a segmentor.
-        size: In pixels, see :func:`at_resolution`.
-        path: The config's file, for the message.
+        cfg (Config): Config of a classifier or a segmentor.
+        size (int): In pixels, see :func:`at_resolution`.
+        path (str): The config's file, for the message.
 
     Returns:
-        What was changed, for people.
+        list[str]: What was changed, for people.
 
     Raises:
         UserError: If it is of another task, or its pipeline cannot be changed.

@@ -21,9 +21,9 @@ class Curve:
     """One value over the iterations.
 
     Attributes:
-        steps: Iterations, ascending.
-        values: As many.
-        validation: Whether a validation measured it.
+        steps (list[int]): Iterations, ascending.
+        values (list[float]): As many.
+        validation (bool): Whether a validation measured it.
     """
 
     steps: list[int] = field(default_factory=list)
@@ -36,8 +36,9 @@ class Run:
     """The curves of one run.
 
     Attributes:
-        curves: By key.
-        broken: How many lines could not be read, such as the last one of a run that was killed.
+        curves (dict[str, Curve]): By key.
+        broken (int): How many lines could not be read, such as the last one of a run that was
+            killed.
     """
 
     curves: dict[str, Curve] = field(default_factory=dict)
@@ -74,7 +75,7 @@ def read_run(logs: Sequence[Path]) -> Run:
     in the same work dir are passed over.
 
     Args:
-        logs: The oldest first.
+        logs (Sequence[Path]): The oldest first.
 
     Raises:
         UserError: If a log holds no values.
@@ -137,11 +138,11 @@ def smoothed(values: Sequence[float], weight: float) -> list[float]:
     """Exponential moving average, its start corrected for the missing past (Adam, Sec. 3).
 
     Args:
-        values: In order; those that are not finite stay out of the average.
-        weight: Of the past, in [0, 1); 0 changes nothing.
+        values (Sequence[float]): In order; those that are not finite stay out of the average.
+        weight (float): Of the past, in [0, 1); 0 changes nothing.
 
     Returns:
-        As many values.
+        list[float]: As many values.
     """
     average, mass, found = 0.0, 0.0, []
     for value in values:

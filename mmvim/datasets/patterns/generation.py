@@ -48,8 +48,8 @@ class Manifest:
     """What a folder holds.
 
     Attributes:
-        spec: The dataset, and the version of the code that wrote it.
-        complete: Whether all of its files were written.
+        spec (PatternsSpec): The dataset, and the version of the code that wrote it.
+        complete (bool): Whether all of its files were written.
     """
 
     spec: PatternsSpec
@@ -93,7 +93,7 @@ def _make_room(out: Path, spec: PatternsSpec, if_exists: IfExists) -> bool:
     """Bring a folder into the state in which a dataset can be written to it.
 
     Returns:
-        False if the dataset is there already and was to be kept.
+        bool: False if the dataset is there already and was to be kept.
 
     Raises:
         UserError: If the folder holds what must not be touched; then nothing was.
@@ -185,17 +185,17 @@ def generate(
     """Write a patterns dataset into a folder.
 
     Args:
-        out: Folder of the dataset; made if it is missing.
-        spec: The dataset. The files depend on nothing else.
-        workers: Number of processes. With more than one, the caller's main module must be safe
-            to import (``if __name__ == '__main__':``).
-        if_exists: What to do if ``out`` is not empty. 'refuse': raise. 'replace': remove the
-            patterns dataset that is there, and no other file. 'keep': do nothing if it is the
+        out (Path): Folder of the dataset; made if it is missing.
+        spec (PatternsSpec): The dataset. The files depend on nothing else.
+        workers (int): Number of processes. With more than one, the caller's main module must be
+            safe to import (``if __name__ == '__main__':``).
+        if_exists (IfExists): What to do if ``out`` is not empty. 'refuse': raise. 'replace': remove
+            the patterns dataset that is there, and no other file. 'keep': do nothing if it is the
             very dataset asked for; begin anew if it is an unfinished one; else raise.
-        track: Shows the progress. Defaults to nothing.
+        track (Track): Shows the progress. Defaults to nothing.
 
     Returns:
-        False if nothing was done because the dataset was there, else True.
+        bool: False if nothing was done because the dataset was there, else True.
 
     Raises:
         UserError: If ``out`` must not be touched.

@@ -49,12 +49,12 @@ class PatternsSpec:
     """What a patterns dataset consists of; equal specs give equal files.
 
     Attributes:
-        train: Number of training images (scenes, and as many single objects).
-        val: Number of validation images.
-        size: Side of an image, in pixels.
-        seed: Seed of all chance, not negative.
-        layouts: Subset of ``LAYOUTS``, kept in their order.
-        version: Version of the generator; files of another one are not taken for these.
+        train (int): Number of training images (scenes, and as many single objects).
+        val (int): Number of validation images.
+        size (int): Side of an image, in pixels.
+        seed (int): Seed of all chance, not negative.
+        layouts (tuple[str, ...]): Subset of ``LAYOUTS``, kept in their order.
+        version (int): Version of the generator; files of another one are not taken for these.
 
     Raises:
         UsageError: If a value is out of range.
@@ -113,9 +113,9 @@ class Item:
     """One unit of work: a scene, or a single object.
 
     Attributes:
-        single: Whether it is a picture of one object for the ImageFolder layout.
-        split: 'train' or 'val'.
-        index: Number of the picture in its split.
+        single (bool): Whether it is a picture of one object for the ImageFolder layout.
+        split (Split): 'train' or 'val'.
+        index (int): Number of the picture in its split.
     """
 
     single: bool
@@ -150,7 +150,7 @@ def item_paths(spec: PatternsSpec, item: Item) -> dict[str, Path]:
     """The files of an item below the dataset's folder, by what they hold.
 
     Returns:
-        Of the keys 'ade', 'ade_labels', 'coco' and 'imagefolder' those that apply.
+        dict[str, Path]: Of the keys 'ade', 'ade_labels', 'coco' and 'imagefolder' those that apply.
     """
     if item.single:
         folder = Path('imagefolder', item.split, TEXTURE_CLASSES[item.label - 1])

@@ -214,8 +214,8 @@ def fit_windows(
         equal_classes (bool): Let every class count alike in training, not every pixel.
 
     Returns:
-        Conv2d: Images (B, 3, H, W) of 0 to 1, not standardised, to scores (B, K, H, W); borders
-        see their mirror image.
+        Conv2d: Images (B, 3, H, W) of 0 to 1, not standardised, to scores (B, K, H, W); borders see
+        their mirror image.
     """
     mean, std = features.mean(dim=0), features.std(dim=0).clamp_min(1e-6)
     weights = None

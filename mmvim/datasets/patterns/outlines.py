@@ -96,14 +96,15 @@ def draw_outline(
     """Paint one outline with smooth edges.
 
     Args:
-        name: Key of ``OUTLINES``.
-        rng: Source of the outline's proportions and direction.
-        size: Side of the square canvas, in pixels.
-        centre: x and y, in pixels; parts outside the canvas are cut off.
-        radius: Rough radius, in pixels.
+        name (str): Key of ``OUTLINES``.
+        rng (np.random.Generator): Source of the outline's proportions and direction.
+        size (int): Side of the square canvas, in pixels.
+        centre (tuple[float, float]): x and y, in pixels; parts outside the canvas are cut off.
+        radius (float): Rough radius, in pixels.
 
     Returns:
-        (size, size) float32 coverage in [0, 1]; a pixel belongs to the object from 0.5 on.
+        FloatMap: (size, size) float32 coverage in [0, 1]; a pixel belongs to the object from 0.5
+        on.
     """
     canvas = np.zeros((size, size), np.uint8)
     for points, ink in OUTLINES[name](rng, radius):

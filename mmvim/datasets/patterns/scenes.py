@@ -31,9 +31,9 @@ class SceneObject:
     """One object of a scene.
 
     Attributes:
-        label: Class, 1 to ``len(TEXTURE_CLASSES)``.
-        outline: Key of ``OUTLINES``.
-        mask: (S, S) bool, the pixels of the object that no later object covers.
+        label (int): Class, 1 to ``len(TEXTURE_CLASSES)``.
+        outline (str): Key of ``OUTLINES``.
+        mask (np.ndarray): (S, S) bool, the pixels of the object that no later object covers.
     """
 
     label: int
@@ -46,9 +46,9 @@ class Scene:
     """A picture and what is in it.
 
     Attributes:
-        image: (S, S, 3) uint8, RGB.
-        labels: (S, S) uint8, 0 for background, else the class of the topmost object.
-        objects: From the lowest to the topmost.
+        image (np.ndarray): (S, S, 3) uint8, RGB.
+        labels (np.ndarray): (S, S) uint8, 0 for background, else the class of the topmost object.
+        objects (tuple[SceneObject, ...]): From the lowest to the topmost.
     """
 
     image: NDArray[np.uint8]
@@ -154,12 +154,12 @@ def draw_patch(label: int, rng: np.random.Generator, size: int) -> NDArray[np.ui
     """A square filled by an object of a class, evenly lit and without noise.
 
     Args:
-        label: Class, 1 to ``len(TEXTURE_CLASSES)``.
-        rng: Source of colours and texture.
-        size: Side of the square, in pixels.
+        label (int): Class, 1 to ``len(TEXTURE_CLASSES)``.
+        rng (np.random.Generator): Source of colours and texture.
+        size (int): Side of the square, in pixels.
 
     Returns:
-        (size, size, 3) uint8, RGB.
+        np.ndarray: (size, size, 3) uint8, RGB.
     """
     return _to_image(_paint(label, rng, np.ones((size, size), np.bool_)))
 
@@ -168,13 +168,13 @@ def make_scene(rng: np.random.Generator, size: int, labels: tuple[int, ...] = ()
     """Draw one scene.
 
     Args:
-        rng: The only source of chance: an equal state gives an equal scene.
-        size: Side of the square image, in pixels.
-        labels: Classes of the objects, from the lowest to the topmost. Empty, the default: 2 to 4
-            objects of random classes.
+        rng (np.random.Generator): The only source of chance: an equal state gives an equal scene.
+        size (int): Side of the square image, in pixels.
+        labels (tuple[int, ...]): Classes of the objects, from the lowest to the topmost. Empty, the
+            default: 2 to 4 objects of random classes.
 
     Returns:
-        The scene.
+        Scene: The scene.
     """
     if not labels:
         count = int(rng.integers(OBJECTS[0], OBJECTS[1] + 1))

@@ -29,12 +29,13 @@ def rotated_axes(height: int, width: int, degrees: float) -> tuple[FloatMap, Flo
     """Pixel coordinates along two perpendicular axes.
 
     Args:
-        height: Rows.
-        width: Columns.
-        degrees: Angle of the first axis, from the direction of the columns towards the rows.
+        height (int): Rows.
+        width (int): Columns.
+        degrees (float): Angle of the first axis, from the direction of the columns towards the
+            rows.
 
     Returns:
-        Two (height, width) maps, in pixels.
+        tuple[FloatMap, FloatMap]: Two (height, width) maps, in pixels.
     """
     angle = np.deg2rad(degrees)
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
@@ -47,11 +48,11 @@ def soft_step(distance: FloatMap, width: float) -> FloatMap:
     """A ramp from 0 to 1 around the zero of a signed distance.
 
     Args:
-        distance: Signed distance to the edge, in pixels, any shape.
-        width: Width of the ramp, in pixels.
+        distance (FloatMap): Signed distance to the edge, in pixels, any shape.
+        width (float): Width of the ramp, in pixels.
 
     Returns:
-        The ramp, of the shape of ``distance``.
+        FloatMap: The ramp, of the shape of ``distance``.
     """
     return np.clip(distance / np.float32(width) + np.float32(0.5), 0, 1)
 
@@ -173,13 +174,13 @@ def render_texture(label: int, rng: np.random.Generator, height: int, width: int
     """Draw one sample of a class's texture.
 
     Args:
-        label: Label number of the class, 1 to ``len(TEXTURE_CLASSES)``.
-        rng: Source of period, phase and tilt.
-        height: Rows.
-        width: Columns.
+        label (int): Label number of the class, 1 to ``len(TEXTURE_CLASSES)``.
+        rng (np.random.Generator): Source of period, phase and tilt.
+        height (int): Rows.
+        width (int): Columns.
 
     Returns:
-        (height, width) float32 in [0, 1].
+        FloatMap: (height, width) float32 in [0, 1].
     """
     return TEXTURES[TEXTURE_CLASSES[label - 1]](rng, height, width)
 
@@ -191,12 +192,12 @@ def standardise(texture: FloatMap, mask: NDArray[np.bool_]) -> FloatMap:
     about its class, whatever share of the plane the texture's bright part covers.
 
     Args:
-        texture: (H, W) float32.
-        mask: (H, W) bool, the object's visible pixels.
+        texture (FloatMap): (H, W) float32.
+        mask (np.ndarray): (H, W) bool, the object's visible pixels.
 
     Returns:
-        (H, W) float32. A sliver of nearly one colour is left paler than unit variance, not blown
-        up to it.
+        FloatMap: (H, W) float32. A sliver of nearly one colour is left paler than unit variance,
+        not blown up to it.
     """
     inside = texture[mask]
     return (texture - inside.mean()) / max(float(inside.std()), _MIN_STD)
