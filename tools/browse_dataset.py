@@ -7,15 +7,13 @@ from typing import Any
 
 import numpy as np
 from mmengine.registry import DATASETS
-from mmengine.utils import ProgressBar
 
 from mmvim.cli.arguments import ToolParser
-from mmvim.cli.config import load_config, require
-from mmvim.cli.data_paths import check_data
-from mmvim.cli.output_folders import make_writable
-from mmvim.cli.packed_images import to_rgb
-from mmvim.cli.pictures import build_visualizer, draw_sample
+from mmvim.cli.pictures import build_visualizer, draw_truth, to_rgb
+from mmvim.cli.prepare import prepare
+from mmvim.cli.progress import track
 from mmvim.cli.run_tool import run_tool
+from mmvim.datasets.checked_loading import check_loading
 from mmvim.datasets.pipelines import annotations_first, loading_only, pipeline_owner
 from mmvim.errors import UsageError
 
@@ -23,7 +21,7 @@ from mmvim.errors import UsageError
 def parse_arguments(argv: Sequence[str]) -> Namespace:
     """The command line."""
     parser = ToolParser('Draw samples of a data set with their ground truth.')
-    parser.add_argument('--out', required=True, metavar='DIR', help='folder for the pictures')
+    parser.add_out('the pictures')
     parser.add_argument('--mode', choices=('train', 'val', 'test'), default='train')
     parser.add_argument('--number', type=int, metavar='N', help='the first N samples; default: all')
     parser.add_argument(
@@ -49,25 +47,21 @@ def plain_boxes(sample: Any) -> Any:
 def main(argv: Sequence[str] | None = None) -> None:
     """Write one picture a sample."""
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
-    cfg = load_config(args.config, args.cfg_options)
     key = f'{args.mode}_dataloader'
-    require(cfg, args.config, f'--mode {args.mode}', key)
-    check_data(cfg, [args.mode])
+    cfg, _ = prepare(args, f'--mode {args.mode}', key, splits=[args.mode])
     owner = pipeline_owner(cfg[key].dataset, f'drawing samples of {args.config}')
     pipeline = (loading_only if args.phase == 'original' else annotations_first)(owner.pipeline)
     owner.pipeline = pipeline
     dataset = DATASETS.build(cfg[key].dataset)
+    check_loading(dataset, cfg.get('model') or {})
     visualizer = build_visualizer(cfg, args.config, dataset.metainfo)
-    out = make_writable(args.out, '--out')
     count = min(len(dataset), args.number or len(dataset))
-    progress = ProgressBar(count, file=sys.stdout)
-    for index in range(count):
+    for index in track(range(count), 'drawing'):
         item = dataset[index]
         image = to_rgb(np.asarray(item['inputs']), pipeline)
-        file = out / f'{index:06d}.png'
-        draw_sample(visualizer, image, plain_boxes(item['data_samples']), file, truth=True)
-        progress.update()
-    print(f'\npictures: {out} ({count} of {len(dataset)})')
+        file = args.out / f'{index:06d}.png'
+        draw_truth(visualizer, image, plain_boxes(item['data_samples']), file)
+    print(f'pictures: {args.out} ({count} of {len(dataset)})')
 
 
 if __name__ == '__main__':

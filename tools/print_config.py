@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mmvim.cli.arguments import ToolParser
 from mmvim.cli.config import SUFFIXES, load_config
-from mmvim.cli.output_folders import make_writable
+from mmvim.cli.prepare import make_writable
 from mmvim.cli.run_tool import run_tool
 from mmvim.errors import UsageError
 

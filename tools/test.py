@@ -13,26 +13,20 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from rich.console import Console
 
-from mmvim.checkpoints.reading import read_checkpoint
 from mmvim.cli.arguments import ToolParser
-from mmvim.cli.config import load_config, require
-from mmvim.cli.data_paths import check_data
-from mmvim.cli.devices import check_processes, enter_launcher
-from mmvim.cli.loaders import fill_loaders
-from mmvim.cli.output_folders import make_writable, set_work_dir
-from mmvim.cli.result_files import draw_predictions, format_results
+from mmvim.cli.prepare import make_writable, prepare
 from mmvim.cli.result_table import paper_metrics, result_table
 from mmvim.cli.run_tool import run_tool
-from mmvim.cli.tta import apply_tta
+from mmvim.cli.testing import apply_tta, draw_predictions, format_results
+from mmvim.datasets.checked_loading import check_loading_of_run
 from mmvim.engine import StrictCheckpointHook
-from mmvim.engine.cpu_processes import join_processes
 from mmvim.errors import UsageError
 
 
 def parse_arguments(argv: Sequence[str]) -> Namespace:
     """The command line."""
     parser = ToolParser('Test a model and print its metrics.')
-    parser.add_argument('checkpoint', help='weights of exactly this model: a file or an URL')
+    parser.add_checkpoint()
     parser.add_work_dir('the log and the metrics')
     parser.add_argument('--show-dir', metavar='DIR', help='draw every prediction into this folder')
     parser.add_argument('--dump', metavar='FILE.pkl', help='pickle all predictions')
@@ -54,9 +48,10 @@ def parse_arguments(argv: Sequence[str]) -> Namespace:
 
 
 def build_runner(cfg: Config, args: Namespace) -> Runner:
-    """The runner of the config, strict about the checkpoint."""
+    """The runner of the config, strict about the checkpoint and the data."""
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     runner.register_hook(StrictCheckpointHook(f'checkpoint {args.checkpoint}'))
+    check_loading_of_run(runner)
     if args.dump is not None:
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.dump))
     return runner
@@ -66,20 +61,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Check everything that can be checked first, then test.
 
     Returns:
-        The metrics by name.
+        dict[str, Any]: The metrics by name.
     """
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
-    enter_launcher(args.launcher, args.local_rank)
-    cfg = load_config(args.config, args.cfg_options)
-    require(cfg, args.config, 'testing', 'model', 'test_dataloader', 'test_cfg', 'test_evaluator')
-    cfg.launcher = args.launcher
-    check_processes(cfg, args.launcher)
-    join_processes(cfg, args.launcher)
-    fill_loaders(cfg)
-    check_data(cfg, ['test'])
-    read_checkpoint(args.checkpoint)
-    cfg.load_from, cfg.resume = args.checkpoint, False
-    set_work_dir(cfg, args.work_dir, args.config)
+    needs = ('model', 'test_dataloader', 'test_cfg', 'test_evaluator')
+    cfg, _ = prepare(args, 'testing', *needs, splits=['test'])
     places = {}
     if args.tta:
         apply_tta(cfg, args.config)

@@ -10,12 +10,9 @@ from mmengine.runner import Runner
 
 from mmvim.checkpoints.reading import read_checkpoint
 from mmvim.cli.arguments import ToolParser
-from mmvim.cli.config import load_config, require
-from mmvim.cli.data_paths import check_data
-from mmvim.cli.devices import check_amp, check_processes, enable_amp, enter_launcher
-from mmvim.cli.loaders import fill_loaders
-from mmvim.cli.output_folders import set_work_dir
+from mmvim.cli.prepare import prepare, prepare_amp
 from mmvim.cli.run_tool import run_tool
+from mmvim.datasets.checked_loading import check_loading_of_run
 from mmvim.engine import (
     NonFiniteLossHook,
     StrictCheckpointHook,
@@ -24,7 +21,6 @@ from mmvim.engine import (
     resume_with_seed,
     use_atomic_checkpoints,
 )
-from mmvim.engine.cpu_processes import join_processes
 from mmvim.engine.resume.resume_from import check_resumable, latest_checkpoint
 from mmvim.errors import UserError
 
@@ -65,28 +61,23 @@ def enable_auto_scale_lr(cfg: Config, path: str) -> None:
 
 def set_resume(cfg: Config, resume: str | None) -> None:
     """Find and check the checkpoint to go on from, if any."""
-    if resume is not None:
-        cfg.resume = True
     start = cfg.get('load_from')
-    if not cfg.get('resume'):
-        if start:
-            read_checkpoint(start)
-        return
-    path = start if resume is None else resume
-    if path in (None, FROM_WORK_DIR):
-        path = latest_checkpoint(cfg.work_dir)
+    cfg.resume = resume is not None or bool(cfg.get('resume'))
+    path = start
+    if cfg.resume:
+        path = resume or start
+        if path in (None, FROM_WORK_DIR):
+            path = latest_checkpoint(cfg.work_dir)
+        if path is None:
+            begin = f'from the weights of {start}' if start else 'afresh'
+            print(f'nothing to resume in {cfg.work_dir}: training starts {begin}')
+            path, cfg.resume = start, False
     if path is None:
-        if start:
-            read_checkpoint(start)
-        print(
-            f'nothing to resume in {cfg.work_dir}: training starts '
-            + (f'from the weights of {start}' if start else 'afresh')
-        )
-        cfg.resume = False
         return
     checkpoint = read_checkpoint(path)
-    check_resumable(path, checkpoint)
-    resume_with_seed(cfg, checkpoint['meta'])
+    if cfg.resume:
+        check_resumable(path, checkpoint)
+        resume_with_seed(cfg, checkpoint['meta'])
     cfg.load_from = path
 
 
@@ -98,37 +89,25 @@ def build_runner(cfg: Config) -> Runner:
         runner.register_hook(NonFiniteLossHook())
     if cfg.get('resume'):
         runner.register_hook(StrictCheckpointHook(f'checkpoint {cfg.load_from}'))
+    check_loading_of_run(runner)
     make_resumable(runner)
     return runner
-
-
-def train(runner: Runner) -> None:
-    """Train, and give back what the run held even if it fails."""
-    try:
-        runner.train()
-    finally:
-        leave(runner)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Check everything that can be checked first, then train."""
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
-    enter_launcher(args.launcher, args.local_rank)
-    cfg = load_config(args.config, args.cfg_options)
-    require(cfg, args.config, 'training', 'model', 'train_dataloader', 'train_cfg', 'optim_wrapper')
-    cfg.launcher = args.launcher
-    check_processes(cfg, args.launcher)
-    join_processes(cfg, args.launcher)
-    fill_loaders(cfg)
-    if args.amp:
-        enable_amp(cfg)
-    check_amp(cfg)
+    needs = ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper')
+    cfg, _ = prepare(args, 'training', *needs, splits=['train', 'val'])
+    prepare_amp(cfg, args.amp)
     if args.auto_scale_lr:
         enable_auto_scale_lr(cfg, args.config)
-    check_data(cfg, ['train'] if cfg.get('val_cfg') is None else ['train', 'val'])
-    set_work_dir(cfg, args.work_dir, args.config)
     set_resume(cfg, args.resume)
-    train(build_runner(cfg))
+    runner = build_runner(cfg)
+    try:
+        runner.train()
+    finally:
+        leave(runner)
 
 
 if __name__ == '__main__':

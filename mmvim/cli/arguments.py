@@ -3,18 +3,21 @@
 import os
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from mmengine.config import DictAction
+from mmengine.device import get_device
 
 from mmvim.cli.run_tool import TRACEBACK_FLAG, TRACEBACK_VARIABLE
-from mmvim.errors import UsageError
+from mmvim.errors import UsageError, UserError, first_line
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
 
 class _ConfigOptions(DictAction):
-    """mmengine's KEY=VALUE parsing, with a sentence where it would fail with an assertion."""
+    """mmengine's KEY=VALUE parsing; what it cannot parse is an error of the command line."""
 
     def __call__(
         self,
@@ -23,25 +26,21 @@ class _ConfigOptions(DictAction):
         values: str | Sequence[Any] | None,
         option_string: str | None = None,
     ) -> None:
-        for value in values or ():
-            key, equals, _ = value.partition('=')
-            if not equals or not key:
-                parser.error(
-                    f'{option_string} takes KEY=VALUE pairs, but got {value!r} '
-                    f'(positional arguments go before {option_string})'
-                )
         try:
             super().__call__(parser, namespace, values, option_string)
-        except AssertionError as error:
-            parser.error(f'{option_string}: {error}')
+        except (AssertionError, ValueError) as error:
+            parser.error(
+                f'{option_string} takes KEY=VALUE pairs, but got {" ".join(values or ())!r} '
+                f'({error}; positional arguments go before {option_string})'
+            )
 
 
 class PlainParser(ArgumentParser):
     """A parser that complains by ``UsageError``, with ``--traceback`` as every tool has it.
 
     Args:
-        description: What the tool does.
-        epilog: What ``--help`` ends with.
+        description (str): What the tool does.
+        epilog (str, optional): What ``--help`` ends with. Defaults to None.
     """
 
     def __init__(self, description: str, epilog: str | None = None) -> None:
@@ -65,7 +64,7 @@ class ToolParser(PlainParser):
     """A parser with the arguments of every tool that takes a config.
 
     Args:
-        description: What the tool does.
+        description (str): What the tool does.
     """
 
     def __init__(self, description: str) -> None:
@@ -80,6 +79,21 @@ class ToolParser(PlainParser):
             metavar='KEY=VALUE',
             help='change config entries: train_dataloader.batch_size=4, '
             'param_scheduler.0.end=100, key="[a,b]" for a list; an unknown key is an error',
+        )
+
+    def add_checkpoint(self) -> None:
+        """``checkpoint``, a positional argument."""
+        self.add_argument('checkpoint', help='weights of exactly this model: a file or an URL')
+
+    def add_out(self, what: str) -> None:
+        """``--out``, the folder for ``what``."""
+        self.add_argument('--out', required=True, type=Path, metavar='DIR', help=f'for {what}')
+
+    def add_pictures(self) -> None:
+        """``images`` and ``--device`` of the tools that look at pictures."""
+        self.add_argument('images', metavar='image', help='a picture, or a folder of pictures')
+        self.add_argument(
+            '--device', type=usable_device, default=get_device(), help='default: %(default)s'
         )
 
     def add_work_dir(self, what: str) -> None:
@@ -101,3 +115,20 @@ class ToolParser(PlainParser):
         self.add_argument(
             '--local_rank', '--local-rank', type=int, default=0, help='set by torch.distributed'
         )
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        UserError: If torch knows no such device or the machine has none.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(
+            f'--device {name} cannot be used ({first_line(error)}); '
+            f'this machine offers {get_device()}'
+        ) from error
+    return device

@@ -21,9 +21,8 @@ from torch import Tensor, nn
 
 from mmvim.analysis.backbone_maps import deepest_map, feature_maps, tap_indices
 from mmvim.analysis.token_maps import class_responses, position_similarity, token_norms
-from mmvim.cli.models import build_model
-from mmvim.cli.packed_images import to_rgb
-from mmvim.cli.pictures import dataset_meta, read_rgb
+from mmvim.checkpoints.strict import load_strictly
+from mmvim.cli.pictures import dataset_meta, read_rgb, to_rgb
 from mmvim.datasets.pipelines import pipeline_owner, without_annotations
 from mmvim.errors import UserError
 
@@ -72,7 +71,9 @@ class Subject:
     ) -> None:
         self.cfg = cfg
         self.device = device
-        self.model: Any = build_model(cfg, checkpoint, source, device)
+        self.model: Any = _build(cfg.model, cfg)
+        load_strictly(self.model, checkpoint, source)
+        self.model.to(device).eval()
         if not isinstance(getattr(self.model, 'backbone', None), nn.Module):
             raise UserError(f'{type(self.model).__name__} has no backbone to look at')
         self.backbone = self.model.backbone
@@ -176,13 +177,18 @@ def _scores(model: Any, inputs: Tensor) -> Tensor:
     return scores
 
 
-def untrained(cfg: Config, device: torch.device) -> Any:
-    """The config's model at a seeded random start, nothing loaded."""
-    settings = ConfigDict(_without_checkpoints(cfg.model.to_dict()))
+def _build(settings: ConfigDict, cfg: Config) -> Any:
+    """A model on one device, with the data preprocessor of the config, as the runner has it."""
+    settings = settings.copy()
     if cfg.get('data_preprocessor') is not None:
         settings.setdefault('data_preprocessor', cfg.data_preprocessor)
+    return revert_sync_batchnorm(MODELS.build(settings))
+
+
+def untrained(cfg: Config, device: torch.device) -> Any:
+    """The config's model at a seeded random start, nothing loaded."""
     torch.manual_seed(0)
-    model = revert_sync_batchnorm(MODELS.build(settings))
+    model = _build(ConfigDict(_without_checkpoints(cfg.model.to_dict())), cfg)
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel(logging.WARNING)  # mmengine logs how every parameter was drawn

@@ -1,7 +1,8 @@
-"""Pictures in and out: finding and reading images, drawing data samples with a visualizer."""
+"""Pictures in and out: finding and reading images, going through them, drawing data samples."""
 
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +12,37 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, VISUALIZERS
 from mmengine.visualization import Visualizer
 
-from mmvim.cli.registered_types import accepted_arguments, resolve
-from mmvim.datasets.pipelines import pipeline_owner
+from mmvim.cli.option_keys import accepted_arguments, resolve
+from mmvim.cli.progress import track
+from mmvim.cli.run_tool import sentence
+from mmvim.datasets.pipelines import pipeline_owner, type_name
 from mmvim.errors import UserError
 
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.jp2', '.png', '.ppm', '.tif', '.tiff', '.webp')
+# What no picture brings about, only code.
+_BUGS = (TypeError, AttributeError, KeyError, NameError, ImportError)
 
 
-def find_images(place: str) -> list[Path]:
+def find_images(place: str) -> dict[Path, str]:
     """The image itself, or the images right in a folder, sorted by name.
+
+    Returns:
+        dict[Path, str]: A name for what is written of each: the stem, or the full name where two
+        share a stem.
 
     Raises:
         UserError: If there is no such place, or no image in the folder.
     """
     path = Path(place).expanduser()
     if path.is_file():
-        return [path]
+        return {path: path.stem}
     if not path.is_dir():
         raise UserError(f'{place} is neither an image nor a folder: it does not exist')
     images = sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in SUFFIXES)
     if not images:
         raise UserError(f'there is no image in {place} (looked for {", ".join(SUFFIXES)})')
-    return images
+    stems = [image.stem for image in images]
+    return {image: image.name if stems.count(image.stem) > 1 else image.stem for image in images}
 
 
 def read_rgb(path: str | Path) -> np.ndarray:
@@ -41,8 +51,11 @@ def read_rgb(path: str | Path) -> np.ndarray:
     Raises:
         UserError: If it cannot be decoded.
     """
-    data = np.fromfile(path, dtype=np.uint8)
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    try:
+        data = np.fromfile(path, dtype=np.uint8)
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    except (OSError, cv2.error) as error:  # no permission; more pixels than OpenCV accepts
+        raise UserError(f'{path} cannot be read ({sentence(error)})') from error
     if image is None:
         raise UserError(
             f'{path} ({data.size} bytes) cannot be decoded: it is truncated or not an image'
@@ -50,19 +63,91 @@ def read_rgb(path: str | Path) -> np.ndarray:
     return np.ascontiguousarray(image[..., ::-1])
 
 
-def picture_names(images: list[Path]) -> dict[Path, str]:
-    """A name without suffix for each: the stem, or the full name where two share a stem."""
-    stems = [image.stem for image in images]
-    return {image: image.name if stems.count(image.stem) > 1 else image.stem for image in images}
+def each_picture(
+    images: Iterable[Path], work: Callable[[Path], object], what: str
+) -> dict[Path, Exception]:
+    """Do something with each of several pictures, whatever is wrong with some of them.
+
+    Args:
+        images (Iterable[Path]): The pictures.
+        work (Callable): Gets one.
+        what (str): What happens to them, for the progress bar.
+
+    Returns:
+        dict[Path, Exception]: What went wrong with which, for :func:`raise_failed`; said already.
+
+    Raises:
+        OSError: If the system refuses something (a full disk), which no picture is to blame for.
+    """
+    failed: dict[Path, Exception] = {}
+    for image in track(list(images), what):
+        try:
+            work(image)
+        except Exception as error:  # of any library: no picture may cost the others
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            failed[image] = error
+            print(f'{image} fails: {type(error).__name__}: {sentence(error)}', file=sys.stderr)
+    return failed
+
+
+def raise_failed(failed: Mapping[Path, Exception], total: int) -> None:
+    """End a tool that could not do all of its pictures; nothing if it could.
+
+    Args:
+        failed (Mapping): As :func:`each_picture` returns it.
+        total (int): How many pictures there were.
+
+    Raises:
+        UserError: Names the pictures that failed.
+        Exception: That of the first picture, if all failed, by what looks like a bug.
+    """
+    if not failed:
+        return
+    first = next(iter(failed.values()))
+    if len(failed) == total and isinstance(first, _BUGS):
+        raise first
+    said = f': {sentence(first)}' if len(failed) == 1 else ''
+    raise UserError(
+        f'{len(failed)} of {total} pictures failed, {", ".join(map(str, failed))}{said}'
+        + ('' if len(failed) == total else '; the others are done')
+    ) from first
+
+
+def to_rgb(packed: np.ndarray, pipeline: Sequence[Any]) -> np.ndarray:
+    """A packed input as a picture.
+
+    OpenMMLab's loaders give BGR, and normalisation is the data preprocessor's work, so what a
+    pipeline packs is mostly uint8 BGR; a ``Normalize`` in the pipeline is undone here.
+
+    Args:
+        packed (np.ndarray): (3, H, W) or (1, H, W), any dtype.
+        pipeline (Sequence): The transforms that made it, as config.
+
+    Returns:
+        np.ndarray: (H, W, 3), uint8, RGB.
+    """
+    image = packed.transpose(1, 2, 0).astype(np.float32)
+    rgb = False
+    for step in pipeline:
+        if type_name(step) == 'Normalize':
+            image = image * np.asarray(step['std'], np.float32) + np.asarray(
+                step['mean'], np.float32
+            )
+            rgb = step.get('to_rgb', True)  # mmcv's default
+    image = image.round().clip(0, 255).astype(np.uint8)
+    if image.shape[2] == 1:
+        return np.repeat(image, 3, axis=2)
+    return image if rgb else np.ascontiguousarray(image[..., ::-1])
 
 
 def build_visualizer(cfg: Config, path: str, dataset_meta: Mapping[str, Any]) -> Visualizer:
     """The visualizer of the config, without storage: it draws to the files it is told.
 
     Args:
-        cfg: The config.
-        path: Its file, for the message.
-        dataset_meta: Class names and palette.
+        cfg (Config): The config.
+        path (str): Its file, for the message.
+        dataset_meta (Mapping): Class names and palette.
 
     Raises:
         UserError: If the config has none, or one that cannot draw data samples.
@@ -72,9 +157,8 @@ def build_visualizer(cfg: Config, path: str, dataset_meta: Mapping[str, Any]) ->
     # mmengine keeps visualizers by name for the whole process.
     settings = dict(cfg.visualizer, name=f'pictures-{time.time_ns()}', vis_backends=None)
     visualizer = VISUALIZERS.build(settings)
-    if not hasattr(visualizer, 'visualize_cls') and (
-        type(visualizer).add_datasample is Visualizer.add_datasample
-    ):
+    draws = type(visualizer).add_datasample is not Visualizer.add_datasample
+    if not draws and not hasattr(visualizer, 'visualize_cls'):
         raise UserError(
             f'the visualizer of {path}, {type(visualizer).__name__}, cannot draw data samples: '
             "use the one of the config's library"
@@ -83,33 +167,29 @@ def build_visualizer(cfg: Config, path: str, dataset_meta: Mapping[str, Any]) ->
     return visualizer
 
 
-def draw_sample(
-    visualizer: Visualizer, image: np.ndarray, sample: Any, file: Path, *, truth: bool
-) -> None:
-    """Draw the ground truth or the prediction of a sample over its image.
+def draw_truth(visualizer: Visualizer, image: np.ndarray, sample: Any, file: Path) -> None:
+    """Draw the ground truth of a sample over its image.
 
     Args:
-        visualizer: Of :func:`build_visualizer`.
-        image: (H, W, 3), uint8, RGB.
-        sample: The library's data sample.
-        file: The picture to write.
-        truth: The ground truth instead of the prediction.
+        visualizer (Visualizer): Of :func:`build_visualizer`.
+        image (np.ndarray): (H, W, 3), uint8, RGB.
+        sample (Any): The library's data sample.
+        file (Path): The picture to write.
     """
-    which = dict(draw_gt=truth, draw_pred=not truth, out_file=str(file))
+    which = dict(draw_gt=True, draw_pred=False, out_file=str(file))
     if hasattr(visualizer, 'visualize_cls'):  # mmpretrain's, which has no add_datasample
         visualizer.visualize_cls(image, sample, **which)
     else:
         visualizer.add_datasample(file.stem, image, data_sample=sample, **which)
 
 
-def dataset_meta(cfg: Config, checkpoint: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def dataset_meta(cfg: Config, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """Class names and palette: of the checkpoint, else of the test data set, which is not read."""
-    meta = (checkpoint or {}).get('meta')
+    meta = checkpoint.get('meta')
     saved = meta.get('dataset_meta') if isinstance(meta, Mapping) else None
     if saved:
         return dict(saved)
     dataset = pipeline_owner(cfg.test_dataloader.dataset, 'drawing')
-    targets = resolve(dataset.get('type'))
-    if any('lazy_init' in accepted_arguments(target) for target in targets):
+    if 'lazy_init' in accepted_arguments(*resolve(dataset.get('type'))):
         return dict(DATASETS.build(dict(dataset, lazy_init=True)).metainfo)
     return dict(dataset.get('metainfo') or {})

@@ -13,6 +13,7 @@ from typing import Any
 import torch.distributed as torch_dist
 from mmengine.config import Config
 from mmengine.device import (
+    get_device,
     is_cuda_available,
     is_mlu_available,
     is_musa_available,
@@ -80,7 +81,8 @@ def join_processes(cfg: Config, launcher: str) -> None:
         launcher (str): ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
 
     Raises:
-        UserError: If the processes were started by anything but torchrun.
+        UserError: If the processes talk through nccl, which needs GPUs, or were started by
+            anything but torchrun.
     """
     if launcher == 'none' or has_amp_accelerator():
         return
@@ -89,7 +91,13 @@ def join_processes(cfg: Config, launcher: str) -> None:
             f'--launcher {launcher} needs a GPU per process, and there is none here: start the '
             'processes of a run on the CPU with torchrun and --launcher pytorch'
         )
-    settings = dict(cfg.env_cfg.dist_cfg)
+    settings = dict((cfg.get('env_cfg') or {}).get('dist_cfg') or {})
+    if settings.get('backend', 'nccl') == 'nccl':
+        raise UserError(
+            f'--launcher {launcher} with the nccl backend needs a GPU per process, but this '
+            f'machine offers {get_device()} only: leave --launcher out, or run on the CPU with '
+            '--cfg-options env_cfg.dist_cfg.backend=gloo'
+        )
     if 'timeout' in settings:
         settings['timeout'] = datetime.timedelta(seconds=settings['timeout'])
     torch_dist.init_process_group(**settings)

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 from mmengine.config.utils import MODULE2PACKAGE
 
-from mmvim.cli.config import load_config
-from mmvim.cli.scope import missing_library
+from mmvim.cli.config import load_config, missing_library
 from mmvim.errors import UserError
 
 
@@ -31,9 +30,9 @@ def test_no_such_file(tmp_path: Path) -> None:
     text = complaint(tmp_path / 'vim-tiny_upernt.py')
     assert 'vim-tiny_upernt.py does not exist' in text
     assert f'did you mean {tmp_path}/vim-tiny_upernet.py?' in text
-    assert 'is a folder' in complaint(tmp_path)
     (tmp_path / 'a.txt').touch()
-    assert 'must end in one of .py, .json' in complaint(tmp_path / 'a.txt')
+    for path in (tmp_path, tmp_path / 'a.txt'):
+        assert 'must be a file in one of .py, .json' in complaint(path)
 
 
 @pytest.mark.parametrize(
@@ -51,11 +50,13 @@ def test_errors_in_the_config_name_its_line(
 ) -> None:
     path = tmp_path / 'broken.py'
     path.write_text(text)
-    assert complaint(path).startswith(f'config {path}, line {line}: {what}')
+    assert what in complaint(path)
+    assert f'line {line}' in complaint(path)
     child = tmp_path / 'child.py'
     child.write_text("_base_ = 'broken.py'\n")
     said = complaint(child)
-    assert said.startswith(f'config {path}, line {line} (inherited by {child}): {what}')
+    assert said.startswith(f'config {child}')
+    assert all(part in said for part in (str(path), f'line {line}', what))
 
 
 def test_missing_base(tmp_path: Path) -> None:
@@ -69,7 +70,7 @@ def test_missing_base(tmp_path: Path) -> None:
 def test_missing_library_of_a_base(tmp_path: Path) -> None:
     path = tmp_path / 'child.py'
     path.write_text("_base_ = 'mmocr::_base_/default_runtime.py'\n")
-    assert 'mmocr is not installed: pip install mmocr' in complaint(path)
+    assert 'mmocr is not installed' in complaint(path)
 
 
 @pytest.mark.parametrize(

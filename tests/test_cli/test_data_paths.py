@@ -19,6 +19,8 @@ def config(**dataset: Any) -> Config:
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``root/images`` and ``root/list.txt``."""
     (tmp_path / 'root' / 'images').mkdir(parents=True)
+    (tmp_path / 'root' / 'images' / 'a.png').touch()
+    (tmp_path / 'root' / 'hollow').mkdir()
     (tmp_path / 'root' / 'list.txt').touch()
     monkeypatch.chdir(tmp_path)
 
@@ -31,6 +33,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         dict(data_root='root', data_prefix='images'),
         dict(data_root='root', data_prefix='', ann_file=''),
         dict(data_root='root', data_prefix=dict(img_path='images', seg_map_path=None)),
+        dict(data_root='root', data_prefix=dict(img_path='images'), img_suffix='.png'),
         dict(data_prefix='root/images'),
         dict(data_root='s3://bucket/x', ann_file='a.json'),
         dict(data_root='absent', backend_args=dict(backend='petrel')),
@@ -48,6 +51,11 @@ def test_data_that_is_there_or_elsewhere(dataset: dict[str, Any]) -> None:
         (dict(data_root='root', data_prefix='absent'), 'data_prefix'),
         (dict(data_root='root', data_prefix=dict(img='absent')), 'data_prefix.img'),
         (dict(data_root='root', ann_file='absent.json'), 'ann_file'),
+        (dict(data_root='root', data_prefix='hollow'), 'data_prefix'),
+        (
+            dict(data_root='root', data_prefix=dict(img_path='images'), img_suffix='.jpg'),
+            'data_prefix.img_path',
+        ),
         (dict(type='RepeatDataset', dataset=dict(data_root='absent')), 'dataset.data_root'),
         (dict(datasets=[dict(), dict(data_root='absent')]), 'datasets.1.data_root'),
     ],

@@ -128,7 +128,7 @@ def test_keys_that_exist_nowhere(cfg: Config, key: str, where: str | None, neare
 
 def test_list_indices(cfg: Config) -> None:
     with pytest.raises(
-        UserError, match=r"'param_scheduler' is a list of 1 and takes an index from"
+        UserError, match=r"'param_scheduler' is a list of 1 and takes an index below"
     ):
         check_option_keys(cfg, {'param_scheduler.1.end': 1})
     with pytest.raises(UserError, match="not 'end'"):

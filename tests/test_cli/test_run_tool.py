@@ -1,9 +1,14 @@
 """The wrapper around a tool's main."""
 
+import errno
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
-import torch
+from torch.utils.data import DataLoader, Dataset
 
 from mmvim.cli.run_tool import run_tool
 from mmvim.errors import UsageError, UserError, first_line
@@ -42,34 +47,81 @@ def test_success_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
     'error', [ValueError('x'), KeyError('x'), AssertionError('failed to load image: a.png')]
 )
 def test_unknown_failures_are_not_swallowed(error: Exception) -> None:
-    # Not even mmcv's sentence, where it does not come from a data set.
     with pytest.raises(type(error)):
         run_tool(raising(error), [])  # type: ignore[arg-type]
 
 
-def test_an_operator_that_mmcv_lacks_on_a_device(capsys: pytest.CaptureFixture[str]) -> None:
-    mmcv = pytest.importorskip('mmcv')
-    ops = pytest.importorskip('mmcv.ops')
-
-    def main(argv: Sequence[str]) -> None:
-        # No build of mmcv has kernels for tensors without data: as a GPU to one for CPUs.
-        boxes = torch.rand(3, 5, device='meta')
-        ops.roi_align(torch.rand(1, 2, 8, 8, device='meta'), boxes, 7, 1.0, 0, 'avg', True)
-
-    assert run_tool(main, []) == 1
-    said = capsys.readouterr().err
-    assert said.startswith(
-        'error: mmcv was built without operators for meta devices, and this model needs '
-        'roi_align_forward there: rebuild it beside this torch'
-    )
-    assert f'mmcv=={mmcv.__version__}' in said
-    assert said.count('\n') == 1
-
-
-def test_an_mmcv_without_operators(capsys: pytest.CaptureFixture[str]) -> None:
-    error = ModuleNotFoundError("No module named 'mmcv._ext'", name='mmcv._ext')
+@pytest.mark.parametrize(
+    ('error', 'line'),
+    [
+        (OSError(errno.ENOSPC, 'No space left on device'), '[Errno 28] No space left on device'),
+        (FileNotFoundError(errno.ENOENT, 'No such file', 'a.pth'), 'a.pth: No such file'),
+    ],
+)
+def test_errors_of_the_system_are_one_line(
+    error: OSError, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run_tool(raising(error), []) == 1  # type: ignore[arg-type]
-    assert 'without its operators' in capsys.readouterr().err
+    assert capsys.readouterr().err == f'error: {line}\n'
+
+
+class Refusing(Dataset[int]):
+    """Raises an error for every sample."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> int:
+        raise self.error
+
+
+@pytest.mark.parametrize('error', [UserError('a.png is cut'), FileNotFoundError('a.png is gone')])
+def test_an_error_from_a_data_worker_is_one_line(
+    error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_tool(lambda argv: list(DataLoader(Refusing(error), num_workers=1)), []) == 1
+    assert capsys.readouterr().err == f'error: {error}\n'
+
+
+def test_a_data_worker_that_fails_by_a_bug_keeps_its_traceback() -> None:
+    with pytest.raises(KeyError):
+        run_tool(lambda argv: list(DataLoader(Refusing(KeyError('x')), num_workers=1)), [])
+
+
+SCRIPT = """
+import logging, sys
+from mmvim.cli.run_tool import run_tool
+
+def main(argv):
+    log = logging.getLogger('tool')
+    log.addHandler(logging.FileHandler(argv[0]))
+    for _ in range(3):
+        log.warning('a line')
+    print('done')
+
+sys.exit(run_tool(main))
+"""
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs /dev/full')
+@pytest.mark.parametrize('full', ['stdout', 'log'])
+def test_a_full_disk_is_one_line(full: str, tmp_path: Path) -> None:
+    log = '/dev/full' if full == 'log' else tmp_path / 'log'
+    with open('/dev/full' if full == 'stdout' else os.devnull, 'w') as stdout:
+        done = subprocess.run(
+            [sys.executable, '-c', SCRIPT, log], stdout=stdout, stderr=subprocess.PIPE, text=True
+        )
+    said = [line for line in done.stderr.splitlines() if 'Warning' not in line]
+    assert 'Traceback' not in done.stderr
+    if full == 'stdout':
+        assert done.returncode == 1
+        assert said == ['error: [Errno 28] No space left on device']
+    else:
+        assert done.returncode == 0
+        assert said == ['warning: /dev/full cannot be written (No space left on device)']
 
 
 def test_frames_on_request(monkeypatch: pytest.MonkeyPatch) -> None:

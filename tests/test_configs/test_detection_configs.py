@@ -16,7 +16,7 @@ pytest.importorskip('mmdet')
 from repository import CONFIGS, load_config, python
 from scaled_down_detection import shrink, write_coco
 
-from mmvim.cli.config import require
+from mmvim.cli.prepare import check_channels
 from mmvim.engine.cpu_processes import has_amp_accelerator
 from mmvim.errors import UserError
 from mmvim.models import VisionMamba
@@ -153,16 +153,16 @@ def test_builds_at_full_size():
 
 @pytest.mark.parametrize('name', IDS)
 def test_wrong_channels_are_found_before_anything_is_built(name):
-    require(load(name), name, 'training', 'model')
+    check_channels(load(name).model)
     cfg = load(name)
     cfg.model.backbone.arch = dict(embed_dims=96, num_layers=24)
-    with pytest.raises(UserError, match=r'gives 1 map of \[96\] .* says 1 map of \[\d+\]'):
-        require(cfg, name, 'training', 'model')
+    with pytest.raises(UserError, match=r'gives maps of \[96\] .* says \[\d+\]'):
+        check_channels(cfg.model)
     cfg = load(name)
     cfg.model.neck.out_channels = 128
     if 'DETR' not in cfg.model.type:  # whose transformer says embed_dims
         with pytest.raises(UserError, match=r'out_channels is 128, .*_channels is \[?256'):
-            require(cfg, name, 'training', 'model')
+            check_channels(cfg.model)
 
 
 @pytest.mark.parametrize('form', ['', '_rope'])

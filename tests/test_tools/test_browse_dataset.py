@@ -65,11 +65,10 @@ def test_complaints(run: Run, segmentation: Path) -> None:
     assert 'has no val_dataloader, which --mode val needs' in outcome.sentence
     Path('scenes/labels/1.png').write_text('no label')
     outcome = run('browse_dataset', segmentation, '--out', 'out')
-    assert outcome.sentence.startswith('scenes/labels/1.png (8 bytes) cannot be decoded')
+    assert outcome.sentence.startswith('scenes/labels/1.png cannot be loaded (')
     for folder in ('images', 'labels'):
         for file in Path('scenes', folder).iterdir():
             file.unlink()
-    assert (
-        'BaseSegDataset found no sample'
-        in run('browse_dataset', segmentation, '--out', 'out').sentence
-    )
+    sentence = run('browse_dataset', segmentation, '--out', 'out').sentence
+    assert "data_prefix.img_path is 'images'" in sentence
+    assert 'holds no *.png' in sentence

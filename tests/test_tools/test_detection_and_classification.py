@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,7 @@ def test_detector_usual_augmentation(run: Run) -> None:
 
 
 def test_detector_predicts_boxes_and_masks(run: Run) -> None:
+    coco_masks = pytest.importorskip('pycocotools.mask')
     checkpoint = trained(run, 'detection', 'mmdet')
     low = ('--cfg-options', 'model.test_cfg.rcnn.score_thr=0.0')
     outcome = run('predict', 'detection.py', checkpoint, 'coco/images', '--out', 'p', *low)
@@ -95,12 +97,14 @@ def test_detector_predicts_boxes_and_masks(run: Run) -> None:
     assert 'predictions.jsonl: p/predictions.jsonl' in outcome.out
     records = [json.loads(line) for line in Path('p/predictions.jsonl').read_text().splitlines()]
     assert [record['image'] for record in records] == [f'coco/images/{i}.png' for i in range(3)]
-    first = records[0]['instances'][0]
-    assert first['class'] == ('box', 'bar')[first['label']]
-    assert 0 <= first['score'] <= 1
-    assert len(first['bbox']) == 4
-    assert first['mask']['size'] == [48, 64]
-    assert sum(first['mask']['counts']) == 48 * 64
+    first = records[0]
+    count = len(first['labels'])
+    assert count > 0
+    assert first['classes'] == [('box', 'bar')[label] for label in first['labels']]
+    assert all(0 <= score <= 1 for score in first['scores'])
+    assert len(first['scores']) == len(first['bboxes']) == len(first['masks']) == count
+    assert len(first['bboxes'][0]) == 4
+    assert coco_masks.decode(first['masks'][0]).shape == (48, 64)
     assert Image.open('p/1.png').size == (64, 48)
 
 
@@ -147,6 +151,19 @@ def test_classifier_from_test_to_pictures(run: Run) -> None:
     assert records[0]['class'] == ('dark', 'light')[records[0]['label']]
     assert 0.5 <= records[0]['score'] <= 1
     assert Path('pc/light0.png').is_file()
+
+    Path('twins').mkdir()
+    for suffix in ('jpg', 'png'):
+        Image.open('folders/light/light0.png').save(f'twins/a.{suffix}')
+    assert run('predict', 'classification.py', checkpoint, 'twins', '--out', 'pt').code == 0
+    assert sorted(path.name for path in Path('pt').glob('*.png')) == ['a.jpg.png', 'a.png.png']
+
+    Path('folders/grey').mkdir()
+    Image.open('folders/light/light0.png').save('folders/grey/grey0.png')
+    options = ('--cfg-options', 'test_dataloader.dataset.metainfo.classes=(dark,grey,light)')
+    sentence = run('test', 'classification.py', checkpoint, '--work-dir', 'w6', *options).sentence
+    assert 'label 2 is outside the 2 classes of the model' in sentence
+    shutil.rmtree('folders/grey')
 
 
 def test_classification_samples_are_drawn(run: Run) -> None:

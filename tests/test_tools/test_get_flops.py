@@ -12,6 +12,8 @@ import task_configs as configs
 from mmengine.config import Config
 from repository import ROOT, load_script
 
+from mmvim.cli.config import load_config
+
 Run = Callable[..., Any]
 TOOL = 'analysis_tools/get_flops'
 CLASSIFIER = """
@@ -125,7 +127,7 @@ def test_segmentor_with_pyramid(run: Run, write: Callable[[str], Path]) -> None:
 def test_meta_and_real_tensors_count_alike(write: Callable[[str], Path]) -> None:
     pytest.importorskip('mmseg')
     tool = load_script(ROOT / 'tools' / f'{TOOL}.py')
-    cfg = tool.load_config(str(write(SEGMENTOR)), {})
+    cfg = load_config(str(write(SEGMENTOR)), {})
     one, other = (tool.count(tool.build(cfg, device), (48, 80)) for device in ('meta', 'cpu'))
     assert (one.device, other.device) == ('meta', 'cpu')
     assert one.flops == other.flops

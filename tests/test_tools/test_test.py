@@ -101,6 +101,28 @@ def test_files_that_are_no_checkpoints(run: Run, toy: Path, toy_weights: Path) -
     assert f'did you mean {toy_weights}?' in run('test', toy, toy.parent / 'tyo.pth').sentence
 
 
+@pytest.mark.skipif(not Path('/dev/full').exists(), reason='needs /dev/full')
+def test_a_full_disk_is_one_sentence(run: Run, toy: Path, toy_weights: Path) -> None:
+    Path('full.pkl').symlink_to('/dev/full')
+    outcome = run('test', toy, toy_weights, '--dump', 'full.pkl', '--work-dir', 'w')
+    assert outcome.code == 1
+    assert 'No space left on device' in outcome.sentence
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+@pytest.mark.parametrize('augmented', [(), ('--tta',)])
+def test_a_mask_that_does_not_fit_is_named(
+    augmented: tuple[str, ...], workers: int, run: Run, segmentation: Path, weights: Path
+) -> None:
+    Image.new('L', (40, 31)).save('scenes/labels/2.png')
+    options = ('--cfg-options', f'test_dataloader.num_workers={workers}')
+    outcome = run('test', segmentation, weights, '--work-dir', 'w', *augmented, *options)
+    assert outcome.code == 1
+    assert outcome.sentence.startswith(
+        'scenes/labels/2.png has shape (31, 40), but its image scenes/images/2.png (32, 40)'
+    )
+
+
 def test_segmentation_writes_pictures_labels_and_measures(
     run: Run, segmentation: Path, weights: Path
 ) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
+from PIL import Image
 
 TOOLS = Path(__file__).parents[2] / 'tools'
 Run = Callable[..., Any]
@@ -150,7 +151,7 @@ def test_nan_loss_stops_before_a_checkpoint(run: Run, toy: Path) -> None:
         ([], 'the following arguments are required: config'),
         (['c.py', '--cfg-option', 'a=1'], 'unrecognized arguments: --cfg-option a=1'),
         (['c.py', '--launcher', 'ssh'], "argument --launcher: invalid choice: 'ssh'"),
-        (['--cfg-options', 'a=1', 'c.py'], "takes KEY=VALUE pairs, but got 'c.py'"),
+        (['--cfg-options', 'a=1', 'c.py'], "takes KEY=VALUE pairs, but got 'a=1 c.py' ("),
         (['c.py', '--cfg-options', 'a=[1,2'], 'Imbalanced brackets'),
     ],
 )
@@ -160,36 +161,12 @@ def test_bad_arguments_exit_with_2(run: Run, argv: list[str], complaint: str) ->
     assert complaint in outcome.sentence
 
 
-@pytest.mark.parametrize(
-    ('environment', 'complaint'),
-    [
-        ({}, 'needs RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT in the environment'),
-        (
-            dict(RANK='zero', WORLD_SIZE='2', MASTER_ADDR='localhost', MASTER_PORT='29500'),
-            "RANK='zero' in the environment must be a number",
-        ),
-    ],
-)
 def test_launcher_needs_its_environment(
-    run: Run,
-    toy: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    environment: dict[str, str],
-    complaint: str,
+    run: Run, toy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv('LOCAL_RANK', '0')
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert complaint in run('train', toy, '--launcher', 'pytorch').sentence
-
-
-def test_slurm_and_mpi_need_theirs(run: Run, toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_NODELIST', 'OMPI_COMM_WORLD_RANK'):
-        monkeypatch.delenv(name, raising=False)
-    assert 'SLURM_PROCID, SLURM_NTASKS' in run('train', toy, '--launcher', 'slurm').sentence
-    assert 'OMPI_COMM_WORLD_RANK' in run('train', toy, '--launcher', 'mpi').sentence
+    monkeypatch.delenv('SLURM_PROCID', raising=False)
+    sentence = run('train', toy, '--launcher', 'slurm').sentence
+    assert '--launcher slurm needs SLURM_PROCID' in sentence
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='complains only without an accelerator')
@@ -214,10 +191,12 @@ def test_work_dir_that_cannot_be_written(run: Run, toy: Path) -> None:
 
 def test_unknown_type_is_named(run: Run, toy: Path) -> None:
     sentence = run('train', toy, '--cfg-options', 'model.type=ToyModl').sentence
-    assert "type='ToyModl', which is not in the registry mmengine::model" in sentence
-    assert 'did you mean mmengine.ToyModel' in sentence
+    assert sentence.startswith('ToyModl is not in the mmengine::model registry. Please check')
     sentence = run('train', toy, '--cfg-options', 'model.type=mmrotate.Thing').sentence
-    assert 'mmrotate is not installed: pip install mmrotate' in sentence
+    assert sentence.startswith('mmrotate.Thing is not in the mmengine::model registry')
+    option = 'train_dataloader.dataset.type=ToyDat'
+    sentence = run('train', toy, '--cfg-options', option).sentence
+    assert 'ToyDat is not in the mmengine::dataset registry' in sentence
 
 
 def test_missing_library_is_named_with_its_package(run: Run, toy: Path) -> None:
@@ -299,8 +278,27 @@ def test_corrupt_image_is_named(
     options = [f'train_dataloader.num_workers={workers}', 'train_dataloader.batch_size=4']
     outcome = run('train', segmentation, '--cfg-options', *options)
     assert outcome.code == 1
-    assert re.match(
-        rf'scenes/{broken} \({len(content)} bytes\) cannot be decoded', outcome.sentence
+    assert outcome.sentence.startswith(f'scenes/{broken} cannot be loaded (')
+
+
+@pytest.mark.parametrize(
+    ('mask', 'words'),
+    [
+        (Image.new('RGB', (40, 32)), 'has shape (32, 40, 3), but its image scenes/images/2.png'),
+        (Image.new('L', (32, 40)), 'has shape (40, 32), but its image scenes/images/2.png'),
+        (Image.new('L', (40, 32), 3), ': label 3 is outside the 3 classes of the model'),
+    ],
+)
+@pytest.mark.parametrize('tool', ['train', 'browse_dataset'])
+def test_a_mask_that_does_not_fit_is_named(
+    tool: str, mask: Image.Image, words: str, run: Run, segmentation: Path
+) -> None:
+    mask.save('scenes/labels/2.png')
+    options = ('--cfg-options', 'train_dataloader.batch_size=4')
+    where = '--work-dir' if tool == 'train' else '--out'
+    sentence = run(tool, segmentation, where, 'w', *options).sentence
+    assert sentence.startswith(
+        f'scenes/labels/2.png{words}' if words[0] == ':' else f'scenes/labels/2.png {words}'
     )
 
 
@@ -338,4 +336,5 @@ def test_file_missing_from_the_data_set_is_named(
     Path('scenes/labels/2.png').unlink()
     options = [f'train_dataloader.num_workers={workers}', 'train_dataloader.batch_size=4']
     sentence = run('train', segmentation, '--cfg-options', *options).sentence
-    assert sentence == 'the data set lists scenes/labels/2.png, but there is no such file'
+    assert sentence.startswith('scenes/labels/2.png cannot be loaded (')
+    assert 'No such file' in sentence

@@ -13,6 +13,8 @@ from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 from repository import TOOLS, load_script
 
+from mmvim.cli.config import load_config
+
 Run = Callable[..., Any]
 TOOL = 'analysis_tools/visualize'
 VIM = dict(type='mmvim.VisionMamba', arch='nano', img_size=32, patch_size=8)
@@ -109,7 +111,7 @@ def subject(folder: Path) -> Callable[[Config], Any]:
 
     def build(cfg: Config) -> tuple[Any, Any]:
         weights = save(cfg)
-        read = tool.load_config('config.py', {})
+        read = load_config('config.py', {})
         checkpoint = tool.read_checkpoint(weights)
         return tool, tool.Subject(read, 'config.py', checkpoint, weights, torch.device('cpu'))
 

@@ -17,13 +17,10 @@ from mmengine.runner import Runner
 
 from mmvim.analysis.resolutions import resolution, set_resolution
 from mmvim.atomic_files import write_atomically
-from mmvim.checkpoints.reading import read_checkpoint
 from mmvim.cli.arguments import ToolParser
-from mmvim.cli.config import load_config, require
-from mmvim.cli.data_paths import check_data
-from mmvim.cli.loaders import fill_loaders
-from mmvim.cli.output_folders import make_writable
+from mmvim.cli.prepare import prepare
 from mmvim.cli.run_tool import run_tool
+from mmvim.datasets.checked_loading import check_loading_of_run
 from mmvim.datasets.pipelines import pipeline_owner
 from mmvim.engine import StrictCheckpointHook
 from mmvim.errors import UsageError, UserError, first_line
@@ -63,6 +60,7 @@ def test_at(cfg: Config, size: int, config_path: str, checkpoint: str, out: Path
         cfg.visualizer.name = cfg.experiment_name
     runner = Runner.from_cfg(cfg)
     runner.register_hook(StrictCheckpointHook(f'checkpoint {checkpoint}'))
+    check_loading_of_run(runner)
     try:
         metrics = runner.test()
     except torch.cuda.OutOfMemoryError as error:
@@ -117,7 +115,7 @@ def write(results: Sequence[Result], own_size: int, about: dict[str, str], out: 
 def main(argv: Sequence[str] | None = None) -> None:
     """Test at every size; what is done is written after each."""
     parser = ToolParser('Test one checkpoint on images of several sizes, without training.')
-    parser.add_argument('checkpoint', help='weights of exactly this model: a file or an URL')
+    parser.add_checkpoint()
     parser.add_argument(
         '--sizes',
         nargs='+',
@@ -128,19 +126,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         'sizes of the pipeline and the windows of a sliding test keep their ratio to it '
         f'(default: {" ".join(map(str, SIZES))})',
     )
-    parser.add_argument('--out', required=True, metavar='DIR', help='folder for the results')
+    parser.add_out('the results')
     args = parser.parse_args(sys.argv[1:] if argv is None else argv)
     if min(args.sizes) < 1:
         raise UsageError(f'--sizes takes numbers from 1 on; got {min(args.sizes)}')
-    cfg = load_config(args.config, args.cfg_options)
-    require(cfg, args.config, 'testing', 'model', 'test_dataloader', 'test_cfg', 'test_evaluator')
-    sizes = sorted(set(args.sizes))
-    set_resolution(copy.deepcopy(cfg), sizes[0], args.config)  # fails before anything is read
-    fill_loaders(cfg)
-    check_data(cfg, ['test'])
-    read_checkpoint(args.checkpoint)
-    cfg.load_from, cfg.resume = args.checkpoint, False
-    out = make_writable(args.out, '--out')
+    needs = ('model', 'test_dataloader', 'test_cfg', 'test_evaluator')
+    cfg, _ = prepare(args, 'testing', *needs, splits=['test'])
+    sizes, out = sorted(set(args.sizes)), args.out
+    set_resolution(copy.deepcopy(cfg), sizes[0], args.config)  # fails before anything is built
     own_size = resolution(pipeline_owner(cfg.test_dataloader.dataset, 'testing').pipeline)
 
     results: list[Result] = []

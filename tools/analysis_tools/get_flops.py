@@ -24,8 +24,7 @@ from torch import nn
 from mmvim.analysis.flops import Count, count_flops, count_parameters, paper_scan_macs
 from mmvim.analysis.image_forward import ImageForward
 from mmvim.cli.arguments import ToolParser
-from mmvim.cli.config import load_config, require
-from mmvim.cli.output_folders import make_writable
+from mmvim.cli.prepare import make_writable, prepare
 from mmvim.cli.run_tool import run_tool
 from mmvim.errors import UsageError, UserError, first_line
 from mmvim.models import VisionMamba
@@ -214,20 +213,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         help='height and width in pixels, after preprocessing, or one number for both; several '
         "times for several sizes (default: the backbone's img_size)",
     )
-    parser.add_argument('--out', metavar='F', help='write everything to this .json too')
+    parser.add_argument(
+        '--out', dest='file', metavar='F', help='write everything to this .json too'
+    )
     args = parser.parse_args(sys.argv[1:] if argv is None else argv)
-    if args.out is not None and Path(args.out).suffix != '.json':
-        raise UsageError(f'--out must end in .json: {args.out}')
+    if args.file is not None and Path(args.file).suffix != '.json':
+        raise UsageError(f'--out must end in .json: {args.file}')
     shapes = [parse_shape(values) for values in args.shape or ()]
-    cfg = load_config(args.config, args.cfg_options)
-    require(cfg, args.config, 'counting', 'model')
+    cfg, _ = prepare(args, 'counting', 'model')
     if not shapes:
         size = cfg.model.get('backbone', {}).get('img_size')
         if size is None:
             raise UsageError(f'the backbone of {args.config} has no img_size: give --shape H W')
         shapes = [parse_shape([size] if isinstance(size, int) else size)]
-    if args.out is not None:
-        make_writable(Path(args.out).parent, 'the folder of --out')
+    if args.file is not None:
+        make_writable(Path(args.file).parent, 'the folder of --out')
 
     model, counts = count_all(cfg, list(dict.fromkeys(shapes)))
     said = remarks(cfg, model, counts)
@@ -235,9 +235,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     console.print(to_table(model, counts))
     print('\n'.join(said))
     warn(counts)
-    if args.out is not None:
-        Path(args.out).write_text(json.dumps(as_json(model, counts, said), indent=2) + '\n')
-        print(f'counts: {args.out}')
+    if args.file is not None:
+        Path(args.file).write_text(json.dumps(as_json(model, counts, said), indent=2) + '\n')
+        print(f'counts: {args.file}')
 
 
 if __name__ == '__main__':

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmvim.cli.arguments import PlainParser
-from mmvim.cli.output_folders import make_writable
+from mmvim.cli.prepare import make_writable
 from mmvim.cli.run_tool import run_tool
 from mmvim.datasets.patterns.linear_baselines import BaselineResult, load_scenes, pixel_baseline
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mmvim.cli.arguments import PlainParser
-from mmvim.cli.output_folders import make_writable
+from mmvim.cli.prepare import make_writable
 from mmvim.cli.run_tool import run_tool
 from mmvim.cli.training_logs import Run, find_logs, read_run, smoothed
 from mmvim.errors import UsageError, UserError

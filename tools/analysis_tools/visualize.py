@@ -2,29 +2,23 @@
 
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from mmengine.device import get_device
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 
 from mmvim.analysis.backbone_maps import deepest_map
 from mmvim.analysis.receptive_field import effective_receptive_field, log_scaled, side_of_share
-from mmvim.checkpoints.reading import read_checkpoint
 from mmvim.cli.arguments import ToolParser
-from mmvim.cli.config import load_config, require
-from mmvim.cli.devices import check_device
 from mmvim.cli.model_views import NotApplicableError, Sample, Subject, untrained
-from mmvim.cli.output_folders import make_writable
-from mmvim.cli.pictures import find_images, picture_names
+from mmvim.cli.pictures import each_picture, find_images, raise_failed
+from mmvim.cli.prepare import make_writable, prepare
+from mmvim.cli.progress import track
 from mmvim.cli.run_tool import run_tool
 from mmvim.errors import UsageError
 
@@ -33,12 +27,6 @@ DECADES = 6.0  # of the gradient that are drawn
 TILES = 7  # maps of the position embedding per row and column, as in Fig. 7 of the ViT paper
 SHARES = (0.5, 0.99)
 _TITLE = 30  # characters of a class name that fit above its map
-
-
-def _track(items: Sequence[Any], what: str) -> Iterable[Any]:
-    """The items, with a bar on a terminal that vanishes after the last."""
-    console = Console(stderr=True)
-    return track(items, what, console=console, transient=True, disable=not console.is_terminal)
 
 
 def receptive_fields(
@@ -72,7 +60,7 @@ def receptive_fields(
         fields[name] = sum(
             (
                 effective_receptive_field(features, crop).cpu()
-                for crop in _track(crops, f'receptive field {name} training')
+                for crop in track(crops, f'receptive field {name} training')
             ),
             start=torch.zeros(side, side),
         ) / len(crops)
@@ -176,9 +164,9 @@ def draw_positions(similarity: Tensor, file: Path) -> None:
 def parse_arguments(argv: Sequence[str]) -> Namespace:
     """The command line."""
     parser = ToolParser('Draw what a model sees, from any config and checkpoint.')
-    parser.add_argument('checkpoint', help='weights of exactly this model: a file or an URL')
-    parser.add_argument('images', metavar='image', help='a picture, or a folder of pictures')
-    parser.add_argument('--out', required=True, metavar='DIR', help='folder for the pictures')
+    parser.add_checkpoint()
+    parser.add_pictures()
+    parser.add_out('the pictures')
     parser.add_argument(
         '--what',
         nargs='+',
@@ -206,7 +194,6 @@ def parse_arguments(argv: Sequence[str]) -> Namespace:
         help='side of the central square of each image on which the receptive field is measured '
         '(default: img_size of the backbone, or less where an image is smaller)',
     )
-    parser.add_argument('--device', default=get_device(), help='default: %(default)s')
     args = parser.parse_args(argv)
     for name in ('classes', 'field_size'):
         value = getattr(args, name)
@@ -218,20 +205,24 @@ def parse_arguments(argv: Sequence[str]) -> Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw everything asked for; what the model has no material for is said."""
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
-    cfg = load_config(args.config, args.cfg_options)
-    require(cfg, args.config, 'visualising', 'model', 'test_dataloader')
-    images = find_images(args.images)
-    names = picture_names(images)
-    device = check_device(args.device)
-    checkpoint = read_checkpoint(args.checkpoint)
+    images, out = find_images(args.images), args.out
+    cfg, checkpoint = prepare(args, 'visualising', 'model', 'test_dataloader')
     source = f'checkpoint {args.checkpoint}'
-    subject = Subject(cfg, args.config, checkpoint, source, device, args.blocks)
-    out = make_writable(args.out, '--out')
-    samples = [subject.sample(image, names[image]) for image in images]
+    subject = Subject(cfg, args.config, checkpoint, source, args.device, args.blocks)
+    samples: list[Sample] = []
+
+    def read(image: Path) -> None:
+        sample = subject.sample(image, images[image])
+        subject.taps(sample)  # one that the backbone cannot take shows here
+        samples.append(sample)
+
+    failed = each_picture(images, read, 'reading')
+    if not samples:
+        raise_failed(failed, len(images))
 
     def each(folder: str, draw: Callable[[Sample, Path], None]) -> Path:
         place = make_writable(out / folder, '--out')
-        for sample in _track(samples, folder):
+        for sample in track(samples, folder):
             draw(sample, place / f'{sample.name}.png')
         return place
 
@@ -262,6 +253,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if args.what:
                 raise
             print(f'{kind}: left out, {error}')
+    raise_failed(failed, len(images))
 
 
 if __name__ == '__main__':

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from mmvim.cli.arguments import PlainParser
-from mmvim.cli.output_folders import make_writable
+from mmvim.cli.prepare import make_writable
 from mmvim.cli.progress import track
 from mmvim.cli.run_tool import run_tool
 from mmvim.datasets.patterns import LAYOUTS, PatternsSpec, generate

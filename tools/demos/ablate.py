@@ -21,7 +21,7 @@ from mmengine.config import Config
 
 from mmvim.cli.arguments import PlainParser
 from mmvim.cli.config import load_config
-from mmvim.cli.output_folders import make_writable
+from mmvim.cli.prepare import make_writable
 from mmvim.cli.result_table import paper_metrics
 from mmvim.cli.run_tool import run_tool
 from mmvim.datasets.patterns.generation import MANIFEST

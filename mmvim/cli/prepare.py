@@ -1,0 +1,195 @@
+"""What every tool does with a config before anything is built: load it, check it, fill it in."""
+
+import os
+import tempfile
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmengine.config import Config
+from mmengine.device import get_device
+
+from mmvim.checkpoints.reading import read_checkpoint
+from mmvim.cli.config import load_config
+from mmvim.cli.data_paths import check_data
+from mmvim.engine.cpu_processes import has_amp_accelerator, join_processes
+from mmvim.errors import UserError
+from mmvim.models import VisionMamba
+
+# What mmengine.dist reads from the environment for each launcher (mmengine 0.10).
+_ENVIRONMENT = {
+    'none': (),
+    'pytorch': ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT'),
+    'slurm': ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_NODELIST'),
+    'mpi': ('OMPI_COMM_WORLD_LOCAL_RANK', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_RANK',
+            'MASTER_ADDR'),
+}  # fmt: skip
+_TEXT = ('MASTER_ADDR', 'SLURM_NODELIST')  # the others are numbers
+
+
+class Prepared(NamedTuple):
+    """A config that was checked, and the content of the checkpoint, if the tool takes one."""
+
+    cfg: Config
+    checkpoint: dict[str, Any]
+
+
+def prepare(args: Namespace, purpose: str, *keys: str, splits: Sequence[str] = ()) -> Prepared:
+    """Load the config of a tool and check all that can be checked before anything is built.
+
+    Of ``args`` it reads ``config`` and ``cfg_options``, and where the tool has them ``launcher``
+    (whose processes are joined), ``checkpoint``, ``work_dir`` and ``out``, which are created last.
+
+    Args:
+        args (Namespace): The command line.
+        purpose (str): What needs the ``keys``, for the message.
+        *keys (str): Root keys of the config that must be there.
+        splits (Sequence[str]): Of ``'train'``, ``'val'``, ``'test'``: those whose data are read.
+
+    Raises:
+        UserError: On the first thing that is wrong.
+    """
+    launcher = getattr(args, 'launcher', 'none')
+    check_launcher(launcher, getattr(args, 'local_rank', 0))
+    cfg = load_config(args.config, args.cfg_options)
+    missing = [key for key in keys if cfg.get(key) is None]
+    if missing:
+        raise UserError(f'{args.config} has no {", ".join(missing)}, which {purpose} needs')
+    if 'model' in keys:
+        check_channels(cfg.model)
+    check_data(cfg, ['train'] if 'train' in splits and cfg.get('val_cfg') is None else splits)
+    fill_loaders(cfg)
+    checkpoint: dict[str, Any] = {}
+    if 'checkpoint' in args:
+        checkpoint = read_checkpoint(args.checkpoint)
+        cfg.load_from, cfg.resume = args.checkpoint, False
+    if 'launcher' in args:
+        cfg.launcher = launcher
+        join_processes(cfg, launcher)
+    if 'work_dir' in args:
+        cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
+        make_writable(cfg.work_dir, 'the work dir')
+    if 'out' in args:
+        make_writable(args.out, '--out')
+    return Prepared(cfg, checkpoint)
+
+
+def check_launcher(launcher: str, local_rank: int) -> None:
+    """Pass the local rank of an older launcher on, and check the environment of any."""
+    os.environ.setdefault('LOCAL_RANK', str(local_rank))
+    values = {name: os.environ.get(name, '') for name in _ENVIRONMENT[launcher]}
+    wrong = [n for n, value in values.items() if not (value if n in _TEXT else value.isdigit())]
+    if wrong:
+        given = ', '.join(f'{name}={values[name]!r}' for name in wrong)
+        raise UserError(
+            f'--launcher {launcher} needs {", ".join(values)} in the environment, all but '
+            f'{" and ".join(_TEXT)} as numbers, but has {given}: start the processes with '
+            'torchrun, srun or mpirun, or leave --launcher out for one process'
+        )
+
+
+def check_channels(model: Mapping[str, Any]) -> None:
+    """Compare the channels that neck and heads take with those that they are given."""
+    neck = model.get('neck')
+    if not isinstance(neck, Mapping):
+        return
+    given, taken = _map_channels(model.get('backbone') or {}), neck.get('in_channels')
+    taken = [taken] if isinstance(taken, int) else taken
+    if given is not None and taken is not None and list(taken) != given:
+        raise UserError(
+            f'model.backbone gives maps of {given} channels, but model.neck.in_channels says '
+            f'{taken}: make arch and out_indices of the backbone and in_channels of the neck agree'
+        )
+    levels = neck.get('out_channels')
+    for name, channels in _level_readers(model):
+        if isinstance(levels, int) and set(channels) != {levels}:
+            raise UserError(
+                f'model.neck.out_channels is {levels}, but model.{name} is {channels}: '
+                'make them equal'
+            )
+
+
+def _map_channels(backbone: Mapping[str, Any]) -> list[int] | None:
+    """Channels of each map of a Vision Mamba; None where the config does not tell."""
+    if backbone.get('type') not in ('mmvim.VisionMamba', 'VisionMamba', VisionMamba):
+        return None
+    arch, indices = backbone.get('arch', 'tiny'), backbone.get('out_indices', -1)
+    arch = VisionMamba.arch_zoo.get(arch.lower(), {}) if isinstance(arch, str) else arch
+    width = arch.get('embed_dims')
+    if not isinstance(width, int) or backbone.get('out_type', 'featmap') != 'featmap':
+        return None
+    return [width] * (len(indices) if isinstance(indices, Sequence) else 1)
+
+
+def _level_readers(model: Mapping[str, Any]) -> Iterator[tuple[str, list[int]]]:
+    """Name and channels of all heads, and of the extractor that hands channels on as they are."""
+    inner = {f'roi_head.{name}': part for name, part in (model.get('roi_head') or {}).items()}
+    for name, part in {**model, **inner}.items():
+        for one in part if isinstance(part, list) else [part]:
+            if not isinstance(one, Mapping):
+                continue
+            is_extractor = one.get('type') == 'SingleRoIExtractor'
+            key = 'out_channels' if is_extractor else 'in_channels'
+            if one.get(key) is not None and (is_extractor or name.endswith('head')):
+                yield f'{name}.{key}', [one[key]] if isinstance(one[key], int) else list(one[key])
+
+
+def fill_loaders(cfg: Config) -> None:
+    """Give the loaders of an mmpretrain config what mmpretrain keeps in its scripts."""
+    for split in ('train', 'val', 'test') if cfg.get('default_scope') == 'mmpretrain' else ():
+        loader = cfg.get(f'{split}_dataloader')
+        if loader is not None:
+            loader.setdefault('collate_fn', dict(type='default_collate'))
+            loader.setdefault('pin_memory', True)
+            loader.setdefault('persistent_workers', loader.get('num_workers', 0) > 0)
+
+
+def prepare_amp(cfg: Config, enable: bool) -> None:
+    """Turn the config's ``OptimWrapper`` into ``AmpOptimWrapper`` with dynamic loss scaling.
+
+    Args:
+        cfg (Config): Changed in place.
+        enable (bool): Do so; False only checks what the config says itself.
+
+    Raises:
+        UserError: If it is another wrapper, or there is no accelerator.
+    """
+    wrapper = cfg.optim_wrapper
+    type_ = wrapper.get('type', 'OptimWrapper')
+    name = str(getattr(type_, '__name__', type_)).rpartition('.')[2]
+    if enable and name not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise UserError(
+            f'--amp replaces OptimWrapper by AmpOptimWrapper, but the config has '
+            f'optim_wrapper.type={name}: set mixed precision in the config itself'
+        )
+    if (enable or name == 'AmpOptimWrapper') and not has_amp_accelerator():
+        raise UserError(
+            f'mixed precision (--amp, or AmpOptimWrapper in the config) needs a GPU, but this '
+            f'machine offers {get_device()} only: train without it'
+        )
+    if enable:
+        wrapper.type = 'AmpOptimWrapper'
+        wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def make_writable(folder: str | Path, what: str) -> Path:
+    """Create a folder and prove that a file can be written in it.
+
+    Args:
+        folder (str | Path): Created with its parents where missing.
+        what (str): What the user knows it as, for the message.
+
+    Raises:
+        UserError: If it cannot be created or written.
+    """
+    path = Path(folder).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path) as probe:
+            probe.write(b'\0')
+    except OSError as error:
+        raise UserError(
+            f'{what} {folder} cannot be written ({error.strerror}): give another folder'
+        ) from error
+    return path

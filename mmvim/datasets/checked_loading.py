@@ -1,0 +1,135 @@
+"""Errors of samples that name the file: what cannot be read, and masks that fit no image or class.
+
+The libraries' loaders say nothing about the file, and a label outside the classes indexes out of
+bounds without a word on a GPU.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from mmengine.runner import Runner
+
+from mmvim.datasets.pipelines import is_loader
+from mmvim.errors import UserError, first_line
+
+_IGNORED = 255  # label of pixels without a class, in all libraries
+
+
+class CheckedLoader:
+    """A transform that loads, with errors that name the file.
+
+    Args:
+        loader (Callable): The transform.
+        num_classes (int, optional): Labels are below it; None checks none. Defaults to None.
+        ignored (Collection[int]): Labels of pixels without a class. Defaults to (255,).
+    """
+
+    def __init__(
+        self,
+        loader: Callable[[dict[str, Any]], Any],
+        num_classes: int | None = None,
+        ignored: Collection[int] = (_IGNORED,),
+    ) -> None:
+        self.loader = loader
+        self.num_classes = num_classes
+        self.ignored = ignored
+
+    def __call__(self, results: dict[str, Any]) -> Any:
+        """Load what the transform loads.
+
+        Raises:
+            UserError: If it fails, if a mask has no single channel or another size than its
+                image, or if a label is outside the classes.
+        """
+        is_image = is_loader(dict(type=type(self.loader)), of='image')
+        path = results.get('img_path' if is_image else 'seg_map_path')
+        try:
+            loaded = self.loader(results)
+        except Exception as error:
+            if path is None:
+                raise
+            raise UserError(
+                f'{path} cannot be loaded ({first_line(error)}): mend it, or take it out of the '
+                'data set'
+            ) from error
+        if isinstance(loaded, dict):
+            if is_image and loaded.get('gt_label') is not None:
+                self._check_labels(f'the label of {path}', np.asarray(loaded['gt_label']), ())
+            elif not is_image and loaded.get('gt_seg_map') is not None:
+                mask, size = loaded['gt_seg_map'], loaded.get('ori_shape')
+                if size is not None and mask.shape != tuple(size[:2]):
+                    raise UserError(
+                        f'{path} has shape {mask.shape}, but its image {loaded.get("img_path")} '
+                        f'{tuple(size[:2])}: a mask holds one class index for each pixel'
+                    )
+                self._check_labels(path, mask, self.ignored)
+        return loaded
+
+    def _check_labels(self, what: Any, labels: np.ndarray, ignored: Collection[int]) -> None:
+        if self.num_classes is None or labels.dtype.kind not in 'iu':
+            return
+        outside = (labels >= self.num_classes) | (labels < 0)
+        for label in ignored:
+            outside &= labels != label
+        if outside.any():
+            raise UserError(
+                f'{what}: label {labels[outside].flat[0]} is outside the {self.num_classes} '
+                'classes of the model: mend it, or set num_classes of the head and the classes '
+                'of the data set'
+            )
+
+
+def check_loading(dataset: Any, model: Mapping[str, Any]) -> None:
+    """Have a data set check what it loads, in place.
+
+    Args:
+        dataset (Any): A data set that was built, or a wrapper of some (repeat, concatenate ...).
+        model (Mapping): The ``model`` of the config, whose head has ``num_classes``.
+    """
+    model = model.get('module', model)  # inside test-time augmentation
+    head: Any = model.get('decode_head', model.get('head')) or {}
+    head = head[-1] if isinstance(head, list) else head
+    classes = head.get('num_classes')
+    if classes is not None and 'decode_head' in model:
+        classes = max(classes, 2)  # one channel tells two classes
+    ignored = {_IGNORED, head.get('ignore_index', _IGNORED)}
+    for one in _opened(dataset):
+        ignored.add(getattr(one, 'ignore_index', _IGNORED))
+        _wrap(getattr(one, 'pipeline', None), classes, ignored)
+
+
+def check_loading_of_run(runner: Runner) -> None:
+    """Have all data sets that a runner builds from here on check what they load.
+
+    Args:
+        runner (Runner): Before its loops are built.
+    """
+    build = runner.build_dataloader
+
+    def build_checked(*args: Any, **kwargs: Any) -> Any:
+        loader = build(*args, **kwargs)
+        check_loading(loader.dataset, runner.cfg.model)
+        return loader
+
+    runner.build_dataloader = build_checked
+
+
+def _opened(dataset: Any) -> Iterator[Any]:
+    yield dataset
+    for inner in (getattr(dataset, 'dataset', None), *getattr(dataset, 'datasets', ())):
+        if inner is not None:
+            yield from _opened(inner)
+
+
+def _wrap(pipeline: Any, num_classes: int | None, ignored: Collection[int]) -> None:
+    """Replace the loaders of a composed pipeline, those inside test-time augmentation too."""
+    transforms = getattr(pipeline, 'transforms', None)
+    if not isinstance(transforms, list):
+        return
+    for place, step in enumerate(transforms):
+        settings = dict(type=type(step))
+        if is_loader(settings, of='image') or is_loader(settings, of='annotations'):
+            transforms[place] = CheckedLoader(step, num_classes, ignored)
+        for inner in getattr(step, 'subroutines', ()):
+            _wrap(inner, num_classes, ignored)

@@ -1,0 +1,104 @@
+"""Pictures found, read and gone through, whatever is wrong with some of them."""
+
+import errno
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmvim.cli.pictures import each_picture, find_images, raise_failed, read_rgb, to_rgb
+from mmvim.errors import UserError
+
+
+def test_names_of_pictures(tmp_path: Path) -> None:
+    for name in ('a.jpg', 'a.png', 'b.PNG', 'c.txt'):
+        (tmp_path / name).touch()
+    names = {path.name: name for path, name in find_images(str(tmp_path)).items()}
+    assert names == {'a.jpg': 'a.jpg', 'a.png': 'a.png', 'b.PNG': 'b'}
+
+
+def test_pictures_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / 'a.png'
+    Image.new('RGB', (4, 4)).save(path)
+    assert read_rgb(path).shape == (4, 4, 3)
+    path.write_bytes(path.read_bytes()[:30])
+    with pytest.raises(UserError, match=r'a\.png \(30 bytes\) cannot be decoded'):
+        read_rgb(path)
+    with pytest.raises(UserError, match='cannot be read'):
+        read_rgb(tmp_path)
+
+    def bomb(data: np.ndarray, flag: int) -> None:
+        raise cv2.error('more pixels than CV_IO_MAX_IMAGE_PIXELS')
+
+    monkeypatch.setattr(cv2, 'imdecode', bomb)
+    with pytest.raises(UserError, match='CV_IO_MAX_IMAGE_PIXELS'):
+        read_rgb(path)
+
+
+IMAGES = [Path('a'), Path('b'), Path('c')]
+
+
+@pytest.mark.parametrize('bad', [[0], [1], [2], [0, 2]])
+@pytest.mark.parametrize('error', [ValueError('no patch'), TypeError('odd'), UserError('cut')])
+def test_one_bad_picture_does_not_cost_the_others(
+    bad: list[int], error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = []
+
+    def work(image: Path) -> None:
+        if IMAGES.index(image) in bad:
+            raise error
+        done.append(image)
+
+    failed = each_picture(IMAGES, work, 'trying')
+    assert done == [image for number, image in enumerate(IMAGES) if number not in bad]
+    said = capsys.readouterr().err
+    assert said.count(str(error)) == len(bad)
+    names = ', '.join('abc'[number] for number in bad)
+    with pytest.raises(UserError, match=f'{len(bad)} of 3 pictures failed, {names}.*others are'):
+        raise_failed(failed, 3)
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    def work(image: Path) -> None:
+        raise AttributeError('a bug')
+
+    with pytest.raises(AttributeError, match='a bug'):
+        raise_failed(each_picture(IMAGES, work, 'trying'), 3)
+    raise_failed({}, 3)
+
+
+def test_a_full_disk_ends_it() -> None:
+    seen = []
+
+    def work(image: Path) -> None:
+        seen.append(image)
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    with pytest.raises(OSError, match='No space'):
+        each_picture(IMAGES, work, 'trying')
+    assert seen == IMAGES[:1]
+
+
+def test_packed_bgr_becomes_rgb() -> None:
+    packed = np.zeros((3, 2, 2), np.uint8)
+    packed[0] = 200  # blue comes first
+    assert to_rgb(packed, [dict(type='PackDetInputs')])[0, 0].tolist() == [0, 0, 200]
+
+
+@pytest.mark.parametrize('rgb', [True, False])
+def test_normalisation_is_undone(rgb: bool) -> None:
+    mean, std = [120.0, 110.0, 100.0], [60.0, 50.0, 40.0]
+    colour = np.array([250.0, 30.0, 90.0])
+    packed = (colour - mean) / std
+    image = to_rgb(
+        packed.reshape(3, 1, 1).astype(np.float32),
+        [dict(type='Normalize', mean=mean, std=std, to_rgb=rgb)],
+    )
+    assert image[0, 0].tolist() == (colour if rgb else colour[::-1]).tolist()
+
+
+def test_grey_is_shown_on_three_channels() -> None:
+    assert to_rgb(np.full((1, 2, 3), 300.0), []).tolist() == np.full((2, 3, 3), 255).tolist()
