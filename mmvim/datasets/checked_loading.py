@@ -1,7 +1,7 @@
-"""Errors of samples that name the file: what cannot be read, and masks that fit no image or class.
+"""Samples that cannot be read, and masks that fit no image or class, are errors naming the file.
 
-The libraries' loaders say nothing about the file, and a label outside the classes indexes out of
-bounds without a word on a GPU.
+The libraries' loaders mostly do not say which file failed, and a label outside the classes indexes
+out of bounds without a word on a GPU.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -53,31 +53,27 @@ class CheckedLoader:
                 f'{path} cannot be loaded ({first_line(error)}): mend it, or take it out of the '
                 'data set'
             ) from error
-        if isinstance(loaded, dict):
-            if is_image and loaded.get('gt_label') is not None:
-                self._check_labels(f'the label of {path}', np.asarray(loaded['gt_label']), ())
-            elif not is_image and loaded.get('gt_seg_map') is not None:
-                mask, size = loaded['gt_seg_map'], loaded.get('ori_shape')
-                if size is not None and mask.shape != tuple(size[:2]):
-                    raise UserError(
-                        f'{path} has shape {mask.shape}, but its image {loaded.get("img_path")} '
-                        f'{tuple(size[:2])}: a mask holds one class index for each pixel'
-                    )
-                self._check_labels(path, mask, self.ignored)
-        return loaded
-
-    def _check_labels(self, what: Any, labels: np.ndarray, ignored: Collection[int]) -> None:
+        labels = (loaded or {}).get('gt_label' if is_image else 'gt_seg_map')
+        if labels is None:
+            return loaded
+        labels, size = np.asarray(labels), loaded.get('ori_shape')
+        if not is_image and size is not None and labels.shape != tuple(size[:2]):
+            raise UserError(
+                f'{path} has shape {labels.shape}, but its image {loaded.get("img_path")} '
+                f'{tuple(size[:2])}: a mask holds one class index for each pixel'
+            )
         if self.num_classes is None or labels.dtype.kind not in 'iu':
-            return
+            return loaded
         outside = (labels >= self.num_classes) | (labels < 0)
-        for label in ignored:
+        for label in () if is_image else self.ignored:
             outside &= labels != label
         if outside.any():
             raise UserError(
-                f'{what}: label {labels[outside].flat[0]} is outside the {self.num_classes} '
+                f'{path}: label {labels[outside].flat[0]} is outside the {self.num_classes} '
                 'classes of the model: mend it, or set num_classes of the head and the classes '
                 'of the data set'
             )
+        return loaded
 
 
 def check_loading(dataset: Any, model: Mapping[str, Any]) -> None:
@@ -93,18 +89,14 @@ def check_loading(dataset: Any, model: Mapping[str, Any]) -> None:
     classes = head.get('num_classes')
     if classes is not None and 'decode_head' in model:
         classes = max(classes, 2)  # one channel tells two classes
-    ignored = {_IGNORED, head.get('ignore_index', _IGNORED)}
     for one in _opened(dataset):
-        ignored.add(getattr(one, 'ignore_index', _IGNORED))
+        own = getattr(one, 'ignore_index', _IGNORED)
+        ignored = {_IGNORED, head.get('ignore_index', _IGNORED), own}
         _wrap(getattr(one, 'pipeline', None), classes, ignored)
 
 
 def check_loading_of_run(runner: Runner) -> None:
-    """Have all data sets that a runner builds from here on check what they load.
-
-    Args:
-        runner (Runner): Before its loops are built.
-    """
+    """Have all data sets that a runner builds from here on check what they load."""
     build = runner.build_dataloader
 
     def build_checked(*args: Any, **kwargs: Any) -> Any:
@@ -124,9 +116,7 @@ def _opened(dataset: Any) -> Iterator[Any]:
 
 def _wrap(pipeline: Any, num_classes: int | None, ignored: Collection[int]) -> None:
     """Replace the loaders of a composed pipeline, those inside test-time augmentation too."""
-    transforms = getattr(pipeline, 'transforms', None)
-    if not isinstance(transforms, list):
-        return
+    transforms = getattr(pipeline, 'transforms', [])
     for place, step in enumerate(transforms):
         settings = dict(type=type(step))
         if is_loader(settings, of='image') or is_loader(settings, of='annotations'):

@@ -113,7 +113,7 @@ def test_labels_of_whole_images() -> None:
     load = CheckedLoader(LoadImage(), num_classes=2)
     for label in (1, [0, 1], np.int64(0)):
         assert load(dict(img_path='a.png', gt_label=label)) is not None
-    with pytest.raises(UserError, match=r'the label of a\.png: label 2 is outside the 2 classes'):
+    with pytest.raises(UserError, match=r'a\.png: label 2 is outside the 2 classes'):
         load(dict(img_path='a.png', gt_label=2))
 
 

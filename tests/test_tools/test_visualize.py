@@ -13,6 +13,7 @@ from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 from repository import TOOLS, load_script
 
+from mmvim.checkpoints.reading import read_checkpoint
 from mmvim.cli.config import load_config
 
 Run = Callable[..., Any]
@@ -112,7 +113,7 @@ def subject(folder: Path) -> Callable[[Config], Any]:
     def build(cfg: Config) -> tuple[Any, Any]:
         weights = save(cfg)
         read = load_config('config.py', {})
-        checkpoint = tool.read_checkpoint(weights)
+        checkpoint = read_checkpoint(weights)
         return tool, tool.Subject(read, 'config.py', checkpoint, weights, torch.device('cpu'))
 
     return build
