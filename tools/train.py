@@ -49,16 +49,6 @@ def parse_arguments(argv: Sequence[str]) -> Namespace:
     return parser.parse_args(argv)
 
 
-def enable_auto_scale_lr(cfg: Config, path: str) -> None:
-    """Let mmengine scale the learning rate; it needs the batch size the rate is meant for."""
-    if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
-        raise UserError(
-            f'--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in {path}: the batch '
-            'size, over all processes, that its learning rate is meant for'
-        )
-    cfg.auto_scale_lr.enable = True
-
-
 def set_resume(cfg: Config, resume: str | None) -> None:
     """Find and check the checkpoint to go on from, if any."""
     start = cfg.get('load_from')
@@ -101,7 +91,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg, _ = prepare(args, 'training', *needs, splits=['train', 'val'])
     prepare_amp(cfg, args.amp)
     if args.auto_scale_lr:
-        enable_auto_scale_lr(cfg, args.config)
+        if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
+            raise UserError(
+                f'--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in {args.config}: '
+                'the batch size, over all processes, that its learning rate is meant for'
+            )
+        cfg.auto_scale_lr.enable = True
     set_resume(cfg, args.resume)
     runner = build_runner(cfg)
     try:

@@ -82,16 +82,9 @@ def _line_of(error: Exception) -> str:
 
 
 def enter_default_scope(scope: str | None, path: str) -> None:
-    """Make ``scope`` the current one, after checking that its library can be imported.
+    """Make the default scope of a config the current one, if its library can be imported.
 
     mmengine itself only logs a warning when it cannot, and then fails with another error.
-
-    Args:
-        scope (str | None): ``default_scope`` of the config; None means mmengine's own.
-        path (str): The config, for the message.
-
-    Raises:
-        UserError: If the library is not installed, or its import fails.
     """
     scope = scope or 'mmengine'
     if importlib.util.find_spec(scope) is None:

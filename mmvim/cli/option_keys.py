@@ -66,8 +66,7 @@ def check_option_keys(cfg: Config, options: Mapping[str, Any]) -> None:
 
     Args:
         cfg (Config): Before the options are merged; its default scope must be entered.
-        options (Mapping): Values by dotted key; list entries by number
-            (``param_scheduler.0.end``).
+        options (Mapping): Values by dotted key; list entries by number (``param_scheduler.0.end``).
 
     Raises:
         UserError: Names the key, where it fails and the nearest valid keys.
@@ -80,13 +79,13 @@ def check_option_keys(cfg: Config, options: Mapping[str, Any]) -> None:
             replaced = depth > 0 and bool(options.get(f'{parent}.{_DELETE}'))
             if part == _DELETE:
                 break
-            if isinstance(node, (list, tuple)):
-                if not part.isdigit() or int(part) >= len(node):
-                    raise UserError(
-                        f'--cfg-options {key}: {parent!r} is a list of {len(node)} and takes an '
-                        f'index below that, not {part!r}'
-                    )
+            if isinstance(node, (list, tuple)) and part.isdigit() and int(part) < len(node):
                 node = node[int(part)]
+            elif isinstance(node, (list, tuple)):
+                raise UserError(
+                    f'--cfg-options {key}: {parent!r} is a list of {len(node)} and takes an '
+                    f'index below that, not {part!r}'
+                )
             elif not isinstance(node, (dict, Config)):
                 raise UserError(
                     f'--cfg-options {key}: {parent!r} is {node!r} in the config, which has no '
@@ -103,10 +102,9 @@ def check_option_keys(cfg: Config, options: Mapping[str, Any]) -> None:
 
 
 def unread_variables(cfg: Config, options: Iterable[str]) -> dict[str, list[str]]:
-    """Options that set a root variable of the file which nothing reads after the file has run.
+    """Options that set a variable of the file which nothing reads once it has run.
 
-    Returns:
-        dict[str, list[str]]: By key, the keys of the same name deeper in the config (at most 4).
+    With each, at most 4 keys of the same name deeper in the config.
     """
     read = _root_keys()
     unread: dict[str, list[str]] = {}
@@ -119,14 +117,7 @@ def unread_variables(cfg: Config, options: Iterable[str]) -> dict[str, list[str]
 
 
 def resolve(type_: object) -> list[object]:
-    """Everything a config's ``type`` can mean in the current default scope.
-
-    Args:
-        type_ (object): A registered name, a dotted path, or a class or function itself.
-
-    Returns:
-        list: The classes or functions of that name, one per registry that has it; empty if none.
-    """
+    """All classes and functions that a config's ``type`` can mean in the current default scope."""
     if callable(type_):
         return [type_]
     if not isinstance(type_, str):

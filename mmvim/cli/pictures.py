@@ -144,13 +144,8 @@ def to_rgb(packed: np.ndarray, pipeline: Sequence[Any]) -> np.ndarray:
 def build_visualizer(cfg: Config, path: str, dataset_meta: Mapping[str, Any]) -> Visualizer:
     """The visualizer of the config, without storage: it draws to the files it is told.
 
-    Args:
-        cfg (Config): The config.
-        path (str): Its file, for the message.
-        dataset_meta (Mapping): Class names and palette.
-
     Raises:
-        UserError: If the config has none, or one that cannot draw data samples.
+        UserError: If the config, of the file ``path``, has none that draws data samples.
     """
     if cfg.get('visualizer') is None:
         raise UserError(f'{path} has no visualizer: it needs the one of its library to draw')
@@ -168,14 +163,7 @@ def build_visualizer(cfg: Config, path: str, dataset_meta: Mapping[str, Any]) ->
 
 
 def draw_truth(visualizer: Visualizer, image: np.ndarray, sample: Any, file: Path) -> None:
-    """Draw the ground truth of a sample over its image.
-
-    Args:
-        visualizer (Visualizer): Of :func:`build_visualizer`.
-        image (np.ndarray): (H, W, 3), uint8, RGB.
-        sample (Any): The library's data sample.
-        file (Path): The picture to write.
-    """
+    """Draw the ground truth of a data sample over its image, (H, W, 3), uint8, RGB."""
     which = dict(draw_gt=True, draw_pred=False, out_file=str(file))
     if hasattr(visualizer, 'visualize_cls'):  # mmpretrain's, which has no add_datasample
         visualizer.visualize_cls(image, sample, **which)

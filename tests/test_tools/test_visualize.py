@@ -206,6 +206,20 @@ def test_positions_of_a_vit(
     assert torch.equal(seen.positions(), torch.eye(6).reshape(2, 3, 2, 3))
 
 
+def test_odd_pictures_do_not_cost_the_others(run: Run, folder: Path) -> None:
+    pytest.importorskip('mmseg')
+    weights = save(segmentor())
+    for name, size in (('0', (1, 1)), ('1x', (1, 128)), ('zz', (128, 1))):
+        Image.new('RGB', size).save(f'images/{name}.png')
+    Path('images/z.png').write_bytes(Path('images/2.png').read_bytes()[:60])
+    argv = ('config.py', weights, 'images', '--out', 'out', '--what', 'taps')
+    outcome = run(TOOL, *argv)
+    assert outcome.code == 1
+    assert '3 of 6 pictures failed' in outcome.sentence
+    assert all(f'images/{name}.png' in outcome.sentence for name in ('1x', 'z', 'zz'))
+    assert sorted(path.name for path in Path('out/taps').iterdir()) == ['0.png', '1.png', '2.png']
+
+
 def test_mistakes(run: Run, folder: Path) -> None:
     pytest.importorskip('mmpretrain')
     weights = save(classifier())
