@@ -417,6 +417,26 @@ class Family(NamedTuple):
     add_rms_norm_backward: Operator
 
 
+def _in_promised_strides(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """A kernel whose results have the very strides that shape rules promise.
+
+    ``Tensor.contiguous`` would not do: it keeps any stride of a dimension of size 1.
+    """
+
+    def laid_out(result: Tensor) -> Tensor:
+        promised = torch.empty(result.shape, device='meta').stride()
+        return (
+            result if result.stride() == promised else result.new_empty(result.shape).copy_(result)
+        )
+
+    @functools.wraps(kernel)
+    def run(*args: Any) -> Any:
+        results = kernel(*args)
+        return laid_out(results) if isinstance(results, Tensor) else tuple(map(laid_out, results))
+
+    return run
+
+
 def register(namespace: str, prefix: str = '') -> Family:
     """Declare a family of operators, with kernels in pure torch, shape rules and derivatives.
 
@@ -431,7 +451,7 @@ def register(namespace: str, prefix: str = '') -> Family:
         for suffix, kernel, fake in zip(('', '_backward'), definition.kernels, definition.fakes):
             op = f'{namespace}::{prefix}{name}{suffix}'
             torch.library.define(op, _SCHEMAS[name + suffix], tags=(torch.Tag.pt2_compliant_tag,))
-            torch.library.impl(op, 'default', kernel)
+            torch.library.impl(op, 'default', _in_promised_strides(kernel))
             torch.library.register_fake(op, fake)
             overloads.append(getattr(getattr(torch.ops, namespace), op.split('::')[1]).default)
         forward, backward = overloads

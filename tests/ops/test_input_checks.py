@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 import mmvim_ops
 from mmvim_ops import backends, loading, reference
 from mmvim_ops.backends.mamba_ssm import MAMBA_SSM
-from mmvim_ops.scan_inputs import SelectiveInputs
+from mmvim_ops.scan_inputs import ScanInputs, SelectiveInputs
 
 Inputs = Callable[..., dict[str, Tensor]]
 
@@ -89,6 +90,13 @@ def test_selective_scan(
         (dict(scale=float('nan')), ValueError, 'scale=nan is not finite'),
         (dict(scale=float('inf')), ValueError, 'scale=inf is not finite'),
         (dict(scale=torch.ones(())), TypeError, 'scale must be a float, got Tensor'),
+        (
+            dict(out_dtype=torch.bfloat16),
+            ValueError,
+            r'out_dtype=torch.bfloat16 is not valid for inputs of torch.float32; choose None .* or '
+            'torch.float32',
+        ),
+        (dict(out_dtype=torch.float64), ValueError, 'out_dtype=torch.float64 is not valid'),
         (
             dict(backend='chunk'),
             ValueError,
@@ -230,12 +238,38 @@ def test_mamba_adapter_selective_scan(reverse: bool, groups: int, scan_inputs: I
 
 
 @pytest.mark.usefixtures('fake_mamba')
-def test_mamba_adapter_bidirectional(bidirectional_inputs: Inputs) -> None:
+@pytest.mark.parametrize('out_dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('gated', [True, False])
+@pytest.mark.parametrize('N', [1, 4])
+def test_mamba_adapter_bidirectional(
+    N: int,
+    gated: bool,
+    out_dtype: torch.dtype,
+    bidirectional_inputs: Inputs,
+    value_and_grads: Inputs,
+    assert_close: Any,
+) -> None:
+    inputs = bidirectional_inputs(N=N, dtype=torch.bfloat16)
+    if not gated:
+        del inputs['z']
+
+    def scan(forward: ScanInputs, reverse: ScanInputs, z: Tensor | None = None) -> Tensor:
+        return MAMBA_SSM.bidirectional_selective_scan(forward, reverse, z, 0.5, out_dtype)
+
+    actual = value_and_grads(partial(bidirectional, op=scan), inputs)
+    exact = {name: tensor.double() for name, tensor in inputs.items()}
+    expected = value_and_grads(partial(bidirectional, backend='reference'), exact)
+    assert actual['out'].dtype == out_dtype
+    assert_close(actual, expected)
+
+
+def test_a_direction_is_one_value(bidirectional_inputs: Inputs) -> None:
     inputs = bidirectional_inputs(dtype=torch.float32)
     forward, reverse = directions(inputs)
-    arguments = (forward, reverse, inputs['z'], 0.5, torch.float32)
-    out = MAMBA_SSM.bidirectional_selective_scan(*arguments)
-    torch.testing.assert_close(out, reference.bidirectional_selective_scan(*arguments))
+    with pytest.raises(TypeError, match='reverse must be a ScanInputs, got tuple'):
+        mmvim_ops.bidirectional_selective_scan(forward, tuple(reverse))
+    with pytest.raises(TypeError, match='forward must be a MixerWeights, got ScanInputs'):
+        mmvim_ops.vim_inner(forward.x, forward.x, forward, reverse)
 
 
 @pytest.mark.usefixtures('fake_mamba')

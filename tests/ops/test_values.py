@@ -62,23 +62,43 @@ def test_selective_scan_float32(
 
 
 @pytest.mark.parametrize('dtype', DTYPES)
-@pytest.mark.parametrize(('L', 'E', 'N', 'B', 'R'), [(65, 24, 16, 3, 2), (197, 40, 8, 1, 5)])
+@pytest.mark.parametrize('gated', [True, False])
+@pytest.mark.parametrize('wide_out', [True, False])
+@pytest.mark.parametrize(
+    ('backend', 'L', 'E', 'N', 'B', 'R'),
+    [
+        ('chunked', 65, 24, 16, 3, 2),
+        ('chunked', 197, 40, 4, 1, 5),
+        ('chunked', 65, 24, 1, 2, 3),
+        ('reference', 33, 5, 4, 2, 3),
+        ('reference', 33, 5, 1, 2, 3),
+    ],
+)
 def test_bidirectional(
-    dtype: torch.dtype,
+    backend: str,
     L: int,
     E: int,
     N: int,
     B: int,
     R: int,
+    wide_out: bool,
+    gated: bool,
+    dtype: torch.dtype,
     bidirectional_inputs: Inputs,
     value_and_grads: Inputs,
     assert_close: Any,
 ) -> None:
+    """With a gate and without; sums that are rounded to the dtype of the inputs or not."""
     inputs = bidirectional_inputs(B=B, L=L, E=E, N=N, R=R, dtype=dtype)
-    scan = bidirectional
-    actual = value_and_grads(scan, inputs, scale=0.7, backend='chunked')
-    expected = value_and_grads(scan, double(inputs), scale=0.7, backend='reference')
-    assert actual['out'].dtype == dtype
+    if not gated:
+        del inputs['z']
+    out_dtype = torch.promote_types(dtype, torch.float32) if wide_out else None
+    options = dict(scale=0.7, out_dtype=out_dtype, backend=backend)
+    actual = value_and_grads(bidirectional, inputs, **options)
+    expected = value_and_grads(bidirectional, double(inputs), scale=0.7, backend='reference')
+    assert actual['out'].dtype == (out_dtype or dtype)
+    for name, tensor in inputs.items():
+        assert actual[f'grad of {name}'].dtype == tensor.dtype
     assert_close(actual, expected)
 
 

@@ -14,7 +14,7 @@ def add_rms_norm(
     x: Tensor, added: Tensor, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The kernel of ``add_rms_norm``: normed, total and the factor of each row."""
-    total = (x + added).to(x.dtype).contiguous()
+    total = (x + added).to(x.dtype)
     scales = torch.rsqrt(wide(total).square().mean(-1) + eps)
     normed = wide(total) * scales.unsqueeze(-1) * wide(weight)
     return normed.to(weight.dtype), total, scales
