@@ -5,7 +5,12 @@ import torch
 from torch import nn
 
 from mmvim.analysis.backbone_maps import feature_maps, giving_maps, tap_indices
-from mmvim.analysis.token_maps import class_responses, position_similarity, token_norms
+from mmvim.analysis.model_views import (
+    NotApplicableError,
+    class_responses,
+    position_similarity,
+    token_strengths,
+)
 from mmvim.errors import UserError
 from mmvim.models import VisionMamba
 
@@ -17,34 +22,50 @@ def build(**options):
     return VisionMamba(ARCH, img_size=64, **options).eval()
 
 
-def test_norms():
+class Maps(nn.Module):
+    """A backbone that gives what it is given."""
+
+    def forward(self, x):
+        return x
+
+
+def test_strength_is_the_norm_over_channels():
     maps = torch.zeros(1, 2, 1, 2)
     maps[0, :, 0, 1] = torch.tensor([3.0, -4.0])
-    assert token_norms(maps).tolist() == [[[0.0, 5.0]]]
+    assert token_strengths(Maps(), maps, ())['output 0'].tolist() == [[0.0, 5.0]]
 
 
 def test_responses_average_to_the_classifier_under_mean_pooling():
     torch.manual_seed(0)
-    linear = nn.Linear(6, 5).double()
-    maps = torch.randn(2, 6, 3, 4, dtype=torch.float64)
-    found = class_responses(maps, linear.weight, linear.bias)
-    assert found.shape == (2, 5, 3, 4)
-    expected = linear(maps.mean(dim=(2, 3)))
-    torch.testing.assert_close(found.mean(dim=(2, 3)), expected, rtol=0, atol=1e-12)
-    torch.testing.assert_close(found[1, :, 2, 3], linear(maps[1, :, 2, 3]), rtol=0, atol=1e-12)
+    model = nn.Module()
+    model.backbone, model.head = Maps(), nn.Linear(6, 5).double()
+    model.head.fc = linear = model.head
+    model.extract_feat = lambda x: x.mean(dim=(2, 3))
+    maps = torch.randn(1, 6, 3, 4, dtype=torch.float64)
+    found = class_responses(model, maps, 5)
+    expected = linear(maps.mean(dim=(2, 3)))[0]
+    assert list(found) == expected.argsort(descending=True).tolist()
+    for number, response in found.items():
+        torch.testing.assert_close(response.mean(), expected[number], rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            response[2, 3], linear(maps[0, :, 2, 3])[number], rtol=0, atol=1e-12
+        )
 
 
 def test_similarity_of_positions():
     """Rows that depend on the column alone: equal along a column, orthogonal elsewhere."""
-    rows = 3 * torch.eye(3)[None, :, :].expand(2, -1, -1).reshape(1, 6, 3)
-    similarity = position_similarity(rows, (2, 3))
+    model = Maps()
+    model.pos_embed = 3 * torch.eye(3)[None, :, :].expand(2, -1, -1).reshape(1, 6, 3)
+    model.grid_size = (2, 3)
+    similarity = position_similarity(model)
     assert similarity.shape == (2, 3, 2, 3)
     for column in range(3):
         expected = torch.zeros(2, 3)
         expected[:, column] = 1
         assert torch.equal(similarity[0, column], expected)
-    with pytest.raises(ValueError, match='does not belong to a grid of 2x2'):
-        position_similarity(rows, (2, 2))
+    model.grid_size = None
+    with pytest.raises(NotApplicableError, match='Maps has no position embedding for a grid'):
+        position_similarity(model)
 
 
 @pytest.mark.parametrize('cls_token, out_type', [('middle', 'cls_token'), ('none', 'avg_featmap')])

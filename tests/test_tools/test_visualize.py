@@ -1,5 +1,6 @@
 """tools/analysis_tools/visualize.py on small models of each task."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,12 @@ from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 from repository import TOOLS, load_script
 
+from mmvim.analysis.model_views import (
+    NotApplicableError,
+    class_responses,
+    position_similarity,
+    untrained,
+)
 from mmvim.checkpoints.reading import read_checkpoint
 from mmvim.cli.config import load_config
 
@@ -74,7 +81,7 @@ def test_a_segmentor(run: Run, folder: Path) -> None:
         assert shown(f'out/{place}/0.png').std() > 10
     for name in ('receptive_field.png', 'positions.png'):
         assert f'out/{name}' in outcome.out and shown(f'out/{name}').std() > 10
-    assert 'left out' not in outcome.out
+    assert 'skipped' not in outcome.out
 
 
 def test_a_classifier_and_one_of_all_pictures(run: Run, folder: Path) -> None:
@@ -98,8 +105,8 @@ def test_a_detector_has_no_class_responses(run: Run, folder: Path) -> None:
     outcome = run(TOOL, 'config.py', weights, 'images', '--out', 'out')
     assert outcome.code == 0, outcome.err
     said = 'MaskRCNN has neither a linear classifier on the features of its backbone nor a decode'
-    assert f'responses: left out, {said}' in outcome.out
-    assert 'positions: left out, ResNet has no position embedding' in outcome.out
+    assert f'responses: skipped, {said}' in outcome.out
+    assert 'positions: skipped, ResNet has no position embedding' in outcome.out
     assert Path('out/taps/2.png').is_file() and Path('out/receptive_field.png').is_file()
     outcome = run(TOOL, 'config.py', weights, 'images', '--out', 'o', '--what', 'positions')
     assert (outcome.code, 'no position embedding' in outcome.sentence) == (1, True)
@@ -107,23 +114,28 @@ def test_a_detector_has_no_class_responses(run: Run, folder: Path) -> None:
 
 @pytest.fixture
 def subject(folder: Path) -> Callable[[Config], Any]:
-    """The tool's module, and the model it would look at."""
+    """The tool's module, the config it would read, and its model with seeded weights."""
     tool = load_script(TOOLS / f'{TOOL}.py')
 
-    def build(cfg: Config) -> tuple[Any, Any]:
+    def build(cfg: Config) -> tuple[Any, Config, Any]:
         weights = save(cfg)
         read = load_config('config.py', {})
-        checkpoint = read_checkpoint(weights)
-        return tool, tool.Subject(read, 'config.py', checkpoint, weights, torch.device('cpu'))
+        model = tool.build_model(read)
+        tool.load_strictly(model, read_checkpoint(weights), weights)
+        return tool, read, model.eval()
 
     return build
+
+
+def sample_of(tool: Any, cfg: Config, model: Any, number: int = 0) -> Any:
+    pipeline = cfg.test_dataloader.dataset.pipeline
+    return tool.read_sample(model, pipeline, Path(f'images/{number}.png'), str(number))
 
 
 def test_inputs_are_those_of_a_test(subject: Callable[[Config], Any]) -> None:
     """The test pipeline, then normalised, in RGB order and padded as the config says."""
     pytest.importorskip('mmseg')
-    _, seen = subject(segmentor())
-    sample = seen.sample(Path('images/0.png'), '0')
+    sample = sample_of(*subject(segmentor()))
     # 32 x 40 in a box of 32 is 26 x 32, padded to multiples of 8.
     assert sample.picture.shape == (32, 32, 3) and sample.inputs.shape == (1, 3, 32, 32)
     picture = torch.from_numpy(sample.picture[:26]).permute(2, 0, 1).float()
@@ -134,12 +146,12 @@ def test_inputs_are_those_of_a_test(subject: Callable[[Config], Any]) -> None:
 def test_responses_name_the_classes_that_answer_most(subject: Callable[[Config], Any]) -> None:
     pytest.importorskip('mmpretrain')
     cfg = classifier(cls_token='none', out_type='avg_featmap')
-    _, seen = subject(cfg)
-    sample = seen.sample(Path('images/0.png'), '0')
-    (first, scores), (second, others) = seen.responses(sample, 5)
-    logits = seen.model(sample.inputs, mode='tensor')[0]
+    tool, read, model = subject(cfg)
+    inputs = sample_of(tool, read, model).inputs
+    (first, scores), (second, others) = class_responses(model, inputs, 5).items()
+    logits = model(inputs, mode='tensor')[0]
     best = int(logits.argmax())
-    assert [first, second] == [('dark', 'light')[best], ('dark', 'light')[1 - best]]
+    assert [first, second] == [best, 1 - best]
     # Mean pooling: the tokens' responses average to the model's scores.
     torch.testing.assert_close(scores.mean(), logits[best].detach(), rtol=0, atol=1e-5)
     torch.testing.assert_close(others.mean(), logits[1 - best].detach(), rtol=0, atol=1e-5)
@@ -150,16 +162,15 @@ def test_decode_heads_that_need_more_than_features(
 ) -> None:
     """Mask2Former's forward wants data samples too; others give several results."""
     pytest.importorskip('mmseg')
-    tool, seen = subject(segmentor())
-    sample = seen.sample(Path('images/0.png'), '0')
-    named = [name for name, _ in seen.responses(sample, 2)]
-    assert set(named) < {'sky', 'sea', 'sand'}
-    maps = torch.stack([entry for _, entry in seen.responses(sample, 3)])
+    tool, read, model = subject(segmentor())
+    inputs = sample_of(tool, read, model).inputs
+    assert set(class_responses(model, inputs, 2)) < {0, 1, 2}
+    maps = torch.stack([*class_responses(model, inputs, 3).values()])
     torch.testing.assert_close(maps.sum(dim=0), torch.ones(4, 4))  # shares of each token
     for forward in (lambda inputs, samples: inputs[0], lambda inputs: inputs):
-        monkeypatch.setattr(seen.model.decode_head, 'forward', forward)
-        with pytest.raises(tool.NotApplicableError, match='FCNHead gives no map of scores'):
-            seen.responses(sample, 2)
+        monkeypatch.setattr(model.decode_head, 'forward', forward)
+        with pytest.raises(NotApplicableError, match='FCNHead gives no map of scores'):
+            class_responses(model, inputs, 2)
 
 
 def test_before_is_a_start_without_files(
@@ -168,13 +179,13 @@ def test_before_is_a_start_without_files(
     pytest.importorskip('mmpretrain')
     cfg = classifier()
     cfg.model.backbone.init_cfg = dict(type='mmvim.PretrainedVim', checkpoint='nowhere.pth')
-    tool, seen = subject(cfg)
-    one, two = (tool.untrained(seen.cfg, torch.device('cpu')) for _ in range(2))
-    state, again, trained = (m.state_dict() for m in (one, two, seen.model))
+    tool, read, model = subject(cfg)
+    one, two = (untrained(read, torch.device('cpu')) for _ in range(2))
+    state, again, trained = (m.state_dict() for m in (one, two, model))
     assert all(torch.equal(state[key], again[key]) for key in state)
     assert not torch.equal(state['backbone.pos_embed'], trained['backbone.pos_embed'])
-    samples = [seen.sample(Path(f'images/{i}.png'), str(i)) for i in range(3)]
-    fields, grid = tool.receptive_fields(seen, samples, 24)
+    samples = [sample_of(tool, read, model, i) for i in range(3)]
+    fields, grid = tool.receptive_fields(read, model, samples, 24)
     assert list(fields) == ['before', 'after'] and grid == (3, 3)
     assert fields['before'].shape == (24, 24)
     assert not torch.equal(fields['before'], fields['after'])
@@ -197,13 +208,13 @@ def test_positions_of_a_vit(
         cfg = segmentor()
         cfg.model.backbone = dict(vit, embed_dims=64, num_layers=1, num_heads=2)
         cfg.model.decode_head.in_index = 0
-    _, seen = subject(cfg)
+    backbone = subject(cfg)[2].backbone
     rows = torch.eye(6, 64)[None]
-    extra = seen.backbone.pos_embed.shape[1] - 6
+    extra = backbone.pos_embed.shape[1] - 6
     assert extra == (1 if cls_token else 0) or library == 'mmseg'
     with torch.no_grad():
-        seen.backbone.pos_embed.copy_(torch.cat([torch.ones(1, extra, 64), rows], dim=1))
-    assert torch.equal(seen.positions(), torch.eye(6).reshape(2, 3, 2, 3))
+        backbone.pos_embed.copy_(torch.cat([torch.ones(1, extra, 64), rows], dim=1))
+    assert torch.equal(position_similarity(backbone), torch.eye(6).reshape(2, 3, 2, 3))
 
 
 def test_odd_pictures_do_not_cost_the_others(run: Run, folder: Path) -> None:
@@ -233,7 +244,57 @@ def test_mistakes(run: Run, folder: Path) -> None:
     ):
         outcome = run(*base, *arguments)
         assert (outcome.code, sentence in outcome.sentence) == (code, True), outcome.err
-    Path('images/3.png').write_bytes(b'no image')
-    assert 'images/3.png (8 bytes) cannot be decoded' in run(*base).sentence
     outcome = run(TOOL, 'config.py', weights, 'nowhere', '--out', 'out')
     assert 'nowhere is neither an image nor a folder' in outcome.sentence
+
+
+BOMB = b'P6 60000 60000 255\n' + bytes(64)  # says it has 3.6 gigapixels
+
+
+def png(height: int, width: int) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(content, 'PNG')
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    'name, content',
+    [
+        ('3.png', b'no image'),
+        ('3.png', b''),
+        ('3.png', png(1, 1)),
+        ('3.png', png(1, 128)),
+        ('3.png', png(20000, 1)),
+        ('3.ppm', BOMB),
+    ],
+    ids=['text', 'empty', '1x1', '1x128', '20000x1', 'bomb'],
+)
+def test_a_picture_that_fails_costs_no_other(
+    run: Run, folder: Path, name: str, content: bytes
+) -> None:
+    pytest.importorskip('mmseg')
+    cfg = segmentor()
+    cfg.test_dataloader.dataset.pipeline = [
+        step for step in cfg.test_dataloader.dataset.pipeline if step['type'] != 'Resize'
+    ]
+    cfg.model.data_preprocessor.test_cfg = dict(size_divisor=1)
+    weights = save(cfg)
+    Path('images', name).write_bytes(content)
+    arguments = ('--what', 'taps', 'receptive-field')
+    outcome = run(TOOL, 'config.py', weights, 'images', '--out', 'out', *arguments)
+    assert outcome.code == 1
+    assert f'1 of 4 pictures failed, images/{name}' in outcome.sentence
+    assert sorted(p.name for p in Path('out/taps').iterdir()) == ['0.png', '1.png', '2.png']
+    assert Path('out/receptive_field.png').is_file()
+
+
+def test_names_are_no_formulas(run: Run, folder: Path) -> None:
+    pytest.importorskip('mmseg')
+    cfg = segmentor()
+    cfg.test_dataloader.dataset.metainfo.classes = ('sky$_{$', 'sea', 'sand')
+    weights = save(cfg)
+    Path('images/0.png').rename('images/a$_{$b.png')
+    arguments = ('--what', 'responses')
+    outcome = run(TOOL, 'config.py', weights, 'images', '--out', 'out', *arguments)
+    assert outcome.code == 0, outcome.err
+    assert Path('out/responses/a$_{$b.png').is_file()

@@ -3,24 +3,44 @@
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from textwrap import shorten
+from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from mmengine.config import Config
+from mmengine.dataset import Compose, pseudo_collate
 from torch import Tensor, nn
 
-from mmvim.analysis.backbone_maps import deepest_map
+from mmvim.analysis.backbone_maps import deepest_map, tap_indices
+from mmvim.analysis.model_views import (
+    NotApplicableError,
+    build_model,
+    class_responses,
+    position_similarity,
+    token_strengths,
+    untrained,
+)
 from mmvim.analysis.receptive_field import effective_receptive_field, log_scaled, side_of_share
+from mmvim.checkpoints.strict import load_strictly
 from mmvim.cli.arguments import ToolParser
-from mmvim.cli.model_views import NotApplicableError, Sample, Subject, untrained
-from mmvim.cli.pictures import each_picture, find_images, raise_failed
+from mmvim.cli.pictures import (
+    dataset_meta,
+    each_picture,
+    find_images,
+    raise_failed,
+    read_rgb,
+    to_rgb,
+)
 from mmvim.cli.prepare import make_writable, prepare
 from mmvim.cli.progress import track
 from mmvim.cli.run_tool import run_tool
-from mmvim.errors import UsageError
+from mmvim.datasets.pipelines import pipeline_owner, without_annotations
+from mmvim.errors import UsageError, UserError
 
 KINDS = ('taps', 'responses', 'receptive-field', 'positions')
 DECADES = 6.0  # of the gradient that are drawn
@@ -29,13 +49,43 @@ SHARES = (0.5, 0.99)
 _TITLE = 30  # characters of a class name that fit above its map
 
 
+@dataclass(frozen=True)
+class Sample:
+    """An image as the network gets it.
+
+    Attributes:
+        name: For the files.
+        picture: (H, W, 3), uint8, RGB, padded like the input.
+        inputs: (1, C, H, W), preprocessed.
+    """
+
+    name: str
+    picture: np.ndarray
+    inputs: Tensor
+
+
+def read_sample(model: Any, pipeline: Sequence[Any], image: Path, name: str) -> Sample:
+    """Run the test pipeline and the data preprocessor on an image file."""
+    read_rgb(image)  # fails with a sentence where it cannot be decoded
+    item = Compose(without_annotations(pipeline))(
+        dict(img_path=str(image), img_id=0, seg_fields=[], instances=[])
+    )
+    picture = to_rgb(item['inputs'].numpy(), pipeline)
+    inputs = model.data_preprocessor(pseudo_collate([item]), False)['inputs']
+    if not isinstance(inputs, Tensor):
+        inputs = torch.stack(list(inputs))
+    rows, columns = (total - own for total, own in zip(inputs.shape[-2:], picture.shape[:2]))
+    return Sample(name, np.pad(picture, ((0, rows), (0, columns), (0, 0))), inputs)
+
+
 def receptive_fields(
-    subject: Subject, samples: Sequence[Sample], side: int | None
+    cfg: Config, model: Any, samples: Sequence[Sample], side: int | None
 ) -> tuple[dict[str, Tensor], tuple[int, int]]:
     """Effective receptive fields before and after training.
 
     Args:
-        subject: The trained model.
+        cfg: Of the model.
+        model: Trained.
         samples: Images to average over.
         side: Of the central square to measure on; None for ``img_size`` of the backbone, or less.
 
@@ -51,19 +101,14 @@ def receptive_fields(
             f'--field-size {side} is larger than the smallest image as the network gets it '
             f'({smallest}): give a smaller one'
         )
-    side = side or min(smallest, _own_size(subject.backbone) or smallest)
+    side = side or min(smallest, _own_size(model.backbone) or smallest)
     crops = [_centre(sample.inputs, side) for sample in samples]
     fields = {}
-    start = untrained(subject.cfg, subject.device)
-    for name, model in (('before', start), ('after', subject.model)):
-        features = partial(deepest_map, model.backbone)
-        fields[name] = sum(
-            (
-                effective_receptive_field(features, crop).cpu()
-                for crop in track(crops, f'receptive field {name} training')
-            ),
-            start=torch.zeros(side, side),
-        ) / len(crops)
+    for name, owner in (('before', untrained(cfg, crops[0].device)), ('after', model)):
+        features = partial(deepest_map, owner.backbone)
+        fields[name] = torch.zeros(side, side)
+        for crop in track(crops, f'receptive field {name} training'):
+            fields[name] += effective_receptive_field(features, crop).cpu() / len(crops)
     with torch.no_grad():
         rows, columns = features(crops[0]).shape[-2:]
     return fields, (rows, columns)
@@ -80,12 +125,12 @@ def _centre(inputs: Tensor, side: int) -> Tensor:
     return inputs[..., top : top + side, left : left + side]
 
 
-def draw_maps(sample: Sample, maps: Sequence[tuple[str, Tensor]], file: Path, shared: bool) -> None:
+def draw_maps(sample: Sample, maps: Mapping[str, Tensor], file: Path, shared: bool) -> None:
     """The image, and each map beside it, a cell per token.
 
     Args:
         sample: The image.
-        maps: Title and (h, w).
+        maps: (h, w) by title.
         file: To write.
         shared: One scale for all maps, instead of one each.
     """
@@ -96,18 +141,18 @@ def draw_maps(sample: Sample, maps: Sequence[tuple[str, Tensor]], file: Path, sh
     )
     axes = figure.subplots(1, count, squeeze=False)[0]
     axes[0].imshow(sample.picture)
-    axes[0].set_title(sample.name)
+    axes[0].set_title(sample.name, parse_math=False)  # a $ is no formula
     limits = {}
     if shared:
         limits = dict(
-            vmin=min(float(entry.min()) for _, entry in maps),
-            vmax=max(float(entry.max()) for _, entry in maps),
+            vmin=min(float(entry.min()) for entry in maps.values()),
+            vmax=max(float(entry.max()) for entry in maps.values()),
         )
-    for axis, (title, entry) in zip(axes[1:], maps):
+    for axis, (title, entry) in zip(axes[1:], maps.items()):
         shown = axis.imshow(
             entry.numpy(), extent=(0, width, height, 0), interpolation='nearest', **limits
         )
-        axis.set_title(shorten(title, _TITLE, placeholder='…'))
+        axis.set_title(shorten(title, _TITLE, placeholder='…'), parse_math=False)
         figure.colorbar(shown, ax=axis, fraction=0.046, pad=0.02)
     for axis in axes:
         axis.set_axis_off()
@@ -203,56 +248,59 @@ def parse_arguments(argv: Sequence[str]) -> Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Draw everything asked for; what the model has no material for is said."""
+    """Draw everything asked for; what does not apply to the model is skipped with a message."""
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
     images, out = find_images(args.images), args.out
     cfg, checkpoint = prepare(args, 'visualising', 'model', 'test_dataloader')
-    source = f'checkpoint {args.checkpoint}'
-    subject = Subject(cfg, args.config, checkpoint, source, args.device, args.blocks)
+    model = build_model(cfg)
+    load_strictly(model, checkpoint, f'checkpoint {args.checkpoint}')
+    model.to(args.device).eval()
+    if not isinstance(getattr(model, 'backbone', None), nn.Module):
+        raise UserError(f'{type(model).__name__} has no backbone to look at')
+    indices = tap_indices(model.backbone, args.blocks)
+    classes = dataset_meta(cfg, checkpoint).get('classes')
+    owner = pipeline_owner(cfg.test_dataloader.dataset, f'visualising {args.config}')
     samples: list[Sample] = []
 
     def read(image: Path) -> None:
-        sample = subject.sample(image, images[image])
-        subject.taps(sample)  # one that the backbone cannot take shows here
+        sample = read_sample(model, owner.pipeline, image, images[image])
+        token_strengths(model.backbone, sample.inputs, indices)  # fails for what is too small
         samples.append(sample)
 
     failed = each_picture(images, read, 'reading')
     if not samples:
         raise_failed(failed, len(images))
 
-    def each(folder: str, draw: Callable[[Sample, Path], None]) -> Path:
+    def each(folder: str, views: Callable[[Tensor], dict[str, Tensor]], shared: bool) -> Path:
         place = make_writable(out / folder, '--out')
         for sample in track(samples, folder):
-            draw(sample, place / f'{sample.name}.png')
+            draw_maps(sample, views(sample.inputs), place / f'{sample.name}.png', shared)
         return place
 
-    def taps() -> Path:
-        return each('taps', lambda s, file: draw_maps(s, subject.taps(s), file, False))
+    def responses(inputs: Tensor) -> dict[str, Tensor]:
+        found = class_responses(model, inputs, args.classes)
+        return {str(classes[i]) if classes else f'class {i}': maps for i, maps in found.items()}
 
-    def responses() -> Path:
-        count = args.classes
-        return each(
-            'responses',
-            lambda s, file: draw_maps(s, subject.responses(s, count), file, True),
-        )
+    def draw(kind: str) -> Path:
+        if kind == 'taps':
+            return each(kind, lambda x: token_strengths(model.backbone, x, indices), False)
+        if kind == 'responses':
+            return each(kind, responses, True)
+        file = out / f'{kind.replace("-", "_")}.png'
+        if kind == 'positions':
+            draw_positions(position_similarity(model.backbone), file)
+        else:
+            fields, grid = receptive_fields(cfg, model, samples, args.field_size)
+            draw_fields(fields, grid, len(samples), file)
+        return file
 
-    def receptive_field() -> Path:
-        fields, grid = receptive_fields(subject, samples, args.field_size)
-        draw_fields(fields, grid, len(samples), out / 'receptive_field.png')
-        return out / 'receptive_field.png'
-
-    def positions() -> Path:
-        draw_positions(subject.positions(), out / 'positions.png')
-        return out / 'positions.png'
-
-    drawing = dict(zip(KINDS, (taps, responses, receptive_field, positions)))
     for kind in args.what or KINDS:
         try:
-            print(f'{kind}: {drawing[kind]()}')
+            print(f'{kind}: {draw(kind)}')
         except NotApplicableError as error:
             if args.what:
                 raise
-            print(f'{kind}: left out, {error}')
+            print(f'{kind}: skipped, {error}')
     raise_failed(failed, len(images))
 
 

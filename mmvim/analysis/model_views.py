@@ -1,0 +1,173 @@
+"""What a trained model holds for an image: strength of its tokens, class responses, positions."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config, ConfigDict
+from mmengine.logging import MMLogger
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS
+from mmengine.utils import to_2tuple
+from torch import Tensor, nn
+
+from mmvim.analysis.backbone_maps import deepest_map, feature_maps
+from mmvim.errors import UserError
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+class NotApplicableError(UserError):
+    """A picture that this model has no material for."""
+
+
+@torch.no_grad()
+def token_strengths(
+    backbone: nn.Module, inputs: Tensor, indices: Sequence[int]
+) -> dict[str, Tensor]:
+    """Strength of every token after some blocks: the Euclidean norm over its channels.
+
+    Args:
+        backbone (nn.Module): Of any OpenMMLab library.
+        inputs (Tensor): Shape (1, C, H, W), preprocessed.
+        indices (Sequence[int]): Of :func:`mmvim.analysis.backbone_maps.tap_indices`.
+
+    Returns:
+        dict[str, Tensor]: Shape (h, w) by a title.
+
+    Raises:
+        UserError: If the backbone gives no feature maps.
+    """
+    maps = feature_maps(backbone, inputs, indices)
+    titles = [f'after block {i}' for i in indices] or [f'output {i}' for i in range(len(maps))]
+    return {
+        title: torch.linalg.vector_norm(entry[0], dim=0).cpu() for title, entry in zip(titles, maps)
+    }
+
+
+@torch.no_grad()
+def class_responses(model: Any, inputs: Tensor, count: int) -> dict[int, Tensor]:
+    """Response of every token to the classes that respond most.
+
+    A decode head's shares per class; or a classifier's linear layer applied to every token after
+    the final norm. Under mean pooling the mean of these is the classifier's output, which makes
+    them the class activation maps of Zhou et al. (arXiv 1512.04150).
+
+    Args:
+        model (nn.Module): A segmentor or classifier of an OpenMMLab library.
+        inputs (Tensor): Shape (1, C, H, W), preprocessed.
+        count (int): How many classes.
+
+    Returns:
+        dict[int, Tensor]: Shape (h, w) by the number of the class, the strongest first.
+
+    Raises:
+        NotApplicableError: If the model has neither a linear classifier on its features nor a
+            decode head that scores classes.
+    """
+    if hasattr(model, 'decode_head'):
+        scores = _head_scores(model, inputs)
+        maps = scores.sigmoid() if scores.shape[1] == 1 else scores.softmax(dim=1)
+        order = maps[0].mean(dim=(1, 2)).argsort(descending=True)
+    else:
+        linear = getattr(getattr(model, 'head', None), 'fc', None)
+        features = deepest_map(model.backbone, inputs)
+        if not isinstance(linear, nn.Linear) or linear.in_features != features.shape[1]:
+            raise NotApplicableError(
+                f'{type(model).__name__} has neither a linear classifier on the features of '
+                'its backbone nor a decode head'
+            )
+        maps = F.conv2d(features, linear.weight[:, :, None, None], linear.bias)
+        order = model.head(model.extract_feat(inputs))[0].argsort(descending=True)
+    return {int(i): maps[0, int(i)].cpu() for i in order[:count]}
+
+
+def _head_scores(model: Any, inputs: Tensor) -> Tensor:
+    """What a decode head gives before its scores are resized to the image, (B, K, h, w).
+
+    Raises:
+        NotApplicableError: If it gives something else, or needs more than features.
+    """
+    head = model.decode_head
+    needed = [
+        parameter.name
+        for parameter in inspect.signature(head.forward).parameters.values()
+        if parameter.default is parameter.empty and parameter.kind in _POSITIONAL
+    ]
+    scores = head(model.extract_feat(inputs)) if len(needed) == 1 else None
+    if not isinstance(scores, Tensor) or scores.ndim != 4:
+        raise NotApplicableError(f'{type(head).__name__} gives no map of scores per class')
+    return scores
+
+
+def position_similarity(backbone: nn.Module) -> Tensor:
+    """Cosine similarity between the position embeddings of all patches.
+
+    Args:
+        backbone (nn.Module): Ours, mmpretrain's or mmseg's.
+
+    Returns:
+        Tensor: Shape (h, w, h, w); entry [i, j] is the map of the patch in row i, column j.
+
+    Raises:
+        NotApplicableError: If the backbone has none for a grid of patches.
+    """
+    rows, grid = getattr(backbone, 'pos_embed', None), _grid(backbone)
+    if not isinstance(rows, Tensor) or rows.ndim != 3 or grid is None:
+        raise NotApplicableError(
+            f'{type(backbone).__name__} has no position embedding for a grid of patches'
+        )
+    patches = rows.detach()[0, rows.shape[1] - grid[0] * grid[1] :]  # class tokens go before
+    patches = F.normalize(patches, dim=1)
+    return (patches @ patches.T).reshape(*grid, *grid).cpu()
+
+
+def _grid(backbone: nn.Module) -> tuple[int, int] | None:
+    """The grid of patches that a position embedding is stored for: ours, mmpretrain's, mmseg's."""
+    for name in ('grid_size', 'patch_resolution'):
+        grid = getattr(backbone, name, None)
+        if grid is not None:
+            return int(grid[0]), int(grid[1])
+    size, patch = (getattr(backbone, name, None) for name in ('img_size', 'patch_size'))
+    if size is None or patch is None:
+        return None
+    rows, columns = (pixels // side for pixels, side in zip(to_2tuple(size), to_2tuple(patch)))
+    return rows, columns
+
+
+def build_model(cfg: Config, settings: Any = None) -> Any:
+    """The config's model on one device, with its data preprocessor, as the runner has it."""
+    settings = ConfigDict(cfg.model if settings is None else settings)
+    if cfg.get('data_preprocessor') is not None:
+        settings.setdefault('data_preprocessor', cfg.data_preprocessor)
+    return revert_sync_batchnorm(MODELS.build(settings))
+
+
+def untrained(cfg: Config, device: torch.device) -> Any:
+    """The config's model at a seeded random start, nothing loaded."""
+    torch.manual_seed(0)
+    model = build_model(cfg, _without_checkpoints(cfg.model.to_dict()))
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.WARNING)  # mmengine logs how every parameter was drawn
+    model.init_weights()
+    logger.setLevel(level)
+    return model.to(device).eval()
+
+
+def _without_checkpoints(node: Any) -> Any:
+    """A model's settings without the files that it would start from."""
+    if isinstance(node, dict):
+        return {
+            key: _without_checkpoints(value)
+            for key, value in node.items()
+            if not (key == 'pretrained' or (key == 'init_cfg' and 'checkpoint' in (value or ())))
+        }
+    if isinstance(node, (list, tuple)):
+        return type(node)(_without_checkpoints(entry) for entry in node)
+    return node
