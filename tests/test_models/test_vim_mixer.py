@@ -1,39 +1,258 @@
-"""The token mixer beside what its users put into it."""
+"""The token mixer beside what torch and its users hang on its layers, or put in their place."""
 
+import contextlib
+
+import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+    register_module_full_backward_hook,
+)
+from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
+from torch.testing._internal.two_tensor import TwoTensor
 
+from mmvim.models import VisionMamba
 from mmvim.models.layers import VimMixer
+from mmvim.models.layers.plain import is_plain
+
+SHARED = ['in_proj', 'conv1d', 'x_proj', 'dt_proj', 'out_proj']
+LAYERS = [*SHARED, 'conv1d_b', 'x_proj_b', 'dt_proj_b']
+
+
+def build(direction='ssm_conv', dtype=torch.float64, **options):
+    torch.manual_seed(0)
+    mixer = VimMixer(8, d_state=3, direction=direction, **options).to(dtype).eval()
+    return mixer, torch.randn(2, 5, 8, dtype=dtype)
+
+
+def unfused(mixer, tokens):
+    """The mixer from its layers alone, each of them called; the scan token by token."""
+    x, z = mixer.in_proj(tokens).chunk(2, dim=-1)
+    sizes = [mixer.dt_rank, mixer.d_state, mixer.d_state]
+
+    def direction(suffix, A_log, D, conv_reverse, scan_reverse):
+        u = x.flip(1) if conv_reverse else x
+        rows = F.pad(u.transpose(1, 2), (mixer.d_conv - 1, 0))
+        u = F.silu(getattr(mixer, f'conv1d{suffix}')(rows)).transpose(1, 2)
+        u = u.flip(1) if conv_reverse != scan_reverse else u
+        dt, B, C = getattr(mixer, f'x_proj{suffix}')(u).split(sizes, dim=-1)
+        dt = F.softplus(getattr(mixer, f'dt_proj{suffix}')(dt))[..., None]  # (B, L, E, 1)
+        decay = torch.exp(-dt * torch.exp(A_log))
+        entering = dt * u[..., None] * B[:, :, None]
+        state, out = 0, []
+        for t in range(tokens.shape[1]):
+            state = decay[:, t] * state + entering[:, t]
+            out.append((state * C[:, t, None]).sum(-1) + D * u[:, t])
+        out = torch.stack(out, dim=1)
+        return out.flip(1) if scan_reverse else out
+
+    y = direction('', mixer.A_log, mixer.D, False, False)
+    if mixer.direction == 'ssm':
+        y = y + direction('', mixer.A_b_log, mixer.D, False, True)
+    elif mixer.direction == 'ssm_conv':
+        y = y + direction('_b', mixer.A_b_log, mixer.D_b, True, True)
+    return mixer.out_proj(y * F.silu(z) * mixer.scale)
 
 
 class Adapter(nn.Module):
-    """Adds to a projection, as low-rank adapters do; has its weight, as some of them do."""
+    """Adds to a layer, as low-rank adapters do; has its weight, as some of them do."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, layer):
         super().__init__()
-        self.linear = linear
-        self.added = nn.Linear(linear.in_features, linear.out_features, bias=False)
+        self.layer = layer
+        self.added = nn.Parameter(0.3 * torch.randn_like(layer.weight))
 
     @property
-    def weight(self) -> torch.Tensor:
-        return self.linear.weight
+    def weight(self):
+        return self.layer.weight
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.linear(x) + self.added(x)
+    def forward(self, x):
+        if isinstance(self.layer, nn.Linear):
+            return self.layer(x) + F.linear(x, self.added)
+        return self.layer(x) + F.conv1d(x, self.added, groups=self.layer.groups)
 
 
-def test_what_takes_the_place_of_a_projection_is_called() -> None:
-    """An adapter in place of x_proj, and hooks on it, take part, forwards and backwards."""
-    torch.manual_seed(0)
-    mixer, tokens = VimMixer(16, d_state=4).double(), torch.randn(2, 7, 16).double()
+class Wave(nn.Module):
+    """A parametrisation."""
+
+    def forward(self, weight):
+        return weight + 0.1 * weight.sin()
+
+
+def scaled(layer):
+    """Another forward on the instance, as accelerate's offloading sets it."""
+    call = layer.forward
+    layer.forward = lambda x: 0.7 * call(x)
+
+
+def replaced(mixer, name):
+    setattr(mixer, name, Adapter(getattr(mixer, name)))
+
+
+HUNG = {
+    'forward hook': lambda layer: layer.register_forward_hook(lambda m, args, out: 1.5 * out),
+    'forward pre-hook': lambda layer: layer.register_forward_pre_hook(
+        lambda m, args: 0.5 * args[0]
+    ),
+    'hook with keywords': lambda layer: layer.register_forward_hook(
+        lambda m, args, kwargs, out: out + 1, with_kwargs=True
+    ),
+    'backward hook': lambda layer: layer.register_full_backward_hook(
+        lambda m, grads, outs: tuple(2 * grad for grad in grads)
+    ),
+    'backward pre-hook': lambda layer: layer.register_full_backward_pre_hook(
+        lambda m, grads: tuple(2 * grad for grad in grads)
+    ),
+    'forward of the instance': scaled,
+    'parametrisation': lambda layer: parametrize.register_parametrization(layer, 'weight', Wave()),
+    'weight norm': weight_norm,
+    'parametrised weight norm': parametrizations.weight_norm,
+    'spectral norm': spectral_norm,
+    'parametrised spectral norm': parametrizations.spectral_norm,
+    'pruning': lambda layer: prune.l1_unstructured(layer, 'weight', amount=0.5),
+}
+
+
+def results(function, mixer, tokens):
+    """Output and gradients of all parameters and of the tokens."""
+    tokens = tokens.clone().requires_grad_()
+    mixer.zero_grad()
+    out = function(tokens)
+    (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
+    named = [*mixer.named_parameters(), ('tokens', tokens)]
+    assert all(param.grad is not None for _, param in named), [
+        n for n, p in named if p.grad is None
+    ]
+    return [out.detach(), *(param.grad for _, param in named)]
+
+
+def check(mixer, tokens):
+    for found, wanted in zip(
+        results(mixer, mixer, tokens), results(lambda x: unfused(mixer, x), mixer, tokens)
+    ):
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize('name', LAYERS)
+@pytest.mark.parametrize('kind', [*HUNG, 'adapter'])
+def test_what_hangs_on_a_layer_acts(kind, name):
+    """Also where it came after the first step."""
+    mixer, tokens = build()
+    before = results(mixer, mixer, tokens)
+    check(mixer, tokens)
+    if kind == 'adapter':
+        replaced(mixer, name)
+    else:
+        HUNG[kind](getattr(mixer, name))
+    check(mixer, tokens)
+    if 'weight norm' not in kind:  # which changes what is learnt, and no value
+        after = results(mixer, mixer, tokens)
+        assert not (torch.equal(before[0], after[0]) and torch.equal(before[-1], after[-1]))
+
+
+@pytest.mark.parametrize('name', SHARED)
+@pytest.mark.parametrize('direction', ['none', 'ssm'])
+@pytest.mark.parametrize('kind', ['forward hook', 'backward hook', 'adapter'])
+def test_in_every_direction(kind, direction, name):
+    mixer, tokens = build(direction)
+    if kind == 'adapter':
+        replaced(mixer, name)
+    else:
+        HUNG[kind](getattr(mixer, name))
+    check(mixer, tokens)
+    if direction == 'none':
+        found, wanted = mixer(tokens, True), unfused(mixer, tokens.flip(1)).flip(1)
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    'register, hook',
+    [
+        (register_module_forward_hook, lambda m, args, out: 1.5 * out),
+        (register_module_forward_pre_hook, lambda m, args: 0.5 * args[0]),
+        (register_module_full_backward_hook, lambda m, grads, outs: tuple(2 * g for g in grads)),
+    ],
+)
+def test_hooks_of_all_modules_act(register, hook):
+    mixer, tokens = build()
+
+    def on_layers(module, *args):
+        return hook(module, *args) if isinstance(module, nn.Linear | nn.Conv1d) else None
+
+    plain = results(mixer, mixer, tokens)
+    with contextlib.ExitStack() as stack:
+        stack.callback(register(on_layers).remove)
+        check(mixer, tokens)
+        assert not torch.equal(results(mixer, mixer, tokens)[-1], plain[-1])
+    assert torch.equal(results(mixer, mixer, tokens)[-1], plain[-1])
+
+
+@pytest.mark.parametrize('name', [name for name in LAYERS if 'conv' not in name])
+def test_dynamic_quantisation(name):
+    mixer, tokens = build(dtype=torch.float32)
     plain = mixer(tokens)
-    seen: list[tuple[int, ...]] = []
-    handle = mixer.x_proj.register_forward_hook(lambda *args: seen.append(args[2].shape))
-    assert torch.allclose(mixer(tokens), plain, rtol=0, atol=1e-12)
-    assert seen == [(2, 7, mixer.dt_rank + 2 * 4)]
-    handle.remove()
-    mixer.x_proj_b = Adapter(mixer.x_proj_b).double()
-    adapted = mixer(tokens)
-    assert not torch.allclose(adapted, plain)
-    adapted.sum().backward()
-    assert mixer.x_proj_b.added.weight.grad.abs().sum() > 0
+    quantised = torch.ao.quantization.quantize_dynamic(mixer, {name}, dtype=torch.qint8)
+    assert type(getattr(quantised, name)) is not nn.Linear
+    found = quantised(tokens)
+    torch.testing.assert_close(found, unfused(quantised, tokens), rtol=1e-4, atol=1e-5)
+    assert not torch.equal(found, plain)
+    assert (found - plain).norm() < 0.05 * plain.norm()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('backend', ['auto', 'chunked', 'reference'])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, 'autocast'])
+def test_called_layers_in_half_precision(dtype, backend):
+    mixer, tokens = build(dtype=torch.float32, scan_backend=backend)
+    exact = mixer(tokens)
+    for name in LAYERS:
+        getattr(mixer, name).register_forward_hook(lambda *args: None)
+    context = contextlib.nullcontext()
+    if dtype == 'autocast':
+        context = torch.autocast('cpu', dtype=torch.bfloat16)
+    else:
+        mixer, tokens = mixer.to(dtype), tokens.to(dtype)
+    with context:
+        found = mixer(tokens)
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    assert (found.float() - exact).norm() <= tolerance * exact.norm()
+
+
+def test_weights_with_a_product_of_their_own_are_not_read():
+    layer = nn.Linear(3, 2)
+    assert is_plain(layer, nn.Linear) and not is_plain(layer, nn.Conv1d)
+    layer.weight = nn.Parameter(TwoTensor(torch.ones(2, 3), torch.ones(2, 3)))
+    assert not is_plain(layer, nn.Linear)
+
+
+def test_every_adapter_of_a_backbone_learns():
+    """HF PEFT's ``target_modules='all-linear'``."""
+    torch.manual_seed(0)
+    arch = dict(embed_dims=8, num_layers=2, d_state=3)
+    model = VisionMamba(arch, img_size=16, patch_size=8).requires_grad_(False)
+    for mixer in (block.mixer for block in model.layers):
+        for name in LAYERS:
+            replaced(mixer, name)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert len(trained) == 2 * len(LAYERS)
+    (out,) = model(torch.randn(2, 3, 16, 16))
+    (out * torch.randn_like(out)).sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in trained.values())
+
+
+def test_lora_of_mmpretrain():
+    models = pytest.importorskip('mmpretrain.models')
+    arch = dict(embed_dims=8, num_layers=2, d_state=3)
+    model = models.LoRAModel(
+        module=dict(type='mmvim.VisionMamba', arch=arch, img_size=16, patch_size=8),
+        alpha=1,
+        rank=2,
+        targets=[dict(type='in_proj'), dict(type='dt_proj')],
+    )
+    (out,) = model(torch.randn(2, 3, 16, 16))
+    (out * torch.randn_like(out)).sum().backward()
+    trained = [p for name, p in model.named_parameters() if 'lora_up' in name]
+    assert len(trained) == 4 and all(p.grad.abs().max() > 0 for p in trained)

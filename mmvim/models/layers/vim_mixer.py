@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +11,8 @@ from torch import nn
 
 from mmvim.models.arguments import check_choice
 from mmvim.models.layers.direction import DIRECTIONS
+from mmvim.models.layers.plain import is_plain
 from mmvim_ops.functional import (
-    bi_conv1d_silu,
     bidirectional_selective_scan,
     conv1d_silu,
     selective_scan,
@@ -22,6 +23,38 @@ from mmvim_ops.scan_inputs import MixerWeights, ScanInputs
 
 # Range of the step size dt at initialisation (Mamba, Sec. 3.6; published defaults).
 _DT_MIN, _DT_MAX, _DT_FLOOR = 1e-3, 1e-1, 1e-4
+
+
+class _Layers(NamedTuple):
+    """What one direction runs through: the convolution, the projections, A (E, N) and D (E,)."""
+
+    conv1d: nn.Conv1d
+    x_proj: nn.Linear
+    dt_proj: nn.Linear
+    A: torch.Tensor
+    D: torch.Tensor
+
+    def are_plain(self) -> bool:
+        """Whether all may be read instead of called."""
+        linears = (self.x_proj, self.dt_proj)
+        return is_plain(self.conv1d, nn.Conv1d) and all(is_plain(x, nn.Linear) for x in linears)
+
+    def weights(self) -> MixerWeights:
+        """The parameters of plain layers."""
+        conv1d, dt_proj = self.conv1d, self.dt_proj
+        return MixerWeights(
+            conv1d.weight.squeeze(1),
+            conv1d.bias,
+            self.x_proj.weight,
+            dt_proj.weight,
+            dt_proj.bias,
+            self.A,
+            self.D,
+        )
+
+    def scan_inputs(self, x: torch.Tensor, dbl: torch.Tensor) -> ScanInputs:
+        """What the scan reads where ``dt_proj`` is plain."""
+        return ScanInputs(x, dbl, self.dt_proj.weight, self.dt_proj.bias, self.A, self.D)
 
 
 class VimMixer(nn.Module):
@@ -71,6 +104,7 @@ class VimMixer(nn.Module):
         check_choice('direction', direction, DIRECTIONS)
         self.embed_dims = embed_dims
         self.d_state = d_state
+        self.d_conv = d_conv
         self.inner_dims = expand * embed_dims
         self.dt_rank = math.ceil(embed_dims / 16) if dt_rank == 'auto' else int(dt_rank)
         self.direction = direction
@@ -100,7 +134,7 @@ class VimMixer(nn.Module):
         self.reset_parameters()
 
     def _conv(self, width: int, bias: bool) -> nn.Conv1d:
-        """A depthwise convolution that holds the weights; the op itself runs channel-last."""
+        """A depthwise convolution of (B, E, L), which the op runs as (B, L, E)."""
         return nn.Conv1d(self.inner_dims, self.inner_dims, width, groups=self.inner_dims, bias=bias)
 
     @torch.no_grad()
@@ -139,108 +173,94 @@ class VimMixer(nn.Module):
             torch.Tensor: Shape (B, L, D).
         """
         x, z = self.in_proj(tokens).chunk(2, dim=-1)  # (B, L, E) each, views
-        if not self._own:
-            mixed = self._scan_one(x, z, reverse)
-        elif 'conv1d' in self._own and self._projections_are_plain():
-            mixed = self._inner(x, z)
-        else:
-            mixed = self._scan_both(x, z)
+        mixed = self._scan_both(x, z) if self._own else self._scan_one(x, z, reverse)
         out = self.out_proj(mixed)
         return out if self.gamma is None else out * self.gamma
 
+    def _layers(self, reverse: bool) -> _Layers:
+        """What a direction runs through, its own or shared."""
+        own = self._own if reverse else ()
+        names = ('conv1d', 'x_proj', 'dt_proj', 'D')
+        conv1d, x_proj, dt_proj, D = (
+            getattr(self, f'{name}_b' if name in own else name) for name in names
+        )
+        A_log = self.A_b_log if 'A' in own else self.A_log
+        A = -torch.exp(A_log.to(torch.promote_types(A_log.dtype, torch.float32)))
+        return _Layers(conv1d, x_proj, dt_proj, A, D)
+
     def _scan_one(self, x: torch.Tensor, z: torch.Tensor, reverse: bool) -> torch.Tensor:
         """One direction: x, z (B, L, E) -> (B, L, E)."""
-        weight, backend = self.conv1d.weight.squeeze(1), self.scan_backend
-        x = conv1d_silu(x, weight, self.conv1d.bias, reverse=reverse, backend=backend)
-        dt, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        # The step size stays in float32 under autocast: its error is amplified by exp(dt A).
+        layers = self._layers(False)
+        x = self._convolve(layers.conv1d, x, reverse)
+        dbl = layers.x_proj(x)
+        return self._selective_scan(layers, x, dbl, self._step(layers.dt_proj, dbl), z, reverse)
+
+    def _scan_both(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        """Both directions: x, z (B, L, E) -> (B, L, E)."""
+        forward, reverse = self._layers(False), self._layers(True)
+        options: dict[str, Any] = dict(scale=self.scale, backend=self.scan_backend)
+        own = 'conv1d' in self._own
+        if own and forward.are_plain() and reverse.are_plain():
+            # As one op, which saves less for training.
+            return vim_inner(x, z, forward.weights(), reverse.weights(), **options)
+        x_f = self._convolve(forward.conv1d, x, False)
+        x_b = self._convolve(reverse.conv1d, x, True) if own else x_f
+        dbl_f = forward.x_proj(x_f)  # (B, L, R + 2N)
+        dbl_b = reverse.x_proj(x_b) if own else dbl_f
+        if is_plain(forward.dt_proj, nn.Linear) and is_plain(reverse.dt_proj, nn.Linear):
+            return bidirectional_selective_scan(
+                forward.scan_inputs(x_f, dbl_f), reverse.scan_inputs(x_b, dbl_b), z, **options
+            )
+        step_f = self._step(forward.dt_proj, dbl_f)
+        step_b = self._step(reverse.dt_proj, dbl_b) if own else step_f
+        y_f = self._selective_scan(forward, x_f, dbl_f, step_f, z, False)
+        y_b = self._selective_scan(reverse, x_b, dbl_b, step_b, z, True)
+        return self.scale * (y_f + y_b)
+
+    def _convolve(self, conv1d: nn.Conv1d, x: torch.Tensor, reverse: bool) -> torch.Tensor:
+        """SiLU of the causal convolution over (B, L, E), anti-causal with ``reverse``."""
+        if is_plain(conv1d, nn.Conv1d):
+            weight, backend = conv1d.weight.squeeze(1), self.scan_backend
+            return conv1d_silu(x, weight, conv1d.bias, reverse=reverse, backend=backend)
+        rows = x.flip(1) if reverse else x
+        rows = F.pad(rows.transpose(1, 2), (self.d_conv - 1, 0))  # (B, E, W - 1 + L)
+        out = F.silu(conv1d(rows)).transpose(1, 2)
+        return out.flip(1) if reverse else out
+
+    def _step(
+        self, dt_proj: nn.Linear, dbl: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The step size (B, L, E) before softplus, and the bias that it still lacks."""
+        dt = dbl[..., : self.dt_rank]
         wide = torch.promote_types(dt.dtype, torch.float32)
+        # It stays in float32 under autocast: its error is amplified by exp(dt A).
         with full_precision(dt.device):
-            delta = F.linear(dt.to(wide), self.dt_proj.weight.to(wide))
+            if is_plain(dt_proj, nn.Linear):
+                return F.linear(dt.to(wide), dt_proj.weight.to(wide)), dt_proj.bias
+            dtypes = (p.dtype for p in dt_proj.parameters() if p.is_floating_point())
+            return dt_proj(dt.to(next(dtypes, wide))), None
+
+    def _selective_scan(
+        self,
+        layers: _Layers,
+        x: torch.Tensor,
+        dbl: torch.Tensor,
+        step: tuple[torch.Tensor, torch.Tensor | None],
+        z: torch.Tensor,
+        reverse: bool,
+    ) -> torch.Tensor:
+        """The gated scan of one direction, (B, L, E)."""
+        _, B, C = dbl.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         return selective_scan(
             x,
-            delta,
-            self._decay(self.A_log),
+            step[0],
+            layers.A,
             B,
             C,
-            D=self.D,
+            D=layers.D,
             z=z,
-            delta_bias=self.dt_proj.bias,
+            delta_bias=step[1],
             delta_softplus=True,
             reverse=reverse,
             backend=self.scan_backend,
         )
-
-    def _projections_are_plain(self) -> bool:
-        """Whether x_proj is its weight and nothing else: no adapter, quantiser or hook."""
-        return all(
-            type(module) is nn.Linear
-            and not (module._forward_hooks or module._forward_pre_hooks)
-            and not (module._backward_hooks or module._backward_pre_hooks)
-            for module in (self.x_proj, self.x_proj_b)
-        )
-
-    def _inner(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-        """'ssm_conv' as one op, which saves less for training: x, z (B, L, E) -> (B, L, E)."""
-        return vim_inner(x, z, *self._weights(), scale=self.scale, backend=self.scan_backend)
-
-    def _weights(self) -> tuple[MixerWeights, MixerWeights]:
-        """The parameters of either direction of 'ssm_conv', as the ops take them."""
-        return (
-            MixerWeights(
-                self.conv1d.weight.squeeze(1),
-                self.conv1d.bias,
-                self.x_proj.weight,
-                self.dt_proj.weight,
-                self.dt_proj.bias,
-                self._decay(self.A_log),
-                self.D,
-            ),
-            MixerWeights(
-                self.conv1d_b.weight.squeeze(1),
-                self.conv1d_b.bias,
-                self.x_proj_b.weight,
-                self.dt_proj_b.weight,
-                self.dt_proj_b.bias,
-                self._decay(self.A_b_log),
-                self.D_b,
-            ),
-        )
-
-    def _scan_both(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-        """Both directions, op by op: x, z (B, L, E) -> (B, L, E)."""
-        own = 'conv1d' in self._own
-        weight, bias = self.conv1d.weight.squeeze(1), self.conv1d.bias
-        if own:
-            x_f, x_b = bi_conv1d_silu(
-                x,
-                weight,
-                bias,
-                self.conv1d_b.weight.squeeze(1),
-                self.conv1d_b.bias,
-                backend=self.scan_backend,
-            )
-            dbl_f, dbl_b = self.x_proj(x_f), self.x_proj_b(x_b)  # (B, L, R + 2N)
-        else:
-            x_f = x_b = conv1d_silu(x, weight, bias, backend=self.scan_backend)
-            dbl_f = dbl_b = self.x_proj(x_f)
-        dt_proj, dt_proj_b = self.dt_proj, self.dt_proj_b if own else self.dt_proj
-        return bidirectional_selective_scan(
-            ScanInputs(x_f, dbl_f, dt_proj.weight, dt_proj.bias, self._decay(self.A_log), self.D),
-            ScanInputs(
-                x_b,
-                dbl_b,
-                dt_proj_b.weight,
-                dt_proj_b.bias,
-                self._decay(self.A_b_log),
-                self.D_b if own else self.D,
-            ),
-            z,
-            scale=self.scale,
-            backend=self.scan_backend,
-        )
-
-    @staticmethod
-    def _decay(A_log: torch.Tensor) -> torch.Tensor:
-        """A = -exp(A_log), (E, N), in at least float32."""
-        return -torch.exp(A_log.to(torch.promote_types(A_log.dtype, torch.float32)))
