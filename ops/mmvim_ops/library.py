@@ -98,6 +98,9 @@ _SCHEMAS = {
 def _checkpoints_like(u: Tensor, A: Tensor, directions: int, groups: int, chunk: int) -> Tensor:
     batch, length, channels = u.shape
     count = (length + chunk - 1) // chunk
+    if isinstance(count, torch.SymInt) and torch.compiler.is_exporting():
+        # Nobody reads them in an exported graph, which serves one chunk and several alike.
+        count = torch.library.get_ctx().new_dynamic_size()
     width = directions * channels // groups
     return u.new_empty((count, batch, groups, A.shape[1], width), dtype=wide_dtype(u.dtype))
 
@@ -302,8 +305,12 @@ def differentiates(*inputs: object) -> bool:
 
 
 def is_seen_through() -> bool:
-    """Whether a compiler or a transform of ``torch.func`` follows every op."""
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    """Whether a compiler, ``torch.jit.trace`` or a transform of ``torch.func`` follows every op."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+    )
 
 
 class Operator:

@@ -63,6 +63,11 @@ def selective_scan(
     :func:`mmvim_ops.functional.selective_scan`.
     """
     batch, length, channels = u.shape
+    if isinstance(length, torch.SymInt) and torch.compiler.is_exporting():
+        raise RuntimeError(
+            "backend='reference' takes token after token, so that its graph holds one size: export "
+            'it without dynamic_shapes, or with another backend (scan_backend of a backbone).'
+        )
     states = A.shape[1]
     out_dtype = u.dtype
     u, delta, A = _wide(u), _wide(delta), _wide(A)

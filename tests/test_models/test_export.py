@@ -1,4 +1,4 @@
-"""The backbone leaves PyTorch: torch.export, and ONNX through the reference scan."""
+"""The backbone as a graph: torch.export, torch.jit.trace, and ONNX through the reference scan."""
 
 import numpy as np
 import pytest
@@ -24,6 +24,52 @@ def test_torch_export_at_a_fixed_size(direction):
     model, x = build(direction=direction), torch.randn(2, 3, 16, 24)
     program = torch.export.export(model, (x,))
     torch.testing.assert_close(program.module()(x), model(x))
+
+
+ANY_SIZE = {2: torch.export.Dim('height', min=9), 3: torch.export.Dim('width', min=9)}
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(),
+        dict(scan_backend='chunked', cls_token='none'),
+        dict(direction='block', cls_token='double', rope='both', pos_embed=False),
+    ],
+)
+def test_one_exported_graph_for_any_size(options):
+    """Traced at the size of the stored position embedding, which must not be taken for all."""
+    model = build(**options)
+    example = torch.randn(2, 3, 16, 16)
+    program = torch.export.export(model, (example,), dynamic_shapes=(ANY_SIZE,))
+    for size in ((16, 16), (9, 47), (33, 24), (80, 72)):  # up to 90 tokens: more than one chunk
+        x = torch.randn(2, 3, *size)
+        torch.testing.assert_close(program.module()(x), model(x), rtol=0, atol=1e-6)
+
+
+def test_the_reference_scan_has_no_graph_for_any_size():
+    model, x = build(scan_backend='reference'), torch.randn(2, 3, 16, 24)
+    with pytest.raises(RuntimeError, match=r"'reference' takes token after token.*dynamic_shapes"):
+        torch.export.export(model, (x,), dynamic_shapes=(ANY_SIZE,))
+
+
+@pytest.mark.parametrize('grad', [False, True])
+@pytest.mark.parametrize('direction', ['none', 'ssm_conv'])
+@pytest.mark.parametrize('backend', ['auto', 'chunked', 'reference'])
+@pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
+def test_jit_trace(backend, direction, grad):
+    """It runs the traced module once more, without gradients, and compares."""
+    model, x = build(scan_backend=backend, direction=direction), torch.randn(2, 3, 16, 24)
+    with torch.set_grad_enabled(grad):
+        traced = torch.jit.trace(model, (x,))
+    x = torch.randn(2, 3, 16, 24)
+    results = []
+    for function in (traced, model):
+        model.zero_grad()
+        taps = function(x)
+        sum((tap * tap.detach().cos()).sum() for tap in taps).backward()
+        results.append([*taps, *(param.grad for param in model.parameters())])
+    torch.testing.assert_close(results[0], results[1])
 
 
 @torch.no_grad()

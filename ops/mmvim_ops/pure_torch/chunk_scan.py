@@ -39,6 +39,8 @@ _SEGMENT = 64
 
 def chunk_length(batch: int, length: int, channels: int, states: int, device: torch.device) -> int:
     """Tokens per chunk; written with ``sym_min``/``sym_max`` so that symbolic sizes trace."""
+    if torch.jit.is_tracing():  # gives sizes as tensors
+        batch, length, channels, states = map(int, (batch, length, channels, states))
     on_cpu = device.type == 'cpu'
     elements = _CPU_ELEMENTS if on_cpu else _ELEMENTS
     longest = _CPU_MAX_CHUNK if on_cpu else _MAX_CHUNK
