@@ -60,7 +60,7 @@ train_cfg = dict(type='IterBasedTrainLoop', max_iters=4)
 test_cfg = dict(type='TestLoop')
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=1),
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=4))
+    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1))
 env_cfg = dict(dist_cfg=dict(backend='gloo'))
 randomness = dict(seed=0)
 """
@@ -135,8 +135,7 @@ def test_accumulated_gradients_are_those_of_the_large_batch(folder, large):
         *(folder, 'small', 8),
         *('train_dataloader.batch_size=2', 'optim_wrapper.accumulative_counts=2'),
     )
-    start = trained(folder, 'start', 1, 'optim_wrapper.optimizer.lr=0.0')
-    assert largest_difference(large, start) > 0.1
+    assert largest_difference(large, weights(folder / 'large', 1)) > 0.1
     assert largest_difference(large, small) < 2e-6
 
 
@@ -155,24 +154,6 @@ def test_two_processes_train_what_one_trains_with_the_double_batch(config, large
     assert f'mIoU: {alone["mIoU"]:.4f}' in log
 
 
-@ON_CPU
-def test_sync_bn_becomes_bn_and_says_so(config):
-    text = config.read_text()
-    head = """
-    decode_head=dict(
-        type='FCNHead', in_channels=16, channels=8, num_convs=1, num_classes=3,
-        norm_cfg=dict(type='SyncBN'), loss_decode=dict(type='CrossEntropyLoss')),
-    test_cfg"""
-    start, end = text.index('    decode_head'), text.index('    test_cfg')
-    Path('sync_bn.py').write_text(text[:start] + head + text[end + len('    test_cfg') :])
-    log = launch(
-        *('dist_train.sh', 'sync_bn.py', 2, '--work-dir', 'sync_bn'),
-        *('--cfg-options', 'train_cfg.max_iters=1'),
-    )
-    assert log.count('SyncBN cannot run in several processes on the CPU') == 1
-    assert Path('sync_bn', 'iter_1.pth').exists()
-
-
 # Trains, and says at the end of the process which threads are left.
 THREADS = f"""
 import atexit, glob, runpy
@@ -185,16 +166,28 @@ runpy.run_path({str(TOOLS / 'train.py')!r}, run_name='__main__')
 
 @ON_CPU
 @pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='threads are found in /proc')
-def test_the_group_ends_before_python_does(config):
+def test_sync_bn_becomes_bn_and_the_group_ends_before_python_does(config):
     """A thread of it that needs the interpreter while that is ending aborts the process."""
+    text = config.read_text()
+    head = """
+    decode_head=dict(
+        type='FCNHead', in_channels=16, channels=8, num_convs=1, num_classes=3,
+        norm_cfg=dict(type='SyncBN'), loss_decode=dict(type='CrossEntropyLoss')),
+    test_cfg"""
+    start, end = text.index('    decode_head'), text.index('    test_cfg')
+    Path('sync_bn.py').write_text(text[:start] + head + text[end + len('    test_cfg') :])
     Path('threads.py').write_text(THREADS)
     done = python(
-        *('-m', 'torch.distributed.run', '--standalone', 'threads.py', config),
-        *('--launcher', 'pytorch', '--cfg-options', 'train_cfg.max_iters=1'),
+        *('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', 'threads.py'),
+        *('sync_bn.py', '--launcher', 'pytorch', '--work-dir', 'sync_bn'),
+        *('--cfg-options', 'train_cfg.max_iters=1'),
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    left = next(line for line in done.stdout.splitlines() if line.startswith('left:'))
-    assert 'python' in left and 'gloo' not in left
+    log = done.stdout + done.stderr
+    assert log.count('SyncBN cannot run in several processes on the CPU') == 1
+    assert Path('sync_bn', 'iter_1.pth').exists()
+    left = [line for line in done.stdout.splitlines() if 'left:' in line]
+    assert len(left) == 2 and all('python' in line and 'gloo' not in line for line in left)
 
 
 @ON_CPU
