@@ -286,6 +286,14 @@ def test_absurd_sizes_are_refused(
     assert sentence in outcome.sentence
 
 
+@pytest.mark.skipif(not Path('/dev/full').exists(), reason='no device that is always full')
+def test_a_full_disk_is_one_sentence(run: Run, write: Callable[[str], Path]) -> None:
+    pytest.importorskip('mmpretrain')
+    Path('counts.json').symlink_to('/dev/full')
+    outcome = run(TOOL, write(CLASSIFIER), '--shape', 32, '--out', 'counts.json')
+    assert (outcome.code, 'No space left on device' in outcome.sentence) == (1, True)
+
+
 def test_mistakes(run: Run, write: Callable[[str], Path]) -> None:
     pytest.importorskip('mmpretrain')
     config = write(CLASSIFIER)

@@ -94,6 +94,13 @@ def test_names_are_no_formulas_and_no_markup(run: Run, logs: Path, figures: list
     assert all(name in outcome.out for name in (*names, 'loss$_{$'))
 
 
+@pytest.mark.skipif(not Path('/dev/full').exists(), reason='no device that is always full')
+def test_a_full_disk_is_one_sentence(run: Run, logs: Path) -> None:
+    Path('curves.png').symlink_to('/dev/full')
+    outcome = run(TOOL, 'one', '--out', 'curves.png')
+    assert (outcome.code, 'No space left on device' in outcome.sentence) == (1, True)
+
+
 def test_a_training_by_epoch(run: Run, toy: Path, figures: list[Figure]) -> None:
     toy.write_text(
         toy.read_text()
