@@ -87,7 +87,13 @@ class ToolParser(PlainParser):
 
     def add_out(self, what: str) -> None:
         """``--out``, the folder for ``what``."""
-        self.add_argument('--out', required=True, type=Path, metavar='DIR', help=f'for {what}')
+        self.add_argument(
+            '--out',
+            required=True,
+            type=lambda given: Path(given).expanduser(),
+            metavar='DIR',
+            help=f'folder for {what}',
+        )
 
     def add_pictures(self) -> None:
         """``images`` and ``--device`` of the tools that look at pictures."""

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import tempfile
 import warnings
 from argparse import Namespace
 from collections.abc import Mapping
@@ -79,8 +80,10 @@ class Predictor:
         """
         drawn = self.out / f'{name}.png'
         if self.scope == 'mmpretrain':
-            (found,) = self.inferencer(str(image), show_dir=str(self.out))
-            (self.out / f'{image.stem}.png').replace(drawn)
+            # It names the picture by what precedes the first dot, which two images may share.
+            with tempfile.TemporaryDirectory(dir=self.out) as aside:
+                (found,) = self.inferencer(str(image), show_dir=aside)
+                next(Path(aside).iterdir()).replace(drawn)
             record = dict(label=found['pred_label'], score=found['pred_score'])
             if self.classes:
                 record['class'] = self.classes[found['pred_label']]

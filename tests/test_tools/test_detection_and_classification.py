@@ -153,10 +153,16 @@ def test_classifier_from_test_to_pictures(run: Run) -> None:
     assert Path('pc/light0.png').is_file()
 
     Path('twins').mkdir()
-    for suffix in ('jpg', 'png'):
-        Image.open('folders/light/light0.png').save(f'twins/a.{suffix}')
-    assert run('predict', 'classification.py', checkpoint, 'twins', '--out', 'pt').code == 0
-    assert sorted(path.name for path in Path('pt').glob('*.png')) == ['a.jpg.png', 'a.png.png']
+    for name in ('a.jpg', 'a.png', 'b.c.png'):
+        Image.open('folders/light/light0.png').save(f'twins/{name}')
+    before = Path('twins/a.png').read_bytes()
+    sentence = run('predict', 'classification.py', checkpoint, 'twins', '--out', 'twins').sentence
+    assert 'would overwrite twins/b.c.png' in sentence
+    Path('twins/b.c.png').rename('twins/b.c.jpg')
+    assert run('predict', 'classification.py', checkpoint, 'twins', '--out', 'twins').code == 0
+    drawn = sorted(path.name for path in Path('twins').glob('*.png'))
+    assert drawn == ['a.jpg.png', 'a.png', 'a.png.png', 'b.c.png']
+    assert Path('twins/a.png').read_bytes() == before
 
     Path('folders/grey').mkdir()
     Image.open('folders/light/light0.png').save('folders/grey/grey0.png')

@@ -44,10 +44,13 @@ def test_labels_equal_those_of_the_test_tool(run: Run, segmentation: Path, weigh
         assert np.array_equal(tested, np.asarray(Image.open(f'predicted/labels/{index}.png')))
 
 
-def test_one_picture(run: Run, segmentation: Path, weights: Path) -> None:
-    outcome = run('predict', segmentation, weights, 'scenes/images/1.png', '--out', 'out')
+def test_one_picture_into_the_home_folder(
+    run: Run, segmentation: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv('HOME', str(Path('home').absolute()))
+    outcome = run('predict', segmentation, weights, 'scenes/images/1.png', '--out', '~/out')
     assert outcome.code == 0
-    assert Path('out/1.png').is_file()
+    assert Path('home/out/1.png').is_file()
 
 
 def test_pictures_that_share_a_stem(run: Run, segmentation: Path, weights: Path) -> None:
