@@ -33,6 +33,7 @@ def cases(scan_inputs: Inputs, bidirectional_inputs: Inputs) -> Callable[..., li
             (partial(generic, reverse=True, groups=3), scan_inputs(**shape, groups=3)),
             (bidirectional, both),
             (bidirectional, half),
+            (bidirectional, bidirectional_inputs(**{**shape, 'N': 1})),
             (mmvim_ops.bi_conv1d_silu, conv),
         ]
         return [(partial(op, backend=kernels.backend), kernels.place(given)) for op, given in made]

@@ -28,13 +28,23 @@ inline Lanes first_lanes(int64_t n) {
 inline Vec set(float x) { return {_mm256_set1_ps(x)}; }
 inline Vec load(const float* p) { return {_mm256_load_ps(p)}; }
 inline void store(float* p, Vec a) { _mm256_store_ps(p, a.v); }
-inline Vec load(const float* p, Lanes lanes) { return {_mm256_maskload_ps(p, lanes.mask)}; }
-inline void store(float* p, Vec a, Lanes lanes) { _mm256_maskstore_ps(p, lanes.mask, a.v); }
+// Masked accesses cost several of the others, and are needed at the edge alone.
+inline bool all(Lanes lanes) { return __builtin_expect(lanes.count == kLanes, 1); }
+inline Vec load(const float* p, Lanes lanes) {
+  return {all(lanes) ? _mm256_loadu_ps(p) : _mm256_maskload_ps(p, lanes.mask)};
+}
+inline void store(float* p, Vec a, Lanes lanes) {
+  if (all(lanes)) {
+    _mm256_storeu_ps(p, a.v);
+  } else {
+    _mm256_maskstore_ps(p, lanes.mask, a.v);
+  }
+}
 
 inline Vec load_bf16(const uint16_t* p, Lanes lanes) {
   alignas(16) uint16_t part[kLanes] = {};
   const uint16_t* source = p;
-  if (lanes.count < kLanes) {  // there is no masked load of 16-bit elements
+  if (!all(lanes)) {  // there is no masked load of 16-bit elements
     for (int i = 0; i < lanes.count; ++i) part[i] = p[i];
     source = part;
   }

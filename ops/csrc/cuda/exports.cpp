@@ -29,13 +29,13 @@ MMVIM_EXPORT int mmvim_cuda_choose_split(bool backward, const int* splits, const
   std::vector<mmvim::cuda::Candidate> candidates;
   for (int i = 0; i < count; ++i) {
     const int64_t blocks = mmvim::cuda::ceil_div<int64_t>(channels * splits[i], 64);
-    candidates.push_back({splits[i], blocks, shared_bytes[i], 2});
+    candidates.push_back({splits[i], states, blocks, shared_bytes[i], 2});
   }
   mmvim::cuda::Device device;
   device.multiprocessors = multiprocessors;
   device.shared_bytes = shared_limit;
   const auto& cost = backward ? mmvim::cuda::kBackwardCost : mmvim::cuda::kForwardCost;
-  return mmvim::cuda::choose_split(candidates.data(), count, states, cost, device);
+  return mmvim::cuda::choose_split(candidates.data(), count, cost, device);
 }
 
 // Shared memory of a block that scans both directions of a long sequence, with numbers of so many
@@ -44,6 +44,7 @@ MMVIM_EXPORT int mmvim_cuda_shared_bytes(bool backward, int number_bytes, int sp
                                          int rank) {
   mmvim::cuda::BackwardProblem problem;
   problem.directions = 2;
+  problem.gated = true;
   problem.states = states;
   problem.rank = rank;
   problem.tiles_a_chunk = 128 / mmvim::cuda::kTile;

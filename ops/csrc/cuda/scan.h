@@ -85,7 +85,7 @@ struct Problem {
   int states = 0;
   bool softplus = false;
   float scale = 1.0f;
-  bool gated = false;  // z is given; set by orient
+  bool gated = false;  // z is given
   int64_t batch = 0, length = 0;
   int tiles = 0;
   int tiles_a_chunk = 0;
@@ -151,7 +151,6 @@ template <class Shape, class More>
 void orient(Problem& p, const More& more) {
   constexpr int kBytes = sizeof(typename Shape::T);
   const int64_t tokens = static_cast<int64_t>(p.tiles) * kTile;
-  p.gated = p.scans[0].z.data != nullptr;
   for (int d = 0; d < p.directions; ++d) {
     Direction& scan = p.scans[d];
     const auto turn = [&](auto& rows) {
@@ -167,7 +166,9 @@ void orient(Problem& p, const More& more) {
     for (Rows* rows : {&scan.u, &scan.delta, &scan.z})
       if (rows->data) rows->fit(Shape::kChannels * kBytes);
     const auto in_fours = [](const Rows& rows) { return rows.alignment >= 4 * kBytes; };
-    scan.whole_fours = p.states == Shape::kStates && in_fours(scan.B) && in_fours(scan.C) &&
+    const bool states_in_fours =
+        p.states == Shape::kStates && in_fours(scan.B) && in_fours(scan.C);
+    scan.whole_fours = (Shape::kStates == 1 || states_in_fours) &&
                        (p.rank == 0 || (p.rank % 4 == 0 && in_fours(scan.dt)));
     if (scan.reverse) scan.before = static_cast<uint32_t>(tokens - p.length);
   }

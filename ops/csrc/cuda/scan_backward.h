@@ -24,7 +24,7 @@ struct ScanBackward : BackwardTraits<Shape> {
   using typename Traits::Visit;
   using Traits::kChannels;
   using Traits::kDelta;
-  using Traits::kGradOut;
+  using Traits::kNarrow;
   using Traits::kOwn;
   using Traits::kPair;
   using Traits::kShare;
@@ -35,16 +35,17 @@ struct ScanBackward : BackwardTraits<Shape> {
   using Traits::place;
   using Traits::kU;
   using Traits::kZ;
+  static constexpr int kSplit = Shape::kSplit, kStates = Shape::kStates;
   static constexpr int kMostThreads = 2 * Shape::kThreads;
   // At once on a multiprocessor, as far as registers are concerned: more would not fit unspilled.
-  static constexpr int kBlocks = Shape::kOwn * sizeof(T) > 4 ? 2 : 3;
+  static constexpr int kBlocks = Shape::kSplit == 1 ? 1 : Shape::kOwn * sizeof(T) > 4 ? 2 : 3;
 
   static void fit(Params& p) {
     orient<Shape>(p, [&](int d, const auto& turn) {
       ScanGrads& grads = p.grads[d];
       for (Rows* rows : {&grads.out, &grads.z, &grads.u, &grads.delta}) turn(*rows);
       for (RowSums* sums : {&grads.dt, &grads.B, &grads.C}) turn(*sums);
-      grads.out.fit(kChannels * static_cast<int>(sizeof(T)));
+      grads.out.fit(kChannels * static_cast<int>(p.wide_grad ? sizeof(float) : sizeof(T)));
     });
   }
   static MMVIM_HD int64_t blocks(const Params& p) { return Block<Shape>::number(p); }
@@ -120,6 +121,7 @@ struct ScanBackward : BackwardTraits<Shape> {
     using Sums::begin_sums;
     using Sums::cursor;
     using Sums::given;
+    using Sums::grad_out;
     using Sums::layout;
     using Sums::p;
     using Sums::space;
@@ -146,7 +148,13 @@ struct ScanBackward : BackwardTraits<Shape> {
       start_copies(scan.u, Cursor::kCopyU);
       if (p.rank == 0) start_copies(scan.delta, Cursor::kCopyDelta);
       if (p.gated) start_copies(scan.z, Cursor::kCopyZ);
-      start_copies(p.grads[at.direction].out, Cursor::kCopyGradOut);
+      const Rows& grad_out = p.grads[at.direction].out;
+      if (kNarrow && p.wide_grad) {
+        cursor(at, Cursor::kCopyGradOut) =
+            own_tile_start<Shape, float>(p, grad_out, block, step, at.lane);
+      } else {
+        start_copies(grad_out, Cursor::kCopyGradOut);
+      }
       const Space<Shape> space = this->space(at);
       if (at.s == 0) {
         const bool exists = at.k < block.count;
@@ -175,7 +183,14 @@ struct ScanBackward : BackwardTraits<Shape> {
       copy_tile(scan.u, Cursor::kCopyU, kU);
       if (p.rank == 0) copy_tile(scan.delta, Cursor::kCopyDelta, kDelta);
       if (p.gated) copy_tile(scan.z, Cursor::kCopyZ, kZ);
-      copy_tile(p.grads[at.direction].out, Cursor::kCopyGradOut, kGradOut);
+      const Rows& grad_out = p.grads[at.direction].out;
+      const char* from = in_global(cursor(at, Cursor::kCopyGradOut));
+      T* to = space.raw(number, layout.grad_out);
+      if (kNarrow && p.wide_grad) {
+        copy_own_tile(grad_out, from, block, tile, at.lane, reinterpret_cast<float*>(to));
+      } else {
+        copy_own_tile(grad_out, from, block, tile, at.lane, to);
+      }
     }
     MMVIM_HD void copy_next(const Thread<Shape>& at, Registers& own, const Visit& visit) const {
       if (visit.next < 0) return;
@@ -239,11 +254,10 @@ struct ScanBackward : BackwardTraits<Shape> {
       copy_next(at, own, visit);
       const Space<Shape> space = this->space(at);
       const int first = at.slot() * kChannels + at.k;
-      const T* grad_out = space.raw(visit.copy, kGradOut) + first;
       const T* z = space.raw(visit.copy, kZ) + first;
       float grads[Shape::kSlots], slopes[Shape::kSlots];
       prepare_steps(at, visit, [&](int j, float, float slope) {
-        grads[j] = p.scale * to_float(grad_out[j * kChannels]);
+        grads[j] = p.scale * grad_out(space, visit.copy, first + j * kChannels);
         if (p.gated) grads[j] *= silu(to_float(z[j * kChannels]));
         slopes[j] = slope;
       });

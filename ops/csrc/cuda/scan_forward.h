@@ -8,6 +8,7 @@ namespace mmvim::cuda {
 
 struct ForwardProblem : Problem {
   Rows out[2];                  // the same for both scans
+  bool wide_out = false;        // out is float, whatever the inputs are
   float* last_state = nullptr;  // (B, groups * channels, states) of the only scan, or null
 };
 
@@ -15,9 +16,11 @@ template <class Shape>
 struct ScanForward {
   using T = typename Shape::T;
   using Params = ForwardProblem;
+  static constexpr int kSplit = Shape::kSplit, kStates = Shape::kStates;
   static constexpr int kMostThreads = 2 * Shape::kThreads;
   // At once on a multiprocessor, as far as registers are concerned: more would not fit unspilled.
-  static constexpr int kBlocks = Shape::kOwn > 4 ? 2 : Shape::kOwn * sizeof(T) > 4 ? 3 : 4;
+  static constexpr int kBlocks =
+      Shape::kOwn > 4 || Shape::kSplit == 1 ? 2 : Shape::kOwn * sizeof(T) > 4 ? 3 : 4;
 
   struct Registers {
     float A[Shape::kOwn];  // times log2(e), of the paired thread's states
@@ -39,7 +42,7 @@ struct ScanForward {
     MMVIM_HD explicit Layout(const Params& p) {
       take_fixed<Shape>();
       sums = take(4 * kTile * Shape::kThreads);
-      take_rest<Shape>(p, kDelta);
+      take_rest<Shape>(p, p.rank == 0 ? kDelta + 1 : p.gated ? kZ + 1 : kU + 1);
     }
   };
   enum RawTile { kU, kZ, kDelta };
@@ -114,7 +117,8 @@ struct ScanForward {
       if (p.rank == 0) own.delta = own_tile_start(p, scan.delta, block, 0, at.lane);
       if (p.gated) own.z = own_tile_start(p, scan.z, block, 0, at.lane);
       own.partial = scan.partial.at(block.b, at.slot()) + channel * sizeof(float);
-      own.out = p.out[at.direction].at(block.b, at.slot()) + channel * sizeof(T);
+      const int64_t bytes = p.wide_out ? sizeof(float) : sizeof(T);
+      own.out = p.out[at.direction].at(block.b, at.slot()) + channel * bytes;
       if (p.rank > 0) load_weight<Shape>(p, scan, block, space(at), at.lane);
       copy(at, own, 0);
       wait_for_copies();
@@ -246,8 +250,12 @@ struct ScanForward {
         char* out = own.out;
         MMVIM_UNROLL
         for (int j = 0; j < Shape::kSlots; ++j, out += rows_out.token) {
-          const T value = from_float<T>(p.scale * y[j]);
-          if (tile.given(at.slot() + j)) *reinterpret_cast<T*>(out) = value;
+          if (!tile.given(at.slot() + j)) continue;
+          if (sizeof(T) == sizeof(float) || p.wide_out) {
+            *reinterpret_cast<float*>(out) = p.scale * y[j];
+          } else {
+            *reinterpret_cast<T*>(out) = from_float<T>(p.scale * y[j]);
+          }
         }
       }
       own.partial += scan.partial.tile;

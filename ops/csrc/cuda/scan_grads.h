@@ -31,6 +31,7 @@ struct ScanGrads {
 struct BackwardProblem : Problem {
   ScanGrads grads[2];
   const float* grad_last_state = nullptr;  // (B, groups * channels, states) of the only scan
+  bool wide_grad = false;                  // grads.out is float, whatever the inputs are
   bool atomic = false;                     // all blocks of a group add to part 0
 };
 
@@ -46,6 +47,7 @@ struct BackwardTraits {
   static constexpr int kShare = kOwn > 1 ? 4 : 8;   // tokens between two sums over a block
   static constexpr int kVector = 2 * kOwn < 4 ? 2 * kOwn : 4;  // of the grads of B and C
   static constexpr int kVectors = 2 * kOwn / kVector;          // of them, a thread and token
+  static constexpr bool kNarrow = sizeof(T) < sizeof(float);
 
   struct Registers {
     float A[kOwn];                               // times log2(e), of the paired thread's states
@@ -78,6 +80,7 @@ struct BackwardTraits {
     int totals;       // (2, kThreads): grads of bias and D, of the tokens a thread sums up
     int states;       // (tiles a chunk * kSweeps, kOwn, kThreads): before each sweep
     int grad_weight;  // (rank_fours, kChannels, 4)
+    int grad_out;     // of the raw tiles: two, of half the channels each, where it is wide
 
     MMVIM_HD explicit Layout(const Params& p) {
       take_fixed<Shape>();
@@ -88,7 +91,9 @@ struct BackwardTraits {
       cursors = take(static_cast<int>(sizeof(char*)) * kCursors * Shape::kThreads);
       channels = take(4 * 2 * kChannels);
       totals = take(4 * 2 * Shape::kThreads);
-      take_rest<Shape>(p, kDelta);
+      grad_out = p.rank == 0 || p.gated ? kGradOut : kZ;
+      const int wide = kNarrow && p.wide_grad ? 2 : 1;
+      take_rest<Shape>(p, p.rank == 0 ? kDelta + 1 : grad_out + wide);
       const int tiles = p.tiles_a_chunk < p.tiles ? p.tiles_a_chunk : p.tiles;
       states = take(4 * tiles * kSweeps * kOwn * Shape::kThreads);
       grad_weight = take(16 * rank_fours * kChannels);
@@ -117,7 +122,7 @@ struct BackwardSums : BackwardTraits<Shape> {
   using typename Traits::Visit;
   using typename Traits::Cursor;
   using Traits::kChannels;
-  using Traits::kGradOut;
+  using Traits::kNarrow;
   using Traits::kOwn;
   using Traits::kPair;
   using Traits::kShare;
@@ -153,10 +158,17 @@ struct BackwardSums : BackwardTraits<Shape> {
 
   // A token of a share, and a channel: what one thread sums up over the states. Where half of the
   // threads do, it is the half that has less to sum up over channels.
+  static constexpr int kItems = ceil_div(kShare * kChannels, Shape::kThreads);  // of a thread
   struct Item {
     int token, k;
 
-    MMVIM_HD explicit Item(int lane) {
+    MMVIM_HD explicit Item(int lane, int item = 0) {
+      if (kItems > 1) {  // all tokens of a channel
+        static_assert(kItems == 1 || kChannels == Shape::kThreads);
+        token = item;
+        k = lane;
+        return;
+      }
       const int i = (lane + Shape::kThreads / 2) % Shape::kThreads;
       token = i / 2 / kChannels * 2 + i % 2;
       k = i / 2 % kChannels;
@@ -211,7 +223,11 @@ struct BackwardSums : BackwardTraits<Shape> {
     const Tile tile(p, p.scans[at.direction], visit.step);
     const Space<Shape> space = this->space(at);
     share_over_channels(at, tile, space, first);
-    const Item item(at.lane);
+    MMVIM_UNROLL_BY(1)
+    for (int i = 0; i < kItems; ++i) share_item(at, visit, Item(at.lane, i), first, tile, space);
+  }
+  MMVIM_HD void share_item(const Thread<Shape>& at, const Visit& visit, const Item& item, int first,
+                           const Tile& tile, const Space<Shape>& space) const {
     const int slot = first + item.token;
     if (item.token >= kShare || item.k >= block.count || !tile.given(slot)) return;
     const float* sums = space.floats(layout.sums) + item.token / 2 * kPair + item.token % 2;
@@ -276,6 +292,13 @@ struct BackwardSums : BackwardTraits<Shape> {
     out[(p.states + p.rank + 1) * ld] = grad_bias;
   }
 
+  // A number of the tile of grad_out.
+  MMVIM_HD float grad_out(const Space<Shape>& space, int copy, int place) const {
+    const T* tile = space.raw(copy, layout.grad_out);
+    return kNarrow && p.wide_grad ? reinterpret_cast<const float*>(tile)[place]
+                                  : to_float(tile[place]);
+  }
+
   static MMVIM_HD void put(char* to, float value) {
     *reinterpret_cast<T*>(to) = from_float<T>(value);
   }
@@ -326,7 +349,6 @@ struct BackwardSums : BackwardTraits<Shape> {
     const int first = at.slot() * kChannels + at.k;
     const float* ys = space.floats(layout.grad_y);
     const T* z = space.raw(visit.copy, kZ) + first;
-    const T* grad_out = space.raw(visit.copy, kGradOut) + first;
     const int64_t token = p.grads[at.direction].z.token;
     const int64_t partial_token = p.scans[at.direction].partial.token;
     char* grad_z = in_global(cursor(at, Cursor::kGradZ));
@@ -341,7 +363,7 @@ struct BackwardSums : BackwardTraits<Shape> {
         continue;
       }
       if (p.directions == 2) y += *partial;
-      const float grad = p.scale * to_float(grad_out[j * kChannels]) * y;
+      const float grad = p.scale * grad_out(space, visit.copy, first + j * kChannels) * y;
       put(grad_z, grad * silu_slope(to_float(z[j * kChannels])));
     }
   }

@@ -8,8 +8,9 @@
 
 namespace mmvim::cuda {
 
-// Threads a channel and direction, by which compiled kernels differ. 16 states are what Vim has;
-// one kernel serves all other numbers.
+// Threads a channel and direction, by which compiled kernels differ. 16 states are what Vim has, and
+// 1 what VMamba has; one kernel serves all other numbers, and 1 where few channels would leave a GPU
+// idle or a block's shared memory has no room for 64.
 constexpr int kUsualStates = 16;
 constexpr int kOtherSplit = 8;
 
@@ -22,6 +23,7 @@ ForcedSplits& forced_splits();
 // What one kernel would need for a problem.
 struct Candidate {
   int split;
+  int states;  // that it computes, given or not
   int64_t blocks;
   int shared_bytes;
   int blocks_at_once;  // on a multiprocessor, by registers
@@ -37,8 +39,7 @@ constexpr Cost kForwardCost = {5.5, 51.0, 13.0};
 constexpr Cost kBackwardCost = {19.5, 310.0, 54.0};
 
 // The split whose kernel should take least time, or 0 if none fits into the device's shared memory.
-int choose_split(const Candidate* candidates, int count, int states, const Cost& cost,
-                 const Device& device);
+int choose_split(const Candidate* candidates, int count, const Cost& cost, const Device& device);
 
 // The split for a problem. A block takes 64 / split channels.
 template <class T>

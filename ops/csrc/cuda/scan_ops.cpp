@@ -35,6 +35,7 @@ struct Scans {
     p.tiles = static_cast<int>(ceil_div(p.length, int64_t{kTile}));
     p.tiles_a_chunk = static_cast<int>(ceil_div(std::min(chunk, p.length), int64_t{kTile}));
     p.directions = static_cast<int>(inputs.size());
+    p.gated = z.has_value();
     for (int d = 0; d < p.directions; ++d) {
       const Inputs& from = inputs[d];
       Direction& scan = p.scans[d];
@@ -80,7 +81,9 @@ ForwardResult run_forward(const Scans& scans, const Tensor& lead, ScalarType out
   const OnDeviceOf on(lead);
   ForwardProblem p;
   static_cast<Problem&>(p) = scans.problem;
-  const Tensor out = new_contiguous(lead, scans.type), partial = scans.new_partial(lead);
+  p.wide_out = out_type == ScalarType::Float;
+  const ScalarType written = p.wide_out ? out_type : scans.type;
+  const Tensor out = new_contiguous(lead, written), partial = scans.new_partial(lead);
   ForwardResult result = {out, nothing(lead), scans.new_checkpoints(lead)};
   if (want_last_state) {
     result.last_state = torch::stable::new_empty(
@@ -89,7 +92,7 @@ ForwardResult run_forward(const Scans& scans, const Tensor& lead, ScalarType out
   }
   p.checkpoints = floats(result.checkpoints);
   for (int d = 0; d < p.directions; ++d) {
-    p.out[d] = RowsOf(out, scans.type).rows();
+    p.out[d] = RowsOf(out, written).rows();
     if (p.directions == 2) p.scans[d].partial = RowsOf(partial, ScalarType::Float).rows();
   }
   with_type(scans.type, [&](auto value) {
@@ -141,10 +144,9 @@ BackwardResult run_backward(const Scans& scans, const Tensor& lead, const Tensor
   BackwardResult result;
   BackwardProblem p;
   static_cast<Problem&>(p) = scans.problem;
-  STD_TORCH_CHECK(grad_out.scalar_type() != ScalarType::Float || scans.type == ScalarType::Float,
-                  "the CUDA kernels take a float32 gradient of float32 inputs only; convert the "
-                  "inputs, or use backend='chunked'");
-  const RowsOf grad(grad_out, scans.type);
+  // As it is where it is wider than the inputs; it may be narrower than inputs of several types.
+  p.wide_grad = grad_out.scalar_type() == ScalarType::Float;
+  const RowsOf grad(grad_out, p.wide_grad ? ScalarType::Float : scans.type);
   const Tensor saved = to_contiguous(checkpoints);
   const Parameter last(grad_last_state);
   const Tensor partial = scans.new_partial(lead);
@@ -287,9 +289,6 @@ std::tuple<Tensor, Tensor> bidirectional_selective_scan(
     const OptionalTensor z, double scale, bool wide_out, int64_t chunk) {
   const Scans scans = bidirectional(x_f, x_b, dbl_f, dbl_b, dt_w_f, dt_w_b, dt_b_f, dt_b_b, A_f,
                                     A_b, D_f, D_b, z, scale, chunk);
-  STD_TORCH_CHECK(!wide_out || scans.type == ScalarType::Float,
-                  "the CUDA kernels keep float32 sums of float32 inputs only; convert the inputs, "
-                  "or use backend='chunked'");
   const ForwardResult result =
       run_forward(scans, x_f, wide_out ? ScalarType::Float : x_f.scalar_type(), false);
   return {result.out, result.checkpoints};

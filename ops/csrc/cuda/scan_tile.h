@@ -56,10 +56,10 @@ struct TileLayout {
     rows = take(4 * kTile * kRow<Shape>);
     steps = take(8 * kTile * Shape::kChannels);
   }
-  // `tiles`: how many of (32, kChannels) a step reads, deltas apart, which come last.
+  // `tiles`: how many of (32, kChannels) numbers a step reads.
   template <class Shape>
   MMVIM_HD void take_rest(const Problem& p, int tiles) {
-    raw_tiles = tiles + (p.rank == 0 ? 1 : 0);
+    raw_tiles = tiles;
     raw = take(2 * raw_tiles * kRawTileBytes<Shape>);
     rank_fours = ceil_div(p.rank, 4);
     dt = take(16 * kTile * rank_fours);
@@ -69,20 +69,19 @@ struct TileLayout {
 
 // --- a tile's phases ---
 
-// Where a thread begins to copy a tile of the block's own channels of a tensor.
-template <class Shape>
+// Where a thread begins to copy a tile of the block's own channels of a tensor of numbers N.
+template <class Shape, class N = typename Shape::T>
 MMVIM_HD char* own_tile_start(const Problem& p, const Rows& rows, const Block<Shape>& block,
                               int step, int lane) {
   const int slot = lane >> rows.copies_log2;
   const int column = (lane & ((1 << rows.copies_log2) - 1)) * rows.bytes;
   return rows.at(block.b, slot) + step * rows.tile +
-         block.channel(p) * sizeof(typename Shape::T) + column;
+         block.channel(p) * sizeof(N) + column;
 }
 
 template <class Shape, int Bytes>
-MMVIM_HD void copy_rows(const Rows& rows, const char* from, const Tile& tile, int valid_bytes,
-                        int lane, char* to) {
-  constexpr int row_bytes = Shape::kChannels * static_cast<int>(sizeof(typename Shape::T));
+MMVIM_HD void copy_rows(const Rows& rows, const char* from, const Tile& tile, int row_bytes,
+                        int valid_bytes, int lane, char* to) {
   const int apart = Shape::kThreads >> rows.copies_log2;
   const int column = (lane & ((1 << rows.copies_log2) - 1)) * Bytes;
   int slot = lane >> rows.copies_log2;
@@ -103,12 +102,12 @@ MMVIM_HD void copy_rows(const Rows& rows, const char* from, const Tile& tile, in
 
 // Starts to copy a tile of the block's own channels; what there is not becomes zero. `from`: where
 // the thread begins.
-template <class Shape>
+template <class Shape, class N>
 MMVIM_HD void copy_own_tile(const Rows& rows, const char* from, const Block<Shape>& block,
-                            const Tile& tile, int lane, typename Shape::T* raw) {
-  constexpr int row_bytes = Shape::kChannels * static_cast<int>(sizeof(typename Shape::T));
+                            const Tile& tile, int lane, N* raw) {
+  constexpr int row_bytes = Shape::kChannels * static_cast<int>(sizeof(N));
   constexpr int most = row_bytes < 16 ? row_bytes : 16;  // bytes at once
-  const int valid = block.count * static_cast<int>(sizeof(typename Shape::T));
+  const int valid = block.count * static_cast<int>(sizeof(N));
   char* to = reinterpret_cast<char*>(raw);
   if (rows.bytes == most) {  // as almost always: straight code
     constexpr int in_a_row = row_bytes / most, apart = Shape::kThreads / in_a_row;
@@ -122,9 +121,9 @@ MMVIM_HD void copy_own_tile(const Rows& rows, const char* from, const Block<Shap
     return;
   }
   switch (rows.bytes) {
-    case 8: copy_rows<Shape, 8>(rows, from, tile, valid, lane, to); break;
-    case 4: copy_rows<Shape, 4>(rows, from, tile, valid, lane, to); break;
-    default: copy_rows<Shape, 2>(rows, from, tile, valid, lane, to);
+    case 8: copy_rows<Shape, 8>(rows, from, tile, row_bytes, valid, lane, to); break;
+    case 4: copy_rows<Shape, 4>(rows, from, tile, row_bytes, valid, lane, to); break;
+    default: copy_rows<Shape, 2>(rows, from, tile, row_bytes, valid, lane, to);
   }
 }
 
@@ -172,8 +171,9 @@ MMVIM_HD void load_weight(const Problem& p, const Direction& scan, const Block<S
 template <class Shape>
 struct RowsAhead {
   using T = typename Shape::T;
-  static constexpr int kFours = Shape::kStates / 4;                   // of B and of C, a row
-  static constexpr int kOwnFours = kFours * kTile / Shape::kThreads;  // of them, a thread
+  static constexpr bool kOne = Shape::kStates == 1;           // in place of four: half the threads
+  static constexpr int kFours = kOne ? 1 : Shape::kStates / 4;  // of B and of C, a row
+  static constexpr int kOwnFours = ceil_div(kFours * kTile, Shape::kThreads);  // a thread
   static constexpr int kRowsApart = Shape::kThreads / kFours;
   static constexpr int kRankFours = 2;                                // of dt, a thread
   static constexpr int kApart = Shape::kThreads / kTile;              // of them in a row
@@ -219,6 +219,10 @@ struct RowsAhead {
     MMVIM_UNROLL_BY(1)
     for (int j = kRankFours; lane / kTile + j * kApart < fours; ++j)
       cuda::store(to + j * Shape::kThreads * 4, floats(read_dt<false>(p, scan, tile, lane, j)));
+    if constexpr (kOne) {
+      if (lane < kTile) cuda::store<2>(space.row(lane, 0), {{B[0].get(0), C[0].get(0)}});
+      return;
+    }
     // Of state n, the first of four, and how far it is to those of C.
     const int n = lane % kFours * 4;
     to = space.row(lane / kFours, 0) + n / Shape::kOwn * 2 * Shape::kOwn + n % Shape::kOwn;
@@ -250,6 +254,12 @@ struct RowsAhead {
     const char *B_from = B_at, *C_from = C_at;
     MMVIM_UNROLL
     for (int j = 0; j < kOwnFours; ++j) {
+      if constexpr (kOne) {
+        const bool given = lane < kTile && tile.given(lane);
+        B[j] = read_one(B_from, given);
+        C[j] = read_one(C_from, given);
+        continue;
+      }
       const int columns = tile.given(slot + j * kRowsApart) ? p.states - lane % kFours * 4 : 0;
       B[j] = read_four<Whole>(scan.B, B_from, columns);
       C[j] = read_four<Whole>(scan.C, C_from, columns);
@@ -271,6 +281,11 @@ struct RowsAhead {
       for (int j = 0; j < 4; ++j)
         if (j < columns) four.set(j, reinterpret_cast<const T*>(from)[j]);
     }
+    return four;
+  }
+  static MMVIM_HD Four<T> read_one(const char* from, bool given) {
+    Four<T> four = {};
+    if (given) four.set(0, *reinterpret_cast<const T*>(from));
     return four;
   }
   static MMVIM_HD Floats<4> floats(const Four<T>& four) {
