@@ -27,7 +27,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from mmvim_ops.backends import override
+from mmvim_ops.backends import override  # all families are declared with their backends
+from mmvim_ops.library import FAMILIES
 
 __all__ = ['projection_flops', 'scan_flops', 'through_operators']
 
@@ -74,8 +75,10 @@ def _norm(x: Shape) -> int:
 
 
 def _formula(name: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Register a formula for an operator of either family."""
-    overloads = [getattr(torch.ops.mmvim, f'{prefix}{name}') for prefix in ('', 'chunked_')]
+    """Register a formula for an operator of every family."""
+    overloads = [
+        getattr(getattr(torch.ops, namespace), f'{prefix}{name}') for namespace, prefix in FAMILIES
+    ]
     formula: Callable[[Callable[..., int]], Callable[..., int]] = register_flop_formula(overloads)
     return formula
 

@@ -38,6 +38,7 @@ from mmvim_ops.pure_torch import conv, norm, scans
 
 __all__ = [
     'COMPILED',
+    'FAMILIES',
     'PURE_TORCH',
     'Family',
     'Operator',
@@ -444,6 +445,10 @@ def _in_promised_strides(kernel: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+# Namespace and prefix of every family.
+FAMILIES: list[tuple[str, str]] = []
+
+
 def register(namespace: str, prefix: str = '') -> Family:
     """Declare a family of operators, with kernels in pure torch, shape rules and derivatives.
 
@@ -452,6 +457,7 @@ def register(namespace: str, prefix: str = '') -> Family:
             in it take the place of those in pure torch.
         prefix (str): Goes before the names. Defaults to ''.
     """
+    FAMILIES.append((namespace, prefix))
     operators: dict[str, Operator] = {}
     for name, definition in _DEFINITIONS.items():
         overloads = []

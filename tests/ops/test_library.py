@@ -101,37 +101,39 @@ def test_opcheck_backwards(
             )
 
 
-@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(('family', 'dtype'), FAMILIES[:4])
 @pytest.mark.parametrize('bias', [True, False])
-def test_opcheck_convolutions(dtype: torch.dtype, bias: bool) -> None:
+def test_opcheck_convolutions(family: str, dtype: torch.dtype, bias: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     x, grad = torch.randn(2, 2, 7, 5, generator=generator).to(dtype)
     weight = torch.randn(5, 4, generator=generator)
     offset = torch.randn(5, generator=generator) if bias else None
     one = [t if t is None else t.requires_grad_() for t in (x, weight, offset)]
-    torch.library.opcheck(operator('', 'conv1d_silu'), (*one, True))
-    torch.library.opcheck(operator('', 'bi_conv1d_silu'), (*one, *one[1:]))
+    torch.library.opcheck(operator(family, 'conv1d_silu'), (*one, True))
+    torch.library.opcheck(operator(family, 'bi_conv1d_silu'), (*one, *one[1:]))
     with torch.no_grad():
         for needs in ([True] * 3, [False, True, False]):
-            torch.library.opcheck(operator('', 'conv1d_silu_backward'), (grad, *one, True, needs))
+            torch.library.opcheck(
+                operator(family, 'conv1d_silu_backward'), (grad, *one, True, needs)
+            )
         for needs in ([True] * 5, [True, False, False, True, False]):
             torch.library.opcheck(
-                operator('', 'bi_conv1d_silu_backward'), (grad, grad, *one, *one[1:], needs)
+                operator(family, 'bi_conv1d_silu_backward'), (grad, grad, *one, *one[1:], needs)
             )
 
 
-@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
-def test_opcheck_norm(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(('family', 'dtype'), FAMILIES[:4])
+def test_opcheck_norm(family: str, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 7, 5, generator=generator).requires_grad_()
     added = torch.randn(2, 7, 5, generator=generator).to(dtype).requires_grad_()
     weight = torch.randn(5, generator=generator).requires_grad_()
-    torch.library.opcheck(operator('', 'add_rms_norm'), (x, added, weight, 1e-5))
+    torch.library.opcheck(operator(family, 'add_rms_norm'), (x, added, weight, 1e-5))
     with torch.no_grad():
-        normed, total, scales = torch.ops.mmvim.add_rms_norm(x, added, weight, 1e-5)
+        normed, total, scales = operator(family, 'add_rms_norm')(x, added, weight, 1e-5)
         for grad_total in (total, None):
             torch.library.opcheck(
-                operator('', 'add_rms_norm_backward'),
+                operator(family, 'add_rms_norm_backward'),
                 (normed, grad_total, total, scales, weight),
             )
 
