@@ -2,13 +2,15 @@
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from mmvim.models import VisionMamba
 
 
 def build(direction):
     torch.manual_seed(0)
-    return VisionMamba('nano', img_size=32, out_indices=(1, 3), direction=direction)
+    arch = dict(embed_dims=32, num_layers=2, d_state=8)
+    return VisionMamba(arch, img_size=32, out_indices=(0, 1), direction=direction)
 
 
 def run(model, function, x):
@@ -52,12 +54,25 @@ def test_fullgraph(direction, compiler):
     assert_same(run(model, compiled, x), run(model, model, x))
 
 
+@torch.no_grad()
+def test_one_graph_of_symbolic_sizes_in_evaluation():
+    """Also where a size is the one that the position embedding is stored for."""
+    torch._dynamo.reset()
+    model, counter = build('ssm_conv').eval(), CompileCounter()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=counter)
+    for size in ((48, 112), (32, 32), (33, 71), (160, 176)):
+        x = torch.randn(2, 3, *size)
+        torch.testing.assert_close(compiled(x), model(x), rtol=0, atol=1e-5)
+    assert counter.frame_count == 1
+
+
 @pytest.mark.slow
-def test_fullgraph_of_symbolic_sizes():
-    """The second size that a compiled model meets is compiled for all sizes."""
+@pytest.mark.parametrize('dynamic', [None, True])
+def test_fullgraph_of_symbolic_sizes(dynamic):
+    """In training; by default the second size that a model meets is compiled for all sizes."""
     torch._dynamo.reset()
     model = build('ssm_conv')
-    compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
+    compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend='aot_eager')
     for size in ((32, 48), (64, 80), (48, 112)):
         x = torch.randn(2, 3, *size)
         assert_same(run(model, compiled, x), run(model, model, x))

@@ -11,11 +11,7 @@ from mmcv.cnn.bricks import DropPath
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from mmvim.models.arguments import (
-    check_choice,
-    parse_arch,
-    parse_out_indices,
-)
+from mmvim.models.arguments import check_choice, parse_arch, parse_out_indices
 from mmvim.models.backbones.token_embedding import TokenEmbedding
 from mmvim.models.layers import VimBlock, VimMixer, build_norm
 from mmvim.models.layers.direction import DIRECTIONS
