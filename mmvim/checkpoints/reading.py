@@ -165,7 +165,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
             else f'a {type(checkpoint).__name__}'
         )
         raise UserError(f'{path} is no checkpoint: it holds {held}, but no weights')
-    if isinstance(checkpoint.get('state_dict'), Mapping):
+    if 'state_dict' in checkpoint:
         checked_weights(checkpoint['state_dict'], path)
     return checkpoint
 
@@ -215,16 +215,19 @@ def _holds_tensors(checkpoint: Mapping[Any, Any]) -> bool:
     )
 
 
-def checked_weights(weights: Mapping[Any, Any], source: str) -> dict[str, torch.Tensor]:
+def checked_weights(weights: Any, source: str) -> dict[str, torch.Tensor]:
     """A state dict without the ``module.`` that a wrapped model put before its keys.
 
     Args:
-        weights (Mapping): What a file holds as its weights.
+        weights (Any): What a file holds as its weights.
         source (str): What to call the file in the message.
 
     Raises:
-        UserError: If a key is no name, or what it stands for no dense tensor.
+        UserError: If this is no dict of names and dense tensors.
     """
+    if not isinstance(weights, Mapping):
+        kind = type(weights).__name__
+        raise UserError(f'{source} is no checkpoint that can be used: its weights are a {kind}')
     for key, value in weights.items():
         if not isinstance(key, str):
             problem = f'the key {key!r} of its weights is no name of a parameter'

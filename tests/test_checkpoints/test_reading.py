@@ -145,7 +145,15 @@ def test_arguments_that_run_something_are_refused(tmp_path):
     assert not (tmp_path / 'written').exists()
 
 
-def test_weights_without_names_are_refused_before_a_run(tmp_path):
-    torch.save(dict(state_dict={7: torch.ones(1)}, meta={}), tmp_path / 'a.pth')
-    with pytest.raises(UserError, match=r'a\.pth is no checkpoint .*the key 7 of its weights'):
+@pytest.mark.parametrize(
+    'weights, says',
+    [
+        ({7: torch.ones(1)}, 'the key 7 of its weights'),
+        ([torch.ones(1)], 'its weights are a list'),
+        (torch.ones(1), 'its weights are a Tensor'),
+    ],
+)
+def test_weights_of_no_use_are_refused_before_a_run(tmp_path, weights, says):
+    torch.save(dict(state_dict=weights, extra=torch.ones(1), meta={}), tmp_path / 'a.pth')
+    with pytest.raises(UserError, match=rf'a\.pth is no checkpoint .*{says}'):
         read_checkpoint(str(tmp_path / 'a.pth'))

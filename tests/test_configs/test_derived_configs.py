@@ -10,10 +10,11 @@ import torch
 from mmengine.config import Config
 from mmengine.hub import get_config, get_model
 from mmengine.registry import DefaultScope, Registry
+from repository import CONFIGS
 
 import mmvim
 
-CONFIGS = Path(__file__).parents[2] / 'configs'
+pytestmark = pytest.mark.stack
 UPERNET = 'upernet/vim-tiny_upernet_4xb8-60k_ade20k-512x512.py'
 # One of each model base, dataset and schedule.
 DERIVED = {
