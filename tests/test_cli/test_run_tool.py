@@ -112,7 +112,11 @@ def test_a_full_disk_is_one_line(full: str, tmp_path: Path) -> None:
     log = '/dev/full' if full == 'log' else tmp_path / 'log'
     with open('/dev/full' if full == 'stdout' else os.devnull, 'w') as stdout:
         done = subprocess.run(
-            [sys.executable, '-c', SCRIPT, log], stdout=stdout, stderr=subprocess.PIPE, text=True
+            [sys.executable, '-c', SCRIPT, log],
+            env={**os.environ, 'PYTHONUNBUFFERED': ''},
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            text=True,
         )
     said = [line for line in done.stderr.splitlines() if 'Warning' not in line]
     assert 'Traceback' not in done.stderr
