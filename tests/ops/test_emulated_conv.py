@@ -136,7 +136,7 @@ def test_views(dtype: torch.dtype, W: int, tools: Tools) -> None:
 def test_only_what_is_needed(W: int, emulated: Any) -> None:
     """Every subset of the gradients has the numbers that all of them have."""
     tensors = inputs(2, 37, 6, W, torch.float32)
-    operators = emulated.kernels.operators
+    family = emulated.backend.family
     x, w_f, w_b, b_f, b_b = (tensors[name] for name in ('x', 'w_f', 'w_b', 'b_f', 'b_b'))
     grads = [torch.randn(2, 37, 6, generator=torch.Generator().manual_seed(i)) for i in (1, 2)]
 
@@ -146,9 +146,9 @@ def test_only_what_is_needed(W: int, emulated: Any) -> None:
             for got, all_of_it, need in zip(run(list(needs)), everything, needs):
                 assert torch.equal(got, all_of_it) if need else got.numel() == 0, needs
 
-    backward = operators.bi_conv1d_silu_backward.default
+    backward = family.bi_conv1d_silu_backward
     check(lambda needs: backward(*grads, x, w_f, b_f, w_b, b_b, needs), 5)
-    backward_of_one = operators.conv1d_silu_backward.default
+    backward_of_one = family.conv1d_silu_backward
     for reverse in (False, True):
         check(partial(backward_of_one, grads[0], x, w_f, b_f, reverse), 3)
 
