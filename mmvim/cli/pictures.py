@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.registry import DATASETS, VISUALIZERS
 from mmengine.visualization import Visualizer
+from PIL import Image
 
 from mmvim.cli.option_keys import accepted_arguments, resolve
 from mmvim.cli.progress import track
@@ -49,8 +51,13 @@ def read_rgb(path: str | Path) -> np.ndarray:
     """Decode an image to (H, W, 3) uint8 in RGB order, turned upright as mmcv does.
 
     Raises:
-        UserError: If it cannot be decoded.
+        UserError: If it cannot be decoded, or has more pixels than Pillow deems safe to decode.
     """
+    try:
+        with suppress(OSError):  # a kind that Pillow does not know, or an absent file: asked below
+            Image.open(path).close()
+    except Image.DecompressionBombError as error:
+        raise UserError(f'{path} is not decoded: {sentence(error)}') from error
     try:
         data = np.fromfile(path, dtype=np.uint8)
         image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None

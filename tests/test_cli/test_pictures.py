@@ -29,6 +29,11 @@ def test_pictures_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(UserError, match='cannot be read'):
         read_rgb(tmp_path)
 
+    bomb_file = tmp_path / 'bomb.png'
+    Image.new('1', (20000, 20000)).save(bomb_file)  # some 50 kB on the disk, fit for OpenCV
+    with pytest.raises(UserError, match=r'bomb\.png is not decoded: .*400000000 pixels'):
+        read_rgb(bomb_file)
+
     def bomb(data: np.ndarray, flag: int) -> None:
         raise cv2.error('more pixels than CV_IO_MAX_IMAGE_PIXELS')
 

@@ -62,4 +62,5 @@ class VimBlock(nn.Module):
         else:
             hidden = self.drop_path(hidden)
             normed, residual = add_and_normalise(self.norm, residual, hidden, self.scan_backend)
-        return self.mixer(normed, reverse), residual
+        # The tokens alone where they suffice: a layer in the mixer's place takes no more.
+        return self.mixer(normed, reverse) if reverse else self.mixer(normed), residual
