@@ -246,15 +246,16 @@ def force_splits(forward: int = 0, backward: int = 0) -> None:
 
     Args:
         forward: 1, 2, 4, 8 or 16. Defaults to 0: the rule decides.
-        backward: 4, 8 or 16. Defaults to 0: the rule decides.
+        backward: 4, 8 or 16, or 1 where N = 1. Defaults to 0: the rule decides.
 
     Raises:
         RuntimeError: There are no CUDA kernels; the message says why.
         ValueError: A number is none of these.
     """
-    if forward not in (0, 1, 2, 4, 8, 16) or backward not in (0, 4, 8, 16):
+    if forward not in (0, 1, 2, 4, 8, 16) or backward not in (0, 1, 4, 8, 16):
         raise ValueError(
-            f'forward={forward}, backward={backward}: valid are 1, 2, 4, 8, 16 and 4, 8, 16, or 0'
+            f'forward={forward}, backward={backward}: valid are 1, 2, 4, 8, 16 and 1, 4, 8, 16, '
+            'or 0'
         )
     _cuda_library().mmvim_cuda_force_splits(forward, backward)
 

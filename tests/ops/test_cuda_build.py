@@ -94,9 +94,10 @@ def test_shared_memory_fits() -> None:
 
 
 def test_forcing_a_split(kernels: list[dict[str, Any]]) -> None:
-    with pytest.raises(ValueError, match='forward=3, backward=0: valid are 1, 2, 4, 8, 16 and 4'):
+    with pytest.raises(ValueError, match='forward=3, backward=0: valid are 1, 2, 4, 8, 16 and 1'):
         loading.force_splits(forward=3)
     loading.force_splits(4, 8)
+    loading.force_splits(1, 1)  # the kernels of one state
     loading.force_splits()
 
 

@@ -42,7 +42,7 @@ def test_wrong_results_are_found(
 
     monkeypatch.setattr(emulated.backend, name, wrong)
     found = self_check.difference(emulated.backend, CHUNKED, CPU)
-    assert found is not None and 'torch.float32 differs by' in found
+    assert found is not None and '16 states in torch.float32 differs by' in found
 
 
 @pytest.mark.parametrize('index', range(13))
@@ -62,3 +62,21 @@ def test_wrong_gradients_are_found(
     monkeypatch.setattr(emulated.backend, 'family', patched)
     found = self_check.difference(emulated.backend, CHUNKED, CPU)
     assert found is not None and 'differs by' in found
+
+
+@pytest.mark.parametrize('kind', ['one state', 'no gate', 'wide sums'])
+def test_every_kind_of_scan_is_compared(
+    kind: str, emulated: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = emulated.backend.family
+    right = family.bidirectional_selective_scan
+
+    def wrong(*args: Any) -> tuple[Tensor, Tensor]:
+        out, checkpoints = right(*args)
+        A, z, wide_out = args[8], args[12], args[14]
+        hit = {'one state': A.shape[1] == 1, 'no gate': z is None, 'wide sums': wide_out}[kind]
+        return (out * 1.1 if hit else out), checkpoints
+
+    patched = family._replace(bidirectional_selective_scan=wrong)
+    monkeypatch.setattr(emulated.backend, 'family', patched)
+    assert self_check.difference(emulated.backend, CHUNKED, CPU) is not None
