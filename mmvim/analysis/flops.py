@@ -61,22 +61,16 @@ def _layer_norm(x: Any, normalised: Any, weight: Any, *args: Any, **kwargs: Any)
     return math.prod(x) * (_STATISTICS + _AFFINE * (weight is not None))
 
 
-def _group_norm(x: Any, weight: Any, *args: Any, **kwargs: Any) -> int:
-    return _layer_norm(x, None, weight)
-
-
-def _attention(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))
-
-
 _FORMULAS = {
     _aten.native_batch_norm: _batch_norm,
     _aten._native_batch_norm_legit_no_training: _batch_norm,
     _aten.cudnn_batch_norm: _batch_norm,
     _aten.native_layer_norm: _layer_norm,
-    _aten.native_group_norm: _group_norm,
+    _aten.native_group_norm: lambda x, weight, *_, **__: _layer_norm(x, None, weight),
     # What a CPU runs; torch has formulas for the kernels of other devices.
-    _aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    _aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(
+        q, k, v
+    ),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from mmengine.config import Config
@@ -71,10 +71,7 @@ def at_resolution(pipeline: Sequence[Any], size: int) -> list[Any]:
     """
     before = resolution(pipeline)
     steps = [copy.deepcopy(step) for step in pipeline]
-    for step in steps:
-        for argument in _SIZED.get(type_name(step), ()):
-            if step.get(argument) is not None:
-                step[argument] = _scaled(step[argument], size, before)
+    _scale_steps(steps, size, before)
     return steps
 
 
@@ -106,9 +103,7 @@ def set_resolution(cfg: Config, size: int, path: str) -> list[str]:
         before = resolution(owner.pipeline)
     except UserError as error:
         raise UserError(f'{path}: {error}') from error
-    changed = at_resolution(owner.pipeline, size)
-    said = _differences(owner.pipeline, changed)
-    owner.pipeline = changed
+    said = _scale_steps(owner.pipeline, size, before)
     test_cfg = cfg.model.get('test_cfg') or {}
     if test_cfg.get('mode') == 'slide':
         said += _scale_in(test_cfg, ('crop_size', 'stride'), size, before, 'model.test_cfg')
@@ -134,15 +129,10 @@ def _scale_in(node: Any, keys: Sequence[str], size: int, before: int, where: str
     return said
 
 
-def _differences(
-    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]
-) -> list[str]:
-    return [
-        f'{type_name(old)}.{key} {_text(old[key])} → {_text(new[key])}'
-        for old, new in zip(before, after)
-        for key in _SIZED.get(type_name(old), ())
-        if old.get(key) is not None
-    ]
+def _scale_steps(pipeline: Sequence[Any], size: int, before: int) -> list[str]:
+    names = [(step, type_name(step)) for step in pipeline]
+    scaled = (_scale_in(step, _SIZED.get(name, ()), size, before, name) for step, name in names)
+    return [line for lines in scaled for line in lines]
 
 
 def _text(value: Any) -> str:

@@ -36,15 +36,7 @@ from benchmarking.scan_cases import (
     contender_problem,
     make_work,
 )
-from benchmarking.timing import (
-    OOM,
-    Call,
-    Timing,
-    capture,
-    interleave,
-    is_out_of_memory,
-    release,
-)
+from benchmarking.timing import OOM, Call, Timing, capture, interleave, is_out_of_memory, release
 
 PASSES = ('forward', 'forward + backward')
 _DEFAULT_CONTENDERS = ['auto', 'chunked', 'reference', PUBLISHED]

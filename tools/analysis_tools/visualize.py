@@ -81,16 +81,9 @@ def read_sample(model: Any, pipeline: Sequence[Any], image: Path, name: str) -> 
 def receptive_fields(
     cfg: Config, model: Any, samples: Sequence[Sample], side: int | None
 ) -> tuple[dict[str, Tensor], tuple[int, int]]:
-    """Effective receptive fields before and after training.
+    """Effective receptive fields (side, side) before and after training, and the map's grid.
 
-    Args:
-        cfg: Of the model.
-        model: Trained.
-        samples: Images to average over.
-        side: Of the central square to measure on; None for ``img_size`` of the backbone, or less.
-
-    Returns:
-        Fields (side, side) by name, and the grid of the feature map.
+    ``side`` is that of the central square; None for ``img_size`` of the backbone, or less.
 
     Raises:
         UsageError: If an image is smaller than that.
@@ -126,14 +119,7 @@ def _centre(inputs: Tensor, side: int) -> Tensor:
 
 
 def draw_maps(sample: Sample, maps: Mapping[str, Tensor], file: Path, shared: bool) -> None:
-    """The image, and each map beside it, a cell per token.
-
-    Args:
-        sample: The image.
-        maps: (h, w) by title.
-        file: To write.
-        shared: One scale for all maps, instead of one each.
-    """
+    """The image, and each map (h, w) beside it by title; ``shared``: one scale for all maps."""
     height, width = sample.picture.shape[:2]
     count = len(maps) + 1
     figure = Figure(
@@ -188,9 +174,8 @@ def draw_positions(similarity: Tensor, file: Path) -> None:
         np.unique(np.linspace(0, cells - 1, min(cells, TILES)).round().astype(int))
         for cells in similarity.shape[:2]
     )
-    own = (
-        similarity.flatten(0, 1).flatten(1).clone().fill_diagonal_(0)
-    )  # a patch with itself says nothing
+    # A patch with itself says nothing.
+    own = similarity.flatten(0, 1).flatten(1).clone().fill_diagonal_(0)
     limit = float(own.abs().max()) or 1.0
     figure = Figure(figsize=(7.2, 6.4), layout='constrained', dpi=130)
     axes = figure.subplots(len(rows), len(columns), squeeze=False)

@@ -97,7 +97,7 @@ def draw_outline(
 
     Args:
         name (str): Key of ``OUTLINES``.
-        rng (np.random.Generator): Source of the outline's proportions and direction.
+        rng (np.random.Generator): Proportions and direction.
         size (int): Side of the square canvas, in pixels.
         centre (tuple[float, float]): x and y, in pixels; parts outside the canvas are cut off.
         radius (float): Rough radius, in pixels.

@@ -151,16 +151,7 @@ def _to_image(colours: FloatMap) -> NDArray[np.uint8]:
 
 
 def draw_patch(label: int, rng: np.random.Generator, size: int) -> NDArray[np.uint8]:
-    """A square filled by an object of a class, evenly lit and without noise.
-
-    Args:
-        label (int): Class, 1 to ``len(TEXTURE_CLASSES)``.
-        rng (np.random.Generator): Source of colours and texture.
-        size (int): Side of the square, in pixels.
-
-    Returns:
-        np.ndarray: (size, size, 3) uint8, RGB.
-    """
+    """A square of a class from 1 on, evenly lit, without noise: (size, size, 3) uint8, RGB."""
     return _to_image(_paint(label, rng, np.ones((size, size), np.bool_)))
 
 
@@ -172,9 +163,6 @@ def make_scene(rng: np.random.Generator, size: int, labels: tuple[int, ...] = ()
         size (int): Side of the square image, in pixels.
         labels (tuple[int, ...]): Classes of the objects, from the lowest to the topmost. Empty, the
             default: 2 to 4 objects of random classes.
-
-    Returns:
-        Scene: The scene.
     """
     if not labels:
         count = int(rng.integers(OBJECTS[0], OBJECTS[1] + 1))

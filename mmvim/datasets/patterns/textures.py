@@ -26,16 +26,9 @@ STRIPE_TILT = 11.5  # degrees either side of 0, 45, 90 or 135
 
 
 def rotated_axes(height: int, width: int, degrees: float) -> tuple[FloatMap, FloatMap]:
-    """Pixel coordinates along two perpendicular axes.
+    """Pixel coordinates along two perpendicular axes, each (height, width).
 
-    Args:
-        height (int): Rows.
-        width (int): Columns.
-        degrees (float): Angle of the first axis, from the direction of the columns towards the
-            rows.
-
-    Returns:
-        tuple[FloatMap, FloatMap]: Two (height, width) maps, in pixels.
+    ``degrees`` is the angle of the first, from the direction of the columns towards the rows.
     """
     angle = np.deg2rad(degrees)
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
@@ -45,15 +38,7 @@ def rotated_axes(height: int, width: int, degrees: float) -> tuple[FloatMap, Flo
 
 
 def soft_step(distance: FloatMap, width: float) -> FloatMap:
-    """A ramp from 0 to 1 around the zero of a signed distance.
-
-    Args:
-        distance (FloatMap): Signed distance to the edge, in pixels, any shape.
-        width (float): Width of the ramp, in pixels.
-
-    Returns:
-        FloatMap: The ramp, of the shape of ``distance``.
-    """
+    """A ramp from 0 to 1, ``width`` pixels wide, around the zero of a signed distance in pixels."""
     return np.clip(distance / np.float32(width) + np.float32(0.5), 0, 1)
 
 
@@ -92,9 +77,8 @@ def stripes_diagonal(rng: np.random.Generator, height: int, width: int) -> Float
 
 def checker(rng: np.random.Generator, height: int, width: int) -> FloatMap:
     """A board of squares of alternating colour, upright up to a small tilt."""
-    cell = rng.uniform(
-        3.2, 5.5
-    )  # a patch of 8 pixels must hold more than one, or it shows a stripe
+    # A patch of 8 pixels must hold more than one, or it shows a stripe.
+    cell = rng.uniform(3.2, 5.5)
     u, v = rotated_axes(height, width, rng.uniform(-STRIPE_TILT, STRIPE_TILT))
     edge = _edge(rng)
 
@@ -158,30 +142,14 @@ def noise(rng: np.random.Generator, height: int, width: int) -> FloatMap:
 TEXTURES: dict[str, Texture] = {
     texture.__name__: texture
     for texture in (
-        blobs,
-        checker,
-        dots,
-        grid,
-        noise,
-        stripes_diagonal,
-        stripes_horizontal,
-        stripes_vertical,
+        *(blobs, checker, dots, grid, noise),
+        *(stripes_diagonal, stripes_horizontal, stripes_vertical),
     )
 }
 
 
 def render_texture(label: int, rng: np.random.Generator, height: int, width: int) -> FloatMap:
-    """Draw one sample of a class's texture.
-
-    Args:
-        label (int): Label number of the class, 1 to ``len(TEXTURE_CLASSES)``.
-        rng (np.random.Generator): Source of period, phase and tilt.
-        height (int): Rows.
-        width (int): Columns.
-
-    Returns:
-        FloatMap: (height, width) float32 in [0, 1].
-    """
+    """A sample of the texture of a class from 1 on: (height, width) float32 in [0, 1]."""
     return TEXTURES[TEXTURE_CLASSES[label - 1]](rng, height, width)
 
 

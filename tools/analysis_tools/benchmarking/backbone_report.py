@@ -127,13 +127,8 @@ def to_markdown(result: dict[str, Any]) -> str:
 
 def group_title(group: dict[str, Any], on_gpu: bool) -> str:
     """What the rows of a group have in common."""
-    texts = [
-        group['size'],
-        group['mode'],
-        f'B {group["batch"]}',
-        group['dtype'],
-        group['execution'],
-    ]
+    batch = f'B {group["batch"]}'
+    texts = [group['size'], group['mode'], batch, group['dtype'], group['execution']]
     return ', '.join(texts if on_gpu else [*texts, threads_text(group['threads'])])
 
 
