@@ -9,18 +9,6 @@ from torch import Tensor
 
 from mmvim_ops.precision import wide_dtype
 
-__all__ = [
-    'check_conv',
-    'check_flag',
-    'check_out_dtype',
-    'check_scale',
-    'check_shape',
-    'check_sizes',
-    'check_tensors',
-    'check_tuple',
-    'given',
-]
-
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 

@@ -36,18 +36,6 @@ from torch import Tensor
 from mmvim_ops.precision import wide_dtype
 from mmvim_ops.pure_torch import conv, norm, scans
 
-__all__ = [
-    'COMPILED',
-    'FAMILIES',
-    'PURE_TORCH',
-    'Family',
-    'Operator',
-    'differentiates',
-    'is_seen_through',
-    'once_differentiable',
-    'register',
-]
-
 _SELECTIVE = (
     'Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias'
 )

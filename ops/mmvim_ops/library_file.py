@@ -5,17 +5,6 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-__all__ = [
-    'INTERFACE',
-    'LIBRARY',
-    'OLDEST_TORCH',
-    'PURE_PYTHON',
-    'SIDECAR',
-    'SOURCES',
-    'source_files',
-    'sources_digest',
-]
-
 # What the Python side expects of the library: raise it with every change of an operator's schema
 # or of an exported function, so that a library built before is told apart from one built after.
 INTERFACE = 3

@@ -31,23 +31,6 @@ from mmvim_ops.library_file import (
     sources_digest,
 )
 
-__all__ = [
-    'check_isa',
-    'cuda_problem',
-    'exp_many',
-    'force_splits',
-    'has_cuda',
-    'info',
-    'is_wanted',
-    'isa',
-    'isas',
-    'path',
-    'problem',
-    'shared_bytes',
-    'sources_state',
-    'use_isa',
-]
-
 _FOLDER = Path(__file__).resolve().parent
 _AGAIN = 'install again with `pip install --no-build-isolation`'
 
