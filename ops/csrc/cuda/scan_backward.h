@@ -38,7 +38,14 @@ struct ScanBackward : BackwardTraits<Shape> {
   static constexpr int kSplit = Shape::kSplit, kStates = Shape::kStates;
   static constexpr int kMostThreads = 2 * Shape::kThreads;
   // At once on a multiprocessor, as far as registers are concerned: more would not fit unspilled.
-  static constexpr int kBlocks = Shape::kSplit == 1 ? 1 : Shape::kOwn * sizeof(T) > 4 ? 2 : 3;
+  // For compute capability 10 the compiler takes more registers where numbers are float32.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ / 100 == 10
+  static constexpr bool kRoomy = sizeof(T) > 2;
+#else
+  static constexpr bool kRoomy = false;
+#endif
+  static constexpr int kBlocks =
+      Shape::kSplit == 1 ? 1 : kRoomy || Shape::kOwn * sizeof(T) > 4 ? 2 : 3;
 
   static void fit(Params& p) {
     orient<Shape>(p, [&](int d, const auto& turn) {
