@@ -13,7 +13,7 @@ _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM)
 
 
 def partial_path(path: str | os.PathLike[str]) -> Path:
-    """Where the content of ``path`` is written before it is complete: a hidden file beside it."""
+    """The hidden file beside ``path`` that receives its content until it is complete."""
     path = Path(path)
     return path.with_name(f'.{path.name}{_SUFFIX}')
 
@@ -31,8 +31,8 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     the folder's entry goes to the disk too.
 
     Args:
-        path: Folders that it lies in are created.
-        content: All of it.
+        path (str | os.PathLike[str]): Folders that it lies in are created.
+        content (bytes): All of it.
 
     Raises:
         OSError: If the disk is full, for one. What was at ``path`` is as it was, and nothing is

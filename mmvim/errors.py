@@ -19,6 +19,6 @@ def one_line(text: object) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, cut to its first line; its type where it says nothing."""
+    """First line of an exception's message; its type if there is none."""
     lines = str(error).strip().splitlines()
     return one_line(lines[0]) if lines else type(error).__name__

@@ -60,7 +60,7 @@ _LAST_LINES = 20
 
 
 class BuildError(RuntimeError):
-    """Why there is no native library."""
+    """The reason for which there is no native library."""
 
 
 class _Step(NamedTuple):
@@ -230,7 +230,7 @@ def _isa(source: Path) -> str | None:
 
 
 def _cpu_sources(root: Path, cxx: Sequence[str]) -> list[tuple[Path, tuple[str, ...]]]:
-    """What the C++ compiler's target needs, with the flags of each."""
+    """Translation units for the C++ compiler's target, with the flags of each."""
     x86 = _run([*cxx, '-dumpmachine']).startswith('x86_64')
     sources = [path for path in source_files(root) if path.suffix == '.cpp']
     return [
@@ -350,10 +350,11 @@ def build(
     Without nvcc, or where it fails, the library has no CUDA kernels, and its sidecar the reason.
 
     Args:
-        target: Folder of the library.
-        sources: Folder of the sources.
-        work: Folder of the objects, which are used again while nothing they depend on changes.
-        environ: The environment variables.
+        target (Path): Folder of the library.
+        sources (Path): Folder of the sources.
+        work (Path): Folder of the objects, which are used again while nothing they depend on
+            changes.
+        environ (Mapping[str, str]): The environment variables.
 
     Returns:
         What the sidecar says of the library.

@@ -1,1 +1,1 @@
-"""What can be asked of a model: operations, receptive field, token maps, other resolutions."""
+"""Analyses of a model: operations, receptive field, token maps, other resolutions."""

@@ -1,4 +1,4 @@
-"""What a trained model holds for an image: strength of its tokens, class responses, positions."""
+"""Views of a trained model: strength of its tokens, class responses, positions."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def class_responses(model: Any, inputs: Tensor, count: int) -> dict[int, Tensor]
 
 
 def _head_scores(model: Any, inputs: Tensor) -> Tensor:
-    """What a decode head gives before its scores are resized to the image, (B, K, h, w).
+    """Scores of a decode head before they are resized to the image, (B, K, h, w).
 
     Raises:
         NotApplicableError: If it gives something else, or needs more than features.

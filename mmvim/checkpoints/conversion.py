@@ -39,11 +39,11 @@ class Row:
     """One line of the account: a tensor, or the same one of every block.
 
     Attributes:
-        published: Its key in the published layout; '' where it has none.
-        ours: Its key in ours; '' where it has none.
-        tensors: How many there are.
-        shape: Of the tensor, or of both sides.
-        what: What became of it.
+        published (str): Its key in the published layout; '' where it has none.
+        ours (str): Its key in ours; '' where it has none.
+        tensors (int): How many there are.
+        shape (str): Of the tensor, or of both sides.
+        what (str): What became of it.
     """
 
     published: str
@@ -58,10 +58,10 @@ class Conversion:
     """A converted checkpoint.
 
     Attributes:
-        weights: The state dict.
-        rows: Where each tensor came from and went.
-        model: What the backbone is, for people.
-        cls_token: Its class-token placement.
+        weights (dict[str, torch.Tensor]): The state dict.
+        rows (list[Row]): Where each tensor came from and went.
+        model (str): What the backbone is, for people.
+        cls_token (str): Its class-token placement.
     """
 
     weights: dict[str, torch.Tensor]

@@ -54,7 +54,7 @@ def _guarded_getattr(obj: object, name: str) -> Any:
 
 
 def _allowed_globals() -> list[Any]:
-    """What checkpoints hold besides tensors and plain containers.
+    """Classes and functions in checkpoints besides tensors and plain containers.
 
     Those of mmengine a history of numbers, those of the published training their command line: a
     ``Namespace`` has attributes and nothing that runs.
@@ -249,12 +249,13 @@ def checked_weights(weights: Any, source: str) -> dict[str, torch.Tensor]:
 
 @dataclass(frozen=True)
 class WeightFile:
-    """What a file of weights holds.
+    """Content of a file of weights.
 
     Attributes:
-        weights: Key to tensor, on the CPU.
-        others: Names of the entries beside the weights, such as ``optimizer``.
-        meta: What the file says about itself, such as the ``cls_token`` that a converter notes.
+        weights (dict[str, torch.Tensor]): Key to tensor, on the CPU.
+        others (list[str]): Names of the entries beside the weights, such as ``optimizer``.
+        meta (Mapping[str, Any]): What the file says about itself, such as the ``cls_token`` that a
+            converter notes.
     """
 
     weights: dict[str, torch.Tensor]

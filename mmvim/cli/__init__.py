@@ -1,1 +1,1 @@
-"""What the command-line tools share; nothing else imports it."""
+"""Shared parts of the command-line tools; nothing else imports them."""

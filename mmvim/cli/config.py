@@ -69,7 +69,7 @@ def _check_file(file: Path) -> None:
 
 
 def _line_of(error: Exception) -> str:
-    """Where a config, or one it inherits from, went wrong, and how."""
+    """File, line and message of an error in a config or in one it inherits from."""
     if isinstance(error, ImportError) and error.__cause__ is not None:
         return f': custom_imports failed: {error.__cause__}'  # mmengine's own text lists sys.path
     frames = list(walk_tb(error.__traceback__))

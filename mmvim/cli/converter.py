@@ -1,4 +1,4 @@
-"""What the two converters share: their command line, reading, the table, writing."""
+"""Shared parts of the two converters: command line, reading, the table, writing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ConverterParser(PlainParser):
     """The arguments of both converters.
 
     Args:
-        description: What the tool does.
+        description (str): What the tool does.
     """
 
     def __init__(self, description: str) -> None:
@@ -77,10 +77,10 @@ def converted_file(args: Namespace, converted: Conversion, file: WeightFile, hol
     """Print the account of a conversion and write it.
 
     Args:
-        args: Of :class:`ConverterParser`.
-        converted: What to write.
-        file: The source.
-        holder: What a ``.pth`` file keeps the weights under.
+        args (Namespace): Of :class:`ConverterParser`.
+        converted (Conversion): What to write.
+        file (WeightFile): The source.
+        holder (str): What a ``.pth`` file keeps the weights under.
     """
     printed = Console(highlight=False, soft_wrap=True)
     Console(highlight=False, width=_WIDTH).print(to_table(converted))
@@ -108,10 +108,10 @@ def pack_weights(
     """The bytes of a file of weights.
 
     Args:
-        weights: Stored contiguous, each on its own.
-        suffix: '.safetensors' or '.pth'.
-        holder: What a ``.pth`` file keeps the weights under.
-        meta: What the file says about itself.
+        weights (Mapping[str, torch.Tensor]): Stored contiguous, each on its own.
+        suffix (str): '.safetensors' or '.pth'.
+        holder (str): What a ``.pth`` file keeps the weights under.
+        meta (Mapping[str, str]): What the file says about itself.
 
     Returns:
         The same for the same input.

@@ -94,7 +94,8 @@ def each_picture(
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             failed[image] = error
-            print(f'{image} fails: {type(error).__name__}: {sentence(error)}', file=sys.stderr)
+            kind = '' if isinstance(error, UserError) else f'{type(error).__name__}: '
+            print(f'{image} fails: {kind}{sentence(error)}', file=sys.stderr)
     return failed
 
 

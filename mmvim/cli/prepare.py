@@ -1,4 +1,4 @@
-"""What every tool does with a config before anything is built: load it, check it, fill it in."""
+"""Preparation of a config before anything is built: load it, check it, fill it in."""
 
 import os
 import tempfile

@@ -25,10 +25,10 @@ _NAMES: dict[str, tuple[str, float]] = {
 
 
 def paper_metrics(config_file: str | Path) -> dict[str, float]:
-    """What the paper reports for a config.
+    """Figures of the paper for a config.
 
     Args:
-        config_file: Of a family with a ``metafile.yml`` in the same folder.
+        config_file (str | Path): Of a family with a ``metafile.yml`` in the same folder.
 
     Returns:
         Per cent by the metafile's names without '(paper)'; empty where nothing is published, or
@@ -54,8 +54,8 @@ def result_table(metrics: Mapping[str, Any], paper: Mapping[str, float]) -> Tabl
     Sizes are COCO's: small below 32x32 pixels of area, large above 96x96.
 
     Args:
-        metrics: What the test returned, by the metrics' own names.
-        paper: What :func:`paper_metrics` returned.
+        metrics (Mapping[str, Any]): What the test returned, by the metrics' own names.
+        paper (Mapping[str, float]): What :func:`paper_metrics` returned.
 
     Returns:
         A table in per cent, '-' where there are no such objects or no such figure; None if no

@@ -1,4 +1,4 @@
-"""How every tool begins and ends."""
+"""Begin and end of every tool."""
 
 import logging
 import os
@@ -45,7 +45,7 @@ def run_tool(main: Callable[[Sequence[str]], object], argv: Sequence[str] | None
 
 
 def sentence(error: BaseException) -> str:
-    """What a user error or one of the system says, in one line.
+    """Message of a user error or of the system, in one line.
 
     A data worker hands an error on as the text of its traceback, which ends with the type and the
     sentence.

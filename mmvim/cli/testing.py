@@ -1,4 +1,4 @@
-"""What test.py does beside measuring: pictures, files in the metric's format, augmentation."""
+"""Options of test.py beside metrics: pictures, files in the metric's format, augmentation."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What takes part in a run: hooks, the optimiser's construction, and what lets a run survive."""
+"""Parts of a run: hooks, the optimiser's construction, resuming."""
 
 from mmvim.engine.hooks import NonFiniteLossHook, StrictCheckpointHook
 from mmvim.engine.layer_decay import LayerDecayOptimWrapperConstructor

@@ -43,7 +43,7 @@ class CPUDistributedDataParallel(MMDistributedDataParallel):
         module (nn.Module): The model.
         device_ids (list[int], optional): The devices that mmengine passes; not used.
             Defaults to None.
-        **kwargs: As :class:`mmengine.model.MMDistributedDataParallel` takes them.
+        **kwargs (Any): As :class:`mmengine.model.MMDistributedDataParallel` takes them.
     """
 
     def __init__(

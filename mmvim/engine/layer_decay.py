@@ -97,7 +97,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         Args:
             params (list[dict]): The list that the groups are added to.
             module (nn.Module): The model.
-            **_: What mmengine's recursion would pass on; nothing recurses here.
+            **_ (Any): What mmengine's recursion would pass on; nothing recurses here.
         """
         depth_of = _depth_function(module)
         undecayed = _undecayed(module)

@@ -1,4 +1,4 @@
-"""Where patches and class tokens sit in a sequence: pure functions, the one place that knows."""
+"""Positions of patches and class tokens in a sequence: pure functions, the one place that knows."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def split_tokens(sequence: torch.Tensor, cls_token: str) -> tuple[torch.Tensor, 
 def format_output(
     sequence: torch.Tensor, grid: tuple[int, int], out_type: str, cls_token: str
 ) -> Any:
-    """What a backbone returns of a tapped sequence.
+    """Output of a backbone for a tapped sequence.
 
     Args:
         sequence (torch.Tensor): Patch and class tokens, (B, L, D).

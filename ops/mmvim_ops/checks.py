@@ -1,4 +1,4 @@
-"""What the arguments of the ops have to be, and what is said of those that are not."""
+"""Checks of the ops' arguments, and their messages."""
 
 from __future__ import annotations
 

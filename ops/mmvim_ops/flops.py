@@ -41,12 +41,12 @@ def scan_flops(batch: int, length: int, channels: int, states: int, skip: bool, 
     """One direction of a selective scan.
 
     Args:
-        batch: B.
-        length: L.
-        channels: E.
-        states: N.
-        skip: Whether D u is added.
-        gate: Whether the result is multiplied with silu(z).
+        batch (int): B.
+        length (int): L.
+        channels (int): E.
+        states (int): N.
+        skip (bool): Whether D u is added.
+        gate (bool): Whether the result is multiplied with silu(z).
     """
     return batch * length * channels * (9 * states + 2 * skip + gate)
 

@@ -95,20 +95,21 @@ def selective_scan(
         h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t,    y_t = C_t h_t + D u_t,    out_t = y_t silu(z_t)
 
     Args:
-        u: (B, L, E), the scanned input.
-        delta: (B, L, E), the step before bias and softplus.
-        A: (E, N), the decay rates themselves, negative in a stable model (not ``A_log``).
-        B: (B, L, N), or (B, L, groups, N): required for more than one group.
-        C: As B.
-        D: (E,), the skip connection. Defaults to none.
-        z: (B, L, E), the gate. Defaults to none.
-        delta_bias: (E,). Defaults to none.
-        delta_softplus: Pass the step through softplus. Defaults to False.
-        reverse: Scan from the last token to the first (h_t depends on h_{t+1}); nothing changes
-            place. Defaults to False.
-        groups: Contiguous groups of E / groups channels that share B and C. Defaults to 1.
-        return_last_state: Also return the state after the last token scanned. Defaults to False.
-        backend: See :func:`mmvim_ops.available_backends`. Defaults to 'auto'.
+        u (Tensor): (B, L, E), the scanned input.
+        delta (Tensor): (B, L, E), the step before bias and softplus.
+        A (Tensor): (E, N), the decay rates themselves, negative in a stable model (not ``A_log``).
+        B (Tensor): (B, L, N), or (B, L, groups, N): required for more than one group.
+        C (Tensor): As B.
+        D (Tensor | None): (E,), the skip connection. Defaults to none.
+        z (Tensor | None): (B, L, E), the gate. Defaults to none.
+        delta_bias (Tensor | None): (E,). Defaults to none.
+        delta_softplus (bool): Pass the step through softplus. Defaults to False.
+        reverse (bool): Scan from the last token to the first (h_t depends on h_{t+1}); nothing
+            changes place. Defaults to False.
+        groups (int): Contiguous groups of E / groups channels that share B and C. Defaults to 1.
+        return_last_state (bool): Also return the state after the last token scanned. Defaults to
+            False.
+        backend (str): See :func:`mmvim_ops.available_backends`. Defaults to 'auto'.
 
     Returns:
         (B, L, E) in the dtype of ``u``; with ``return_last_state`` also the state (B, E, N) in
@@ -165,12 +166,12 @@ def conv1d_silu(
     """Depthwise causal convolution over the tokens, then SiLU.
 
     Args:
-        x: (B, L, E).
-        weight: (E, W); ``weight[:, W-1]`` meets the token itself, ``weight[:, 0]`` the token W-1
-            before it.
-        bias: (E,). Defaults to none.
-        reverse: Anti-causal: read the tokens after instead of before. Defaults to False.
-        backend: See :func:`mmvim_ops.available_backends`. Defaults to 'auto'.
+        x (Tensor): (B, L, E).
+        weight (Tensor): (E, W); ``weight[:, W-1]`` meets the token itself, ``weight[:, 0]`` the
+            token W-1 before it.
+        bias (Tensor | None): (E,). Defaults to none.
+        reverse (bool): Anti-causal: read the tokens after instead of before. Defaults to False.
+        backend (str): See :func:`mmvim_ops.available_backends`. Defaults to 'auto'.
 
     Returns:
         (B, L, E) in the dtype of ``x``.
@@ -197,12 +198,12 @@ def bi_conv1d_silu(
     """Causal and anti-causal :func:`conv1d_silu` of one input.
 
     Args:
-        x: (B, L, E).
-        w_f: (E, W), the causal weight.
-        b_f: (E,) or None, its bias.
-        w_b: (E, W), the anti-causal weight, of the same width.
-        b_b: (E,) or None, its bias.
-        backend: See :func:`mmvim_ops.available_backends`. Defaults to 'auto'.
+        x (Tensor): (B, L, E).
+        w_f (Tensor): (E, W), the causal weight.
+        b_f (Tensor | None): (E,) or None, its bias.
+        w_b (Tensor): (E, W), the anti-causal weight, of the same width.
+        b_b (Tensor | None): (E,) or None, its bias.
+        backend (str): See :func:`mmvim_ops.available_backends`. Defaults to 'auto'.
 
     Returns:
         The causal and the anti-causal result, (B, L, E) each in the dtype of ``x``; token t of both
@@ -226,11 +227,11 @@ def add_rms_norm(
     """Add, then normalise by the root mean square (Zhang and Sennrich, arXiv 1910.07467, eq. 4).
 
     Args:
-        x: (B, L, C), the residual stream.
-        added: (B, L, C), what a block adds to it.
-        weight: (C,).
-        eps: Added to the mean of the squares. Defaults to 1e-5.
-        backend: See :func:`mmvim_ops.available_backends`. Defaults to 'auto'.
+        x (Tensor): (B, L, C), the residual stream.
+        added (Tensor): (B, L, C), what a block adds to it.
+        weight (Tensor): (C,).
+        eps (float): Added to the mean of the squares. Defaults to 1e-5.
+        backend (str): See :func:`mmvim_ops.available_backends`. Defaults to 'auto'.
 
     Returns:
         ``(x + added) / sqrt(mean((x + added)^2) + eps) * weight`` in the dtype of ``weight``, and

@@ -306,9 +306,9 @@ class Operator:
     """An operator of ``torch.library`` with its derivative, under transforms too.
 
     Args:
-        overload: The operator.
-        setup: Saves what its backward pass needs.
-        rule: The backward pass.
+        overload (Any): The operator.
+        setup (Setup): Saves what its backward pass needs.
+        rule (Rule): The backward pass.
     """
 
     def __init__(self, overload: Any, setup: Setup, rule: Rule) -> None:

@@ -1,4 +1,4 @@
-"""What the build of the native library and its loader agree on; the standard library alone."""
+"""Constants shared by the build of the native library and its loader."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ _isa_problem: str | None = None
 
 
 class _Unusable(Exception):
-    """Why the library is not used."""
+    """The reason for which the library is not used."""
 
 
 def _load(folder: Path) -> ctypes.CDLL:
@@ -91,7 +91,7 @@ def _loaded() -> ctypes.CDLL:
 
 
 def problem() -> str | None:
-    """Why the native kernels cannot be used, or None where they can."""
+    """The reason for which the native kernels cannot be used, or None."""
     return _problem or _isa_problem
 
 
@@ -116,7 +116,7 @@ def has_cuda() -> bool:
 
 
 def cuda_problem(device: torch.device | None = None) -> str | None:
-    """Why the CUDA kernels cannot be used, or None where they can.
+    """The reason for which the CUDA kernels cannot be used, or None.
 
     Args:
         device (torch.device | None): On which device. Defaults to the current one.
@@ -152,7 +152,7 @@ def _runs_on(arch: str, capability: tuple[int, int]) -> bool:
 
 
 def info() -> dict[str, Any]:
-    """What the sidecar says: of the library, or why there is none. Empty without a sidecar."""
+    """Content of the sidecar, about the library or its absence. Empty without a sidecar."""
     return dict(_facts)
 
 
@@ -206,11 +206,11 @@ def shared_bytes(backward: bool, number_bytes: int, split: int, states: int, ran
     """Shared memory of a block of the CUDA scan of both directions, in bytes; 0 without such a one.
 
     Args:
-        backward: Of the backward pass.
-        number_bytes: 2 or 4, of an activation.
-        split: Threads of a channel and direction.
-        states: N.
-        rank: R.
+        backward (bool): Of the backward pass.
+        number_bytes (int): 2 or 4, of an activation.
+        split (int): Threads of a channel and direction.
+        states (int): N.
+        rank (int): R.
 
     Raises:
         RuntimeError: There are no CUDA kernels; the message says why.
@@ -228,8 +228,8 @@ def force_splits(forward: int = 0, backward: int = 0) -> None:
     """Let the CUDA scans give a channel so many threads a direction, for tests and measurements.
 
     Args:
-        forward: 1, 2, 4, 8 or 16. Defaults to 0: the rule decides.
-        backward: 4, 8 or 16, or 1 where N = 1. Defaults to 0: the rule decides.
+        forward (int): 1, 2, 4, 8 or 16. Defaults to 0: the rule decides.
+        backward (int): 4, 8 or 16, or 1 where N = 1. Defaults to 0: the rule decides.
 
     Raises:
         RuntimeError: There are no CUDA kernels; the message says why.
@@ -247,8 +247,9 @@ def exp_many(data: Tensor, repeats: int) -> None:
     """Write exp of the first half of ``data`` into the second, as the kernels compute it.
 
     Args:
-        data: float32, contiguous, on the CPU, with twice as many elements as a multiple of 64.
-        repeats: How often to do so.
+        data (Tensor): float32, contiguous, on the CPU, with twice as many elements as a multiple of
+            64.
+        repeats (int): How often to do so.
 
     Raises:
         RuntimeError: There is no library; the message says why.

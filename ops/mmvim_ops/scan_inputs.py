@@ -1,4 +1,4 @@
-"""What one direction of a scan, and of a Vim block, reads: one value each, with its shape rules.
+"""Inputs of one direction of a scan, and of a Vim block: one value each, with its shape rules.
 
 Letters: B batch, L tokens, E inner channels, N states, R dt rank, W width of the convolution.
 """
@@ -16,7 +16,7 @@ __all__ = ['MixerWeights', 'ScanInputs', 'SelectiveInputs', 'directions', 'inter
 
 
 class ScanInputs(NamedTuple):
-    """What one direction of a bidirectional scan reads.
+    """Inputs of one direction of a bidirectional scan.
 
     Attributes:
         x (Tensor): (B, L, E), after the convolution.
@@ -103,7 +103,7 @@ class MixerWeights(NamedTuple):
         _check_parameters(self, name, channels, states, rank)
 
     def scan_inputs(self, x: Tensor, dbl: Tensor) -> ScanInputs:
-        """What the scan reads, given the outputs of the convolution and of x_proj."""
+        """Inputs of the scan, given the outputs of the convolution and of x_proj."""
         return ScanInputs(x, dbl, *self[3:])
 
 
@@ -117,7 +117,7 @@ def _check_parameters(
 
 
 class SelectiveInputs(NamedTuple):
-    """What :func:`mmvim_ops.functional.selective_scan` reads; B and C are (B, L, groups, N)."""
+    """Inputs of :func:`mmvim_ops.functional.selective_scan`; B and C are (B, L, groups, N)."""
 
     u: Tensor
     delta: Tensor

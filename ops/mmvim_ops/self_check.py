@@ -1,4 +1,4 @@
-"""Whether compiled kernels compute on a GPU what pure torch does; ``auto`` asks before using them.
+"""Comparison of compiled kernels with pure torch on a GPU, before ``auto`` uses them.
 
 Kernels meet devices, drivers and compilers that nobody tried them on. A small block and its
 gradients cost some milliseconds, once; wrong numbers would cost a training.

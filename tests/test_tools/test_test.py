@@ -102,9 +102,21 @@ def test_files_that_are_no_checkpoints(run: Run, toy: Path, toy_weights: Path) -
 
 
 @pytest.mark.skipif(not Path('/dev/full').exists(), reason='needs /dev/full')
-def test_a_full_disk_is_one_sentence(run: Run, toy: Path, toy_weights: Path) -> None:
-    Path('full.pkl').symlink_to('/dev/full')
-    outcome = run('test', toy, toy_weights, '--dump', 'full.pkl', '--work-dir', 'w')
+@pytest.mark.parametrize(
+    ('tool', 'option', 'written'),
+    [
+        ('test', '--dump', 'full/a.pkl'),
+        ('print_config', '--save-path', 'full/a.py'),
+        ('browse_dataset', '--out', 'full/000000.png'),
+    ],
+)
+def test_a_full_disk_is_one_sentence(
+    tool: str, option: str, written: str, run: Run, segmentation: Path, weights: Path
+) -> None:
+    Path('full').mkdir()
+    Path(written).symlink_to('/dev/full')
+    checkpoint = (weights,) if tool == 'test' else ()
+    outcome = run(tool, segmentation, *checkpoint, option, 'full' if option == '--out' else written)
     assert outcome.code == 1
     assert 'No space left on device' in outcome.sentence
 

@@ -131,7 +131,7 @@ class Step:
 
 
 def too_large(name: str, setting: Setting, device: torch.device) -> str | None:
-    """Why a model is not even tried on a CPU, where asking too much can end the process."""
+    """The reason not to try a model on a CPU, where too large a one ends the process."""
     if name != 'deit-plain' or device.type != 'cpu':
         return None
     training = setting.mode == 'training'

@@ -159,7 +159,7 @@ def without_kernel(works: dict[str, Work]) -> dict[str, str]:
 def ready_calls(
     works: dict[str, Work], execution: str, kind: str, device: torch.device
 ) -> tuple[dict[str, Call], dict[str, str]]:
-    """What to time of each contender; and which of them cannot be captured for lack of memory."""
+    """The call of each contender to time, and the contenders that do not fit into memory."""
     calls: dict[str, Call] = {}
     failed = {}
     for name, work in works.items():
@@ -189,7 +189,7 @@ def _outputs(works: dict[str, Work]) -> dict[str, torch.Tensor]:
 def figures(
     timing: Timing, ours: Timing | str | None, case: Case, kind: str, moved: int
 ) -> dict[str, float | None]:
-    """What follows from the median of a contender's samples.
+    """Figures that follow from the median of a contender's samples.
 
     ``ours`` are those of what it is compared with; ``moved`` the bytes that cannot be avoided.
     """
@@ -321,7 +321,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _ceilings(threads: int, args: Namespace) -> Row:
-    """What the device can do at best, with so many threads."""
+    """Ceilings of the device, with so many threads."""
     bandwidth = copy_bandwidth(args.device, args.effort)
     ceilings: Row = dict(threads=threads, copy_gigabytes_per_second=bandwidth / 1e9)
     clock = clock_under_load(args.device) if args.device.type == 'cuda' else None

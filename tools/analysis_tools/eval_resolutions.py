@@ -34,9 +34,9 @@ class Result:
     """One test.
 
     Attributes:
-        size: Side of the images, see :func:`mmvim.analysis.resolutions.at_resolution`.
-        changes: What was replaced in the config.
-        metrics: By name.
+        size (int): Side of the images, see :func:`mmvim.analysis.resolutions.at_resolution`.
+        changes (list[str]): What was replaced in the config.
+        metrics (dict[str, float]): By name.
     """
 
     size: int

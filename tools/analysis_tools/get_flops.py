@@ -96,7 +96,7 @@ def memory() -> int:
 
 
 def remarks(cfg: Config, model: nn.Module, counts: Sequence[Count]) -> list[str]:
-    """What there is to know about the numbers."""
+    """Notes on the numbers."""
     found = []
     forward = ImageForward(model, proposals=counts[0].device == 'meta')
     if forward.proposals:

@@ -54,9 +54,9 @@ class Sample:
     """An image as the network gets it.
 
     Attributes:
-        name: For the files.
-        picture: (H, W, 3), uint8, RGB, padded like the input.
-        inputs: (1, C, H, W), preprocessed.
+        name (str): For the files.
+        picture (np.ndarray): (H, W, 3), uint8, RGB, padded like the input.
+        inputs (Tensor): (1, C, H, W), preprocessed.
     """
 
     name: str

@@ -55,11 +55,11 @@ class Row:
     """One row of a table.
 
     Attributes:
-        table: 'direction' or 'design'.
-        name: Of the direction or the design.
-        top1: The paper's on ImageNet, in per cent, None where we know none.
-        miou: The paper's on ADE20K, likewise.
-        options: What gives the small config this direction or design.
+        table (str): 'direction' or 'design'.
+        name (str): Of the direction or the design.
+        top1 (float | None): The paper's on ImageNet, in per cent, None where we know none.
+        miou (float | None): The paper's on ADE20K, likewise.
+        options (tuple[str, ...]): What gives the small config this direction or design.
     """
 
     table: str

@@ -103,7 +103,7 @@ def draw_examples(predictions: Path, classes: list[str], file: Path) -> None:
 
 
 def shortcomings(counts: torch.Tensor, linear: BaselineResult) -> list[str]:
-    """What the gate finds missing; empty if it passes."""
+    """Shortfalls that the gate finds; empty if it passes."""
     found = []
     if not top1(counts) >= MIN_TOP1:
         found.append(f'top-1 {top1(counts):.1f} is below {MIN_TOP1}')

@@ -1,4 +1,4 @@
-"""What the demos share: running the tools of the project, drawing their logs and predictions."""
+"""Shared parts of the demos: running the project's tools, drawing their logs and predictions."""
 
 import json
 import shutil
@@ -58,7 +58,7 @@ def open_work_dir(folder: Path, ingredients: Mapping[str, Any]) -> None:
 
 
 def read_curves(work_dir: Path) -> dict[str, Curve]:
-    """What a training logged, over all its interruptions, by key."""
+    """Logged values of a training, over all its interruptions, by key."""
     return read_run(find_logs(str(ROOT / work_dir))).curves
 
 

@@ -130,7 +130,7 @@ def in_per_cent(curve: Curve) -> Curve:
 
 
 def shortcomings(metrics: dict[str, Any]) -> list[str]:
-    """What the gate finds missing; empty if it passes."""
+    """Shortfalls that the gate finds; empty if it passes."""
     return [
         f'{name} is {100 * metrics[name]:.1f}, below {least}'
         for name, least in GATE.items()

@@ -133,7 +133,7 @@ def draw_predictions(dump: Path, folder: Path, config: Config) -> None:
 
 
 def shortcomings(results: dict[str, Result], classes: list[str]) -> list[str]:
-    """What the gate finds missing in our result; empty if it passes."""
+    """Shortfalls that the gate finds in our result; empty if it passes."""
     ours = results[OURS]
     found = []
     if not ours.miou >= MIN_MIOU:

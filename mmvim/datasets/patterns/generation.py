@@ -45,7 +45,7 @@ Track = Callable[[Sequence[Item]], Iterable[Item]]
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a folder holds.
+    """Content of a folder.
 
     Attributes:
         spec (PatternsSpec): The dataset, and the version of the code that wrote it.

@@ -46,7 +46,7 @@ _SCENE, _SINGLE = 0, 1
 
 @dataclass(frozen=True)
 class PatternsSpec:
-    """What a patterns dataset consists of; equal specs give equal files.
+    """Specification of a patterns dataset; equal specs give equal files.
 
     Attributes:
         train (int): Number of training images (scenes, and as many single objects).

@@ -1,4 +1,4 @@
-"""How far linear classifiers of raw pixels get: the measure of the dataset's honesty.
+"""Linear classifiers of raw pixels: the measure of the dataset's honesty.
 
 Multinomial logistic regression, once on each pixel's RGB and its 5x5 neighbourhood (for the scenes;
 such a classifier is a 5x5 convolution, which is how it is evaluated), once on all pixels of an
@@ -37,7 +37,7 @@ Images = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class BaselineResult:
-    """What a linear classifier reached; of several variants of its training the best one.
+    """Result of a linear classifier; of several variants of its training the best one.
 
     Attributes:
         classes (tuple[str, ...]): Names.

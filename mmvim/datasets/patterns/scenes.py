@@ -101,7 +101,7 @@ def _draw_shape(rng: np.random.Generator, size: int) -> _Shape:
 
 
 def _visible_masks(shapes: list[_Shape]) -> list[NDArray[np.bool_]]:
-    """What is left of each shape under those drawn after it, in the order given."""
+    """Visible part of each shape under those drawn after it, in the order given."""
     masks: list[NDArray[np.bool_]] = []
     covered = np.zeros_like(shapes[0].mask)
     for shape in reversed(shapes):

@@ -1,4 +1,4 @@
-"""What a backbone does before its first block: images become tokens with a position."""
+"""From images to tokens with a position: the part of a backbone before its first block."""
 
 from __future__ import annotations
 

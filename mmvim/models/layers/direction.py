@@ -1,4 +1,4 @@
-"""How a backbone scans its sequences: the paper's ablation (Vim, Sec. 4.4) as one table."""
+"""Scan directions of a backbone: the paper's ablation (Vim, Sec. 4.4) as one table."""
 
 from __future__ import annotations
 

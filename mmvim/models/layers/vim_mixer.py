@@ -26,7 +26,7 @@ _DT_MIN, _DT_MAX, _DT_FLOOR = 1e-3, 1e-1, 1e-4
 
 
 class _Layers(NamedTuple):
-    """What one direction runs through: the convolution, the projections, A (E, N) and D (E,)."""
+    """Layers and parameters of one direction: convolution, projections, A (E, N) and D (E,)."""
 
     conv1d: nn.Conv1d
     x_proj: nn.Linear
@@ -53,7 +53,7 @@ class _Layers(NamedTuple):
         )
 
     def scan_inputs(self, x: torch.Tensor, dbl: torch.Tensor) -> ScanInputs:
-        """What the scan reads where ``dt_proj`` is plain."""
+        """Inputs of the scan if ``dt_proj`` is plain."""
         return ScanInputs(x, dbl, self.dt_proj.weight, self.dt_proj.bias, self.A, self.D)
 
 
@@ -178,7 +178,7 @@ class VimMixer(nn.Module):
         return out if self.gamma is None else out * self.gamma
 
     def _layers(self, reverse: bool) -> _Layers:
-        """What a direction runs through, its own or shared."""
+        """Layers and parameters of a direction, its own or shared."""
         own = self._own if reverse else ()
         names = ('conv1d', 'x_proj', 'dt_proj', 'D')
         conv1d, x_proj, dt_proj, D = (

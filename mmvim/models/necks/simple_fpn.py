@@ -152,7 +152,7 @@ class SimpleFPN(CheckedModule):
 
 
 def _doublings(source: int, target: int) -> int:
-    """How often a map of stride ``source`` is to be doubled for ``target``; negative: halved."""
+    """Number of doublings from a map of stride ``source`` to ``target``; negative: halvings."""
     for step in range(-8, 9):
         if source == target * 2.0**step:
             return step

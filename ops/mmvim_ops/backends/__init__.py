@@ -28,8 +28,8 @@ class BackendStatus(NamedTuple):
     """Whether a backend can run on this machine.
 
     Attributes:
-        available: It can, given inputs it supports.
-        note: What it is, or why it cannot run.
+        available (bool): It can, given inputs it supports.
+        note (str): What it is, or why it cannot run.
     """
 
     available: bool

@@ -1,4 +1,4 @@
-"""What a backend is: a name, why it may not serve a call, and the ops."""
+"""The interface of a backend: a name, the reason for which it cannot serve a call, the ops."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class Backend(ABC):
     @property
     @abstractmethod
     def note(self) -> str:
-        """What it is, in a few words."""
+        """A short description."""
 
     def unavailable(self) -> str | None:
-        """Why it cannot run on this machine, or None."""
+        """The reason for which it cannot run on this machine, or None."""
         return None
 
     def problem(
         self, device: torch.device, dtype: torch.dtype, states: int = 0, rank: int = 0
     ) -> str | None:
-        """Why it cannot serve a call, or None.
+        """The reason for which it cannot serve a call, or None.
 
         Args:
             device (torch.device): Where the inputs are.

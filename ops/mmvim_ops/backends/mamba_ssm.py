@@ -113,7 +113,7 @@ def _split(given: ScanInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _import_problem() -> str | None:
-    """Why the scan of mamba-ssm cannot be imported, or None."""
+    """The reason for which mamba-ssm's scan cannot be imported, or None."""
     try:
         module = importlib.import_module('mamba_ssm.ops.selective_scan_interface')
     except Exception as error:  # a binary built for another torch fails with more than ImportError

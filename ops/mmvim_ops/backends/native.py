@@ -62,7 +62,7 @@ class Native(OperatorBackend):
     def _mismatch(
         self, device: torch.device, dtype: torch.dtype, states: int, rank: int
     ) -> str | None:
-        """What of a call there are no kernels for, on any machine."""
+        """The part of a call that has no kernels on any machine, or None."""
         if device.type != self.name:
             return f'it needs {self.name.upper()} tensors, and the inputs are on {device}'
         if dtype == torch.float64:

@@ -55,7 +55,7 @@ class TokenOrder:
         self.length, self.reverse, self.dtype = length, reverse, dtype
 
     def place(self, tokens: slice) -> slice:
-        """Where these scan positions lie in memory."""
+        """Places of these scan positions in memory."""
         if self.reverse:
             return slice(self.length - tokens.stop, self.length - tokens.start)
         return tokens
@@ -76,7 +76,7 @@ class TokenOrder:
 
 
 class Tokens(NamedTuple):
-    """What a range of the scan is fed: u, delta (T, B, G, 1, P) and B, C (T, B, G, 1, N).
+    """Inputs of a range of the scan: u, delta (T, B, G, 1, P) and B, C (T, B, G, 1, N).
 
     All are contiguous.
     """
@@ -105,9 +105,9 @@ class Scan:
 
     Args:
         batch, length: B and L.
-        A: (G, P, N). D, bias: (G, P) or None.
-        softplus: Pass the steps through softplus.
-        chunk: Tokens per chunk.
+        A (Tensor): (G, P, N). D, bias: (G, P) or None.
+        softplus (bool): Pass the steps through softplus.
+        chunk (int): Tokens per chunk.
     """
 
     def __init__(
@@ -168,8 +168,9 @@ class Scan:
         """Run the scan.
 
         Args:
-            load: Gives the inputs of a range of scan positions.
-            store: Takes ``C h + D u`` of a range, (T, B, G, 1, P), which is overwritten afterwards.
+            load (Callable): Gives the inputs of a range of scan positions.
+            store (Callable): Takes ``C h + D u`` of a range, (T, B, G, 1, P), which is overwritten
+                afterwards.
 
         Returns:
             The last state (B, E, N) and the state before every chunk (chunks, B, G, N, P).
@@ -210,13 +211,13 @@ class Scan:
         """Run the adjoint scan.
 
         Args:
-            load: Gives the inputs of a range of scan positions.
-            load_grad: Gives the gradient of ``C h + D u`` of a range, (T, B, G, 1, P).
-            store: Takes the gradients of a range's inputs, undefined where not needed, and with
-                ``needs.y`` its ``C h + D u``.
-            checkpoints: What :meth:`forward` returned.
-            grad_last_state: (B, E, N) or None.
-            needs: What to compute.
+            load (Callable): Gives the inputs of a range of scan positions.
+            load_grad (Callable): Gives the gradient of ``C h + D u`` of a range, (T, B, G, 1, P).
+            store (Callable): Takes the gradients of a range's inputs, undefined where not needed,
+                and with ``needs.y`` its ``C h + D u``.
+            checkpoints (Tensor): What :meth:`forward` returned.
+            grad_last_state (Tensor | None): (B, E, N) or None.
+            needs (Needs): What to compute.
 
         Returns:
             Gradients of A (G, P, N), D (G, P) and bias (G, P), zero where not needed.

@@ -27,11 +27,11 @@ class Recurrence:
     With ``backwards``: ``rows[t] += decay[t] * rows[t+1]`` for t = T-1 ... 0.
 
     Args:
-        decay: (T, ...), only read.
-        rows: (T + 1, ...).
-        exponent: (T, ...), log2 of the decays, only read: run as a tree, with the fewest calls.
-            Defaults to None: run token by token, with the least arithmetic.
-        backwards: The direction. Defaults to False.
+        decay (Tensor): (T, ...), only read.
+        rows (Tensor): (T + 1, ...).
+        exponent (Tensor | None): (T, ...), log2 of the decays, only read: run as a tree, with the
+            fewest calls. Defaults to None: run token by token, with the least arithmetic.
+        backwards (bool): The direction. Defaults to False.
     """
 
     def __init__(

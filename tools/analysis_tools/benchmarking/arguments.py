@@ -14,7 +14,7 @@ from benchmarking.timing import Effort
 def measuring_parser(
     description: str | None, sizes: Sequence[str], dtypes: Sequence[str], executions: Sequence[str]
 ) -> ArgumentParser:
-    """What is measured, where and for how long; the first execution is the default."""
+    """Options of both benchmarks; the first execution is the default."""
     parser = ArgumentParser(description=description, allow_abbrev=False)
     add = parser.add_argument
     add('--out', type=Path, required=True, metavar='DIR', help='folder for the report')

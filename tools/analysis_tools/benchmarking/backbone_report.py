@@ -126,7 +126,7 @@ def to_markdown(result: dict[str, Any]) -> str:
 
 
 def group_title(group: dict[str, Any], on_gpu: bool) -> str:
-    """What the rows of a group have in common."""
+    """Title of a group: the values its rows have in common."""
     batch = f'B {group["batch"]}'
     texts = [group['size'], group['mode'], batch, group['dtype'], group['execution']]
     return ', '.join(texts if on_gpu else [*texts, threads_text(group['threads'])])

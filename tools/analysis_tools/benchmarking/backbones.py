@@ -134,5 +134,5 @@ def _timm_deit(size: str, resolution: int, taps: bool, plain: bool) -> nn.Module
 
 
 def outputs_of(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """What a backbone returned, always as a tuple."""
+    """Outputs of a backbone, always as a tuple."""
     return (result,) if isinstance(result, torch.Tensor) else tuple(result)

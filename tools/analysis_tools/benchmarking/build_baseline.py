@@ -33,17 +33,19 @@ _INSTANCE = re.compile(r'^template void (\w+)<([^;]*), ([^;,]*)>\((\w+) ?&.*\);$
 
 
 class Package(NamedTuple):
-    """Where a package's kernels lie in its source distribution, and which of them are wanted.
+    """Kernels of a package in its source distribution, and the wanted ones among them.
 
     Attributes:
-        name: As pip knows it.
-        version: The one that this script was written for.
-        module: The compiled module.
-        folder: Of its sources.
-        binding: The source that makes the module.
-        header: Declares the kernels' parameters.
-        functions: The wanted kernels; each exists for three input types and several weight types.
-        always: Template arguments that are true whenever the benchmark launches a kernel.
+        name (str): As pip knows it.
+        version (str): The one that this script was written for.
+        module (str): The compiled module.
+        folder (str): Of its sources.
+        binding (str): The source that makes the module.
+        header (str): Declares the kernels' parameters.
+        functions (tuple[str, ...]): The wanted kernels; each exists for three input types and
+            several weight types.
+        always (tuple[str, ...]): Template arguments that are true whenever the benchmark launches a
+            kernel.
     """
 
     name: str
@@ -100,7 +102,7 @@ using complex_t = c10::complex<float>;
 
 
 class BaselineError(RuntimeError):
-    """Why there is no baseline."""
+    """The reason for which there is no baseline."""
 
 
 def unpacked(given: Path, work: Path) -> Path:
@@ -119,7 +121,7 @@ def unpacked(given: Path, work: Path) -> Path:
 
 
 def write_sources(package: Package, sdist: Path, work: Path) -> list[Path]:
-    """What to compile: the binding as it is, a file for each wanted kernel, one for the others.
+    """Sources to compile: the binding, a file for each wanted kernel, one for the others.
 
     A kernel's file is its package's up to the list of instances, of which it asks for one.
 

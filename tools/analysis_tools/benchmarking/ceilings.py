@@ -1,4 +1,4 @@
-"""What the machine can do at best: copies and exponentials, measured in the same run."""
+"""Ceilings of the machine: copies and exponentials, measured in the same run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a measurement was made on: machine, versions, command, revision."""
+"""Circumstances of a measurement: machine, versions, command, revision."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PACKAGES = (
 
 
 def describe_machine(device: torch.device) -> dict[str, str]:
-    """What the figures depend on, as far as it can be read here; name to value."""
+    """Properties of the machine that affect the figures; name to value."""
     machine = {'cpu': platform.processor() or platform.machine()}
     with suppress(OSError, StopIteration):
         text = Path('/proc/cpuinfo').read_text()
@@ -87,7 +87,7 @@ def backend_notes() -> dict[str, str]:
 
 
 def command_line(script: str, argv: Sequence[str]) -> str:
-    """What to type in the repository root for the same run."""
+    """The command that repeats the run in the repository root."""
     variables = [
         f'{name}={shlex.quote(os.environ[name])}'
         for name in ('OMP_NUM_THREADS', 'MMVIM_CPU_ISA', 'CUDA_VISIBLE_DEVICES')

@@ -1,4 +1,4 @@
-"""How much memory a call takes: torch's allocations, saved tensors, the process as a whole."""
+"""Memory of a call: torch's allocations, saved tensors, the process as a whole."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ def peak_bytes(call: Call, device: torch.device) -> int:
     """The most that torch held during a call, above what it held before it, in bytes.
 
     Args:
-        call: Run once. Its result counts: it is alive when the call ends.
-        device: 'cuda' reads the caching allocator's own mark; on a CPU every allocation and
-            release that torch's allocator reports is added up. Memory that a kernel takes by
-            other means (scratch of a native library) shows in :func:`resident_peak_bytes` alone.
+        call (Call): Run once. Its result counts: it is alive when the call ends.
+        device (torch.device): 'cuda' reads the caching allocator's own mark; on a CPU every
+            allocation and release that torch's allocator reports is added up. Memory that a kernel
+            takes by other means (scratch of a native library) shows in :func:`resident_peak_bytes`
+            alone.
     """
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
@@ -59,8 +60,9 @@ def saved_bytes(call: Call, parameters: Iterable[Tensor] = ()) -> int:
     it was saved.
 
     Args:
-        call: The forward pass, with gradients; returns its output, which keeps the graph alive.
-        parameters: Tensors that exist anyway and do not count.
+        call (Call): The forward pass, with gradients; returns its output, which keeps the graph
+            alive.
+        parameters (Iterable[Tensor]): Tensors that exist anyway and do not count.
     """
     known = {tensor.untyped_storage().data_ptr() for tensor in parameters}
     # The tensors are kept until the end: an address that was freed could be given out again.

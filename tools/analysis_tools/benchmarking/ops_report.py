@@ -80,7 +80,7 @@ def _times(ratio: float | None) -> str | None:
 
 
 def _ceilings(result: dict[str, Any]) -> dict[str, str]:
-    """What the ceilings came out as, as text."""
+    """The measured ceilings as text."""
     on_gpu = result['device'] == 'cuda'
     texts = {}
     for ceiling in result['ceilings']:

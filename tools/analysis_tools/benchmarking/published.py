@@ -18,7 +18,7 @@ _CONVOLUTION, _SCAN = 'causal_conv1d_cuda', 'selective_scan_cuda'
 
 
 def problem() -> str | None:
-    """Why the kernels cannot be imported, or None."""
+    """The reason for which the kernels cannot be imported, or None."""
     for module in (_CONVOLUTION, _SCAN):
         try:
             importlib.import_module(module)

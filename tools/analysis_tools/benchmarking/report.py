@@ -1,4 +1,4 @@
-"""What both reports are made of: Markdown, JSON, plots."""
+"""Parts of both reports: Markdown, JSON, plots."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What benchmark_ops.py measures: inputs of a Vim block's scan, and everyone who can run it.
+"""Cases of benchmark_ops.py: inputs of a Vim block's scan, and the contenders that run it.
 
 Two parts of a block are measured. ``scan`` is the op ``bidirectional_selective_scan`` alone, from
 dt_proj to the gate. ``inner`` is everything between in_proj and out_proj: convolutions, x_proj,
@@ -44,11 +44,11 @@ class Case:
     """One size of one part.
 
     Attributes:
-        part: 'scan' or 'inner'.
-        size: A name of :data:`SIZES`.
-        batch: Sequences B.
-        length: Tokens L.
-        dtype: Of the activations; parameters stay float32, as under autocast.
+        part (str): 'scan' or 'inner'.
+        size (str): A name of :data:`SIZES`.
+        batch (int): Sequences B.
+        length (int): Tokens L.
+        dtype (str): Of the activations; parameters stay float32, as under autocast.
     """
 
     part: str
@@ -94,10 +94,10 @@ class Work:
     """A contender's inputs and function.
 
     Attributes:
-        activations: What the block's forward pass produced; they have gradients.
-        parameters: The block's weights; they have gradients too.
-        run: Activations and parameters to the output, (B, L, E).
-        split: Threads a channel of our CUDA kernels; 0 leaves it to their rule.
+        activations (list[Tensor]): What the block's forward pass produced; they have gradients.
+        parameters (list[Tensor]): The block's weights; they have gradients too.
+        run (Run): Activations and parameters to the output, (B, L, E).
+        split (int): Threads a channel of our CUDA kernels; 0 leaves it to their rule.
     """
 
     activations: list[Tensor]
@@ -147,7 +147,7 @@ def _forced(split: int) -> Iterator[None]:
 
 
 def contender_problem(name: str, part: str, device: torch.device) -> str | None:
-    """Why a contender cannot run a part on a device, or None."""
+    """The reason for which a contender cannot run a part on a device, or None."""
     if name == PUBLISHED:
         if part != 'inner':
             return 'the published composition is measured as a whole, from in_proj to out_proj'
@@ -170,9 +170,9 @@ def make_work(name: str, case: Case, device: torch.device) -> Work:
     """Seeded inputs of a case and the contender's way to run it; equal for all contenders.
 
     Args:
-        name: A backend of mmvim_ops, 'auto', 'published', or one of :data:`SPLIT_CONTENDERS`.
-        case: What to run.
-        device: Where.
+        name (str): A backend of mmvim_ops, 'auto', 'published', or one of :data:`SPLIT_CONTENDERS`.
+        case (Case): What to run.
+        device (torch.device): Where.
     """
     split = SPLIT_CONTENDERS.get(name, 0)
     backend = 'cuda' if split else name

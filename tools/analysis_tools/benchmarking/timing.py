@@ -46,13 +46,13 @@ Timings = dict[str, Timing | str]
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure.
+    """Effort of a measurement.
 
     Attributes:
-        rounds: Rounds taken at least.
-        seconds: Time spent on one set of calls at least, unless ``max_rounds`` are reached.
-        sample_seconds: Short calls are repeated until a sample takes about this long.
-        max_rounds: Rounds taken at most.
+        rounds (int): Rounds taken at least.
+        seconds (float): Time spent on one set of calls at least, unless ``max_rounds`` are reached.
+        sample_seconds (float): Short calls are repeated until a sample takes about this long.
+        max_rounds (int): Rounds taken at most.
     """
 
     rounds: int = 5
