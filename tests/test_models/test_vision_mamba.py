@@ -248,7 +248,8 @@ def test_norms_without_parameters(dtype):
     (featmap,) = model(image().to(dtype))
     assert featmap.dtype == dtype
     mean_square = featmap.float().square().mean(dim=1)
-    torch.testing.assert_close(mean_square, torch.ones_like(mean_square), rtol=0, atol=2e-2)
+    atol = 2e-2 if dtype == torch.bfloat16 else 1e-4  # of squares of numbers rounded to 8 bits
+    torch.testing.assert_close(mean_square, torch.ones_like(mean_square), rtol=0, atol=atol)
 
 
 def test_norms_are_called_where_something_hangs_on_them():
