@@ -13,15 +13,15 @@ from mmvim.cli.arguments import ToolParser
 from mmvim.cli.prepare import prepare, prepare_amp
 from mmvim.cli.run_tool import run_tool
 from mmvim.datasets.checked_loading import check_loading_of_run
-from mmvim.engine import (
-    NonFiniteLossHook,
-    StrictCheckpointHook,
+from mmvim.engine import NonFiniteLossHook, StrictCheckpointHook
+from mmvim.engine.resume.resumable import (
+    check_resumable,
+    latest_checkpoint,
     leave,
     make_resumable,
     resume_with_seed,
     use_atomic_checkpoints,
 )
-from mmvim.engine.resume.resume_from import check_resumable, latest_checkpoint
 from mmvim.errors import UserError
 
 FROM_WORK_DIR = 'auto'

@@ -1,18 +1,12 @@
 """Parts of a run: hooks, the optimiser's construction, resuming."""
 
-from mmvim.engine.hooks import NonFiniteLossHook, StrictCheckpointHook
+from mmvim.engine.hooks.nan_loss import NonFiniteLossHook
+from mmvim.engine.hooks.strict_checkpoint import StrictCheckpointHook
 from mmvim.engine.layer_decay import LayerDecayOptimWrapperConstructor
-from mmvim.engine.resume import (
-    AtomicCheckpointHook,
-    DataPositionHook,
-    RandomStateHook,
-    SaveOnSignalHook,
-    SeededDataLoader,
-    leave,
-    make_resumable,
-    resume_with_seed,
-    use_atomic_checkpoints,
-)
+from mmvim.engine.resume.atomic_checkpoint import AtomicCheckpointHook
+from mmvim.engine.resume.data_position import DataPositionHook
+from mmvim.engine.resume.random_state import RandomStateHook
+from mmvim.engine.resume.save_on_signal import SaveOnSignalHook
 
 __all__ = [
     'AtomicCheckpointHook',
@@ -21,10 +15,5 @@ __all__ = [
     'NonFiniteLossHook',
     'RandomStateHook',
     'SaveOnSignalHook',
-    'SeededDataLoader',
     'StrictCheckpointHook',
-    'leave',
-    'make_resumable',
-    'resume_with_seed',
-    'use_atomic_checkpoints',
 ]

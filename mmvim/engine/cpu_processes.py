@@ -42,7 +42,6 @@ class CPUDistributedDataParallel(MMDistributedDataParallel):
     Args:
         module (nn.Module): The model.
         device_ids (list[int], optional): The devices that mmengine passes; not used.
-            Defaults to None.
         **kwargs (Any): As :class:`mmengine.model.MMDistributedDataParallel` takes them.
     """
 
@@ -62,9 +61,8 @@ class CPUDistributedDataParallel(MMDistributedDataParallel):
 def _leave_processes() -> None:
     """Take the process group down while Python still runs.
 
-    Its threads let go of tensors after a collective is over, for which they need the interpreter:
-    one that is ending aborts the process. They end with the last reference to the group, and the
-    model wrapper has one, in the cycles of references between a runner and its hooks.
+    Its threads need the interpreter to let go of tensors, and abort a process that is ending. They
+    end with the last reference to the group, which lies in the cycles between runner and hooks.
     """
     gc.collect()
     torch_dist.destroy_process_group()
@@ -86,26 +84,21 @@ def join_processes(cfg: Config, launcher: str) -> None:
     """
     if launcher == 'none' or has_amp_accelerator():
         return
-    if launcher != 'pytorch':
-        raise UserError(
-            f'--launcher {launcher} needs a GPU per process, and there is none here: start the '
-            'processes of a run on the CPU with torchrun and --launcher pytorch'
-        )
     settings = dict((cfg.get('env_cfg') or {}).get('dist_cfg') or {})
-    if settings.get('backend', 'nccl') == 'nccl':
+    backend = settings.get('backend', 'nccl')
+    if launcher != 'pytorch' or backend == 'nccl':
         raise UserError(
-            f'--launcher {launcher} with the nccl backend needs a GPU per process, but this '
+            f'--launcher {launcher} with the {backend} backend needs a GPU per process, but this '
             f'machine offers {get_device()} only: leave --launcher out, or run on the CPU with '
-            '--cfg-options env_cfg.dist_cfg.backend=gloo'
+            'torchrun, --launcher pytorch and --cfg-options env_cfg.dist_cfg.backend=gloo'
         )
     if 'timeout' in settings:
         settings['timeout'] = datetime.timedelta(seconds=settings['timeout'])
     torch_dist.init_process_group(**settings)
     atexit.register(_leave_processes)
-    wrapper = dict(cfg.get('model_wrapper_cfg') or {})
-    if wrapper.setdefault('type', 'MMDistributedDataParallel') == 'MMDistributedDataParallel':
+    wrapper = cfg.get('model_wrapper_cfg') or {}
+    if wrapper.get('type', 'MMDistributedDataParallel') == 'MMDistributedDataParallel':
         # What mmengine's runner sets where the config says nothing.
-        wrapper.setdefault('broadcast_buffers', False)
-        wrapper.setdefault('find_unused_parameters', cfg.get('find_unused_parameters', False))
-        wrapper['type'] = CPUDistributedDataParallel.__name__
-    cfg.model_wrapper_cfg = wrapper
+        unused = cfg.get('find_unused_parameters', False)
+        stock = dict(broadcast_buffers=False, find_unused_parameters=unused)
+        cfg.model_wrapper_cfg = {**stock, **wrapper, 'type': CPUDistributedDataParallel.__name__}

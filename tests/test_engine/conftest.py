@@ -11,7 +11,12 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmvim.checkpoints import load_checkpoint_file
-from mmvim.engine import leave, make_resumable, resume_with_seed, use_atomic_checkpoints
+from mmvim.engine.resume.resumable import (
+    leave,
+    make_resumable,
+    resume_with_seed,
+    use_atomic_checkpoints,
+)
 
 _names = itertools.count()
 

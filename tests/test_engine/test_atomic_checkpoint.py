@@ -14,7 +14,8 @@ from mmengine.runner import Runner
 
 from mmvim import atomic_files
 from mmvim.checkpoints import load_checkpoint_file
-from mmvim.engine import AtomicCheckpointHook, use_atomic_checkpoints
+from mmvim.engine import AtomicCheckpointHook
+from mmvim.engine.resume.resumable import use_atomic_checkpoints
 from mmvim.errors import UserError
 
 Train = Callable[..., Runner]

@@ -40,23 +40,6 @@ def test_the_first_bad_loss_stops_and_names_its_part(value: float) -> None:
     assert 'loss_box' not in text
 
 
-def test_patience_counts_losses_in_a_row() -> None:
-    hook = NonFiniteLossHook(patience=2)
-    for _ in range(3):
-        step(hook, loss=float('nan'))
-        step(hook, loss=float('inf'))
-        step(hook, loss=1.0)
-    step(hook, loss=float('nan'))
-    step(hook, loss=float('nan'))
-    with pytest.raises(UserError):
-        step(hook, loss=float('nan'))
-
-
-def test_negative_patience_is_refused() -> None:
-    with pytest.raises(ValueError, match='patience=-1 must be 0 or more'):
-        NonFiniteLossHook(patience=-1)
-
-
 def test_runs_before_the_checkpoint_is_saved() -> None:
     hook = HOOKS.build(dict(type='mmvim.NonFiniteLossHook'))
     assert get_priority(hook.priority) < get_priority(CheckpointHook.priority)

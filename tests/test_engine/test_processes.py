@@ -203,7 +203,7 @@ def test_fsdp_needs_an_accelerator():
 
 def test_other_launchers_are_for_gpus(monkeypatch):
     monkeypatch.setattr('mmvim.engine.cpu_processes.has_amp_accelerator', lambda: False)
-    with pytest.raises(UserError, match='with torchrun and --launcher pytorch'):
+    with pytest.raises(UserError, match='with torchrun, --launcher pytorch'):
         join_processes(Config(), 'slurm')
     join_processes(Config(), 'none')
 

@@ -9,13 +9,7 @@ import pytest
 import torch
 
 from mmvim.checkpoints import load_checkpoint_file
-from mmvim.engine.resume.random_state import (
-    host_state,
-    random_state,
-    seed_sample,
-    set_host_state,
-    set_random_state,
-)
+from mmvim.engine.resume.random_state import random_state, seed_sample, set_random_state
 
 
 def draw() -> list[float]:
@@ -34,14 +28,6 @@ def test_a_checkpoint_holds_the_states(tmp_path: Path) -> None:
     expected = draw()
     assert draw() != expected
     set_random_state(load_checkpoint_file(tmp_path / 'a.pth')['random_states'][0])
-    assert draw() == expected
-
-
-def test_host_state_round_trip() -> None:
-    draw()
-    state = host_state()
-    expected = draw()
-    set_host_state(state)
     assert draw() == expected
 
 

@@ -10,9 +10,8 @@ import torch
 from mmengine.dataset import DefaultSampler, InfiniteSampler, pseudo_collate
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
 
-from mmvim.engine import SeededDataLoader
 from mmvim.engine.resume.random_state import random_state
-from mmvim.engine.resume.seeded_loader import SeededBatches
+from mmvim.engine.resume.seeded_loader import SeededBatches, SeededDataLoader
 
 COUNT, BATCH = 7, 3
 
@@ -161,7 +160,11 @@ def test_what_has_no_indices_is_left_alone() -> None:
         def __iter__(self) -> Any:
             return iter(range(3))
 
-    assert not SeededDataLoader.can_take_over(DataLoader(Stream(), batch_size=2))
-    assert not SeededDataLoader.can_take_over(DataLoader(Drawing(), batch_size=None))
-    assert not SeededDataLoader.can_take_over(make())
-    assert SeededDataLoader.can_take_over(DataLoader(Drawing(), batch_size=2))
+    for loader in (
+        DataLoader(Stream(), batch_size=2),
+        DataLoader(Drawing(), batch_size=None),
+        make(),
+    ):
+        assert SeededDataLoader.take_over(loader, 0) is loader
+    loader = DataLoader(Drawing(), batch_size=2)
+    assert type(SeededDataLoader.take_over(loader, 0)) is SeededDataLoader

@@ -18,8 +18,7 @@ class DataPositionHook(Hook):
     """Skips the past data of a resumed run by index, where mmengine would load all past batches.
 
     An epoch-based run continues in the middle of an epoch, which mmengine would begin again. The
-    hook needs a :class:`~mmvim.engine.SeededDataLoader`, as ``tools/train.py`` builds it, and
-    leaves any other loader to mmengine.
+    hook needs the seeded loader that ``tools/train.py`` builds, and leaves any other to mmengine.
     """
 
     # After DistSamplerSeedHook (NORMAL), which tells the sampler the epoch.
@@ -83,9 +82,6 @@ class _Skipped:
     def __init__(self, batches: Iterator[Any], count: int) -> None:
         self.batches = batches
         self.count = 0 if hasattr(batches, 'skip_iter') else count
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
 
     def __next__(self) -> Any:
         if self.count:

@@ -13,64 +13,44 @@ from mmengine.runner import Runner
 
 from mmvim.registry import HOOKS
 
-HostState = tuple[tuple[Any, ...], dict[str, Any], torch.Tensor]
 
+def random_state(gpu: bool = True) -> dict[str, Any]:
+    """The states of the generators of this process, as a checkpoint can hold them.
 
-def host_state() -> HostState:
-    """The states of Python's, numpy's and torch's generators on the CPU."""
-    return random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state()
-
-
-def set_host_state(state: HostState) -> None:
-    """Put back what :func:`host_state` gave."""
-    python, numpy, torch_cpu = state
-    random.setstate(python)
-    np.random.set_state(numpy)
-    torch.set_rng_state(torch_cpu)
-
-
-def random_state() -> dict[str, Any]:
-    """The states of all generators of this process, as a checkpoint can hold them.
+    Args:
+        gpu (bool): Whether to include that of the current GPU, if any. Defaults to True.
 
     Returns:
         dict[str, Any]: ``python`` (int64 words and the pending Gaussian), ``numpy`` (MT19937:
-            int64 words, position, pending Gaussian), ``torch`` (uint8) and, where there is a GPU,
-            ``cuda`` (uint8, of the current device): tensors, numbers and strings alone, so that a
-            checkpoint can be loaded weights-only.
+            int64 words, position, pending Gaussian), ``torch`` (uint8) and ``cuda`` (uint8):
+            tensors, numbers and strings alone, so that a checkpoint can be loaded weights-only.
     """
-    (version, words, gauss), numpy, torch_cpu = host_state()
+    version, words, pending = random.getstate()
+    numpy: Any = np.random.get_state()
+    name, key, position, has_gauss, gauss = numpy
     state: dict[str, Any] = dict(
-        python=dict(version=version, words=torch.tensor(words), gauss=gauss),
+        python=dict(version=version, words=torch.tensor(words), gauss=pending),
         numpy=dict(
-            bit_generator=numpy['bit_generator'],
-            words=torch.from_numpy(numpy['state']['key'].astype(np.int64)),
-            position=int(numpy['state']['pos']),
-            has_gauss=int(numpy['has_gauss']),
-            gauss=float(numpy['gauss']),
+            bit_generator=name,
+            words=torch.from_numpy(key.astype(np.int64)),
+            position=position,
+            has_gauss=has_gauss,
+            gauss=gauss,
         ),
-        torch=torch_cpu,
+        torch=torch.get_rng_state(),
     )
-    if torch.cuda.is_available():
+    if gpu and torch.cuda.is_available():
         state['cuda'] = torch.cuda.get_rng_state()
     return state
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
     """Put back what :func:`random_state` gave; its tensors may be on any device by now."""
-    python, numpy = state['python'], state['numpy']
-    words = numpy['words'].cpu().numpy().astype(np.uint32)
-    set_host_state(
-        (
-            (python['version'], tuple(python['words'].tolist()), python['gauss']),
-            dict(
-                bit_generator=numpy['bit_generator'],
-                state=dict(key=words, pos=numpy['position']),
-                has_gauss=numpy['has_gauss'],
-                gauss=numpy['gauss'],
-            ),
-            state['torch'].cpu(),
-        )
-    )
+    python, numpy = state['python'], dict(state['numpy'])
+    random.setstate((python['version'], tuple(python['words'].tolist()), python['gauss']))
+    numpy['words'] = numpy['words'].cpu().numpy().astype(np.uint32)
+    np.random.set_state(tuple(numpy.values()))
+    torch.set_rng_state(state['torch'].cpu())
     if 'cuda' in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state['cuda'].cpu())
 
@@ -124,21 +104,20 @@ class RandomStateHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Warn if the run cannot continue exactly where it was."""
+        states, self._resumed = self._resumed, None
         if runner.iter == 0 and runner.epoch == 0:  # weights to start from, nothing to resume
-            self._resumed = None
             return
-        reason = None
-        if self._resumed is None:
-            reason = 'holds no states of random number generators'
-        elif len(self._resumed) != get_world_size():
-            reason = f'is of {len(self._resumed)} processes, this run of {get_world_size()}'
-            self._resumed = None
-        if reason is not None:
-            runner.logger.log(
-                logging.WARNING,
-                f'the checkpoint {reason}: dropout and the like go on from the seed, not from '
-                'where they were',
-            )
+        if states is not None and len(states) == get_world_size():
+            self._resumed = states
+            return
+        reason = 'holds no states of random number generators'
+        if states is not None:
+            reason = f'is of {len(states)} processes, this run of {get_world_size()}'
+        runner.logger.log(
+            logging.WARNING,
+            f'the checkpoint {reason}: dropout and the like go on from the seed, not from '
+            'where they were',
+        )
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Restore the states before the first step of a resumed run."""

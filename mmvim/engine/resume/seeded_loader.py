@@ -7,7 +7,7 @@ import torch
 from mmengine.dist import get_dist_info
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from mmvim.engine.resume.random_state import host_state, seed_sample, set_host_state
+from mmvim.engine.resume.random_state import random_state, seed_sample, set_random_state
 
 
 class SeededIndices:
@@ -21,32 +21,27 @@ class SeededIndices:
         indices (Sequence[int]): Indices of the samples in the data set.
         seed (int): Seed of the run.
         epoch (int): Pass over the data, from 0.
-        first (int): Position of the first of these samples in that pass.
-        stride (int): Distance to the position of the next one, the number of processes that share
-            a pass.
+        positions (range): Positions of these samples in that pass.
     """
 
-    def __init__(
-        self, indices: Sequence[int], seed: int, epoch: int, first: int, stride: int
-    ) -> None:
+    def __init__(self, indices: Sequence[int], seed: int, epoch: int, positions: range) -> None:
         self.indices = list(indices)
         self.seed = seed
         self.epoch = epoch
-        self.first = first
-        self.stride = stride
+        self.positions = positions
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __iter__(self) -> Iterator[int]:
-        kept = host_state() if get_worker_info() is None else None
+        kept = random_state(gpu=False) if get_worker_info() is None else None
         try:
-            for offset, index in enumerate(self.indices):
-                seed_sample(self.seed, self.epoch, self.first + offset * self.stride)
+            for position, index in zip(self.positions, self.indices):
+                seed_sample(self.seed, self.epoch, position)
                 yield index
         finally:
             if kept is not None:
-                set_host_state(kept)
+                set_random_state(kept)
 
 
 class SeededBatches:
@@ -78,15 +73,19 @@ class SeededBatches:
         begun, self._begun = self._begun, None
         yield from self._one_pass() if begun is None else begun
 
-    def begin(self, epoch: int, skip: int = 0) -> None:
+    def begin(self, epoch: int, skip: int = 0) -> int:
         """Make the next pass that of ``epoch``, without its first ``skip`` batches.
 
         The sampler must know the epoch already.
+
+        Returns:
+            int: How many of the ``skip`` batches that pass does not have.
         """
         self.epoch = epoch
         self._begun = self._one_pass()
-        for _ in range(skip):
-            next(self._begun, None)
+        while skip and next(self._begun, None) is not None:
+            skip -= 1
+        return skip
 
     def advance(self, count: int) -> int:
         """Skip the first ``count`` batches, over as many passes as that takes.
@@ -97,27 +96,22 @@ class SeededBatches:
         Raises:
             RuntimeError: If a pass is empty.
         """
-        self.epoch = epoch = 0
-        while True:
-            self._begun = self._one_pass()
-            before = count
-            while count and next(self._begun, None) is not None:
-                count -= 1
-            if not count:
-                return epoch
-            if count == before:
+        epoch = 0
+        while left := self.begin(epoch, count):
+            if left == count:
                 raise RuntimeError('the sampler of the training data gives no batch')
-            epoch += 1
-            sampler = getattr(self.batches, 'sampler', None)
-            if sampler is not None and hasattr(sampler, 'set_epoch'):
+            count, epoch = left, epoch + 1
+            sampler: Any = getattr(self.batches, 'sampler', None)
+            if hasattr(sampler, 'set_epoch'):
                 sampler.set_epoch(epoch)
+        return epoch
 
     def _one_pass(self) -> Iterator[SeededIndices]:
-        epoch, drawn = self.epoch, 0
+        epoch, first, step = self.epoch, self.rank, self.world_size
         for indices in self.batches:
-            first = drawn * self.world_size + self.rank
-            yield SeededIndices(indices, self.seed, epoch, first, self.world_size)
-            drawn += len(indices)
+            end = first + len(indices) * step
+            yield SeededIndices(indices, self.seed, epoch, range(first, end, step))
+            first = end
         self.epoch = epoch + 1
 
 
@@ -136,36 +130,29 @@ class SeededDataLoader(DataLoader[Any]):
     _latest: Any
 
     @classmethod
-    def can_take_over(cls, loader: DataLoader[Any]) -> bool:
-        """Whether a loader is torch's own, over a data set with indices, in batches.
-
-        Args:
-            loader (DataLoader): Any loader.
-        """
-        return (
-            type(loader) is DataLoader
-            and loader.batch_sampler is not None
-            and not isinstance(loader.dataset, IterableDataset)
-        )
-
-    @classmethod
-    def take_over(cls, loader: DataLoader[Any], seed: int) -> 'SeededDataLoader':
+    def take_over(cls, loader: DataLoader[Any], seed: int) -> DataLoader[Any]:
         """Make a seeded loader of the same settings.
 
         Args:
-            loader (DataLoader): One that :meth:`can_take_over` accepts; it must not be used later.
+            loader (DataLoader): A loader that must not be used later.
             seed (int): Seed of the run.
 
         Returns:
-            SeededDataLoader: The loader in its place.
+            DataLoader: The loader in its place; ``loader`` itself if it is not torch's own, or
+            its data set has no indices, or it gives no batches.
         """
+        if (
+            type(loader) is not DataLoader
+            or loader.batch_sampler is None
+            or isinstance(loader.dataset, IterableDataset)
+        ):
+            return loader
         seeded = cls.__new__(cls)
         # torch refuses to set some of these one by one.
         vars(seeded).update(vars(loader))
         if loader.batch_size is None:  # a batch sampler of its own; the learning rate may scale
             vars(seeded)['batch_size'] = getattr(loader.batch_sampler, 'batch_size', None)
         seeded.generator = torch.Generator().manual_seed(seed)
-        assert loader.batch_sampler is not None
         seeded.batches = SeededBatches(loader.batch_sampler, seed, *get_dist_info())
         seeded._latest = None
         return seeded
