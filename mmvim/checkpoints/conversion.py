@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from typing import NamedTuple
 
 import torch
 
@@ -17,50 +17,50 @@ from mmvim.checkpoints.vim import (
     choose_cls_token,
     convert_official,
     is_published,
-    our_key,
     to_official,
 )
 from mmvim.errors import UserError
 from mmvim.models import VisionMamba
 from mmvim.models.pos_embed import resize_pos_embed, square_grid
-from mmvim.models.token_layout import cls_positions
 
 # The linear classifier: as published, and in mmpretrain's ImageClassifier with LinearClsHead.
 HEADS = {'head.weight': 'head.fc.weight', 'head.bias': 'head.fc.bias'}
-_DROPPED = {
-    'head.': 'dropped: the classifier',
-    'rope.': 'dropped: constant tables, computed from the grid',
-    'fpn': 'dropped: the pyramid of a dense model, here a neck of its own',
+DROPPED = 'dropped'
+# Tensors of either layout that are put together from others.
+_MADE_OF = {
+    'pos_embed': ('pos_embed', 'cls_pos_embed'),
+    'cls_pos_embed': ('pos_embed',),
+    'cls_token': ('cls_token', 'cls_token_head', 'cls_token_tail'),
+    'cls_token_head': ('cls_token',),
+    'cls_token_tail': ('cls_token',),
 }
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One line of the account: a tensor, or the same one of every block.
 
     Attributes:
-        published (str): Its key in the published layout; '' where it has none.
-        ours (str): Its key in ours; '' where it has none.
-        tensors (int): How many there are.
-        shape (str): Of the tensor, or of both sides.
+        source (str): Its key in the file; '' for one that is added.
+        target (str): Its key in the result; '' for one that is dropped.
+        shape (str): Of the tensor; before and after where it changes.
         what (str): What became of it.
+        tensors (int): How many there are.
     """
 
-    published: str
-    ours: str
-    tensors: int
+    source: str
+    target: str
     shape: str
     what: str
+    tensors: int = 1
 
 
-@dataclass(frozen=True)
-class Conversion:
+class Conversion(NamedTuple):
     """A converted checkpoint.
 
     Attributes:
         weights (dict[str, torch.Tensor]): The state dict.
         rows (list[Row]): Where each tensor came from and went.
-        model (str): What the backbone is, for people.
+        model (str): The backbone, for people.
         cls_token (str): Its class-token placement.
     """
 
@@ -97,45 +97,33 @@ def published_to_ours(
         UserError: If the file is of another architecture, is converted already, is not whole, has
             no classifier where one is wanted, or does not tell where its class token is.
     """
-    own, rest = backbone_part(weights)
+    own = backbone_part(weights)[0]
     if not is_published(own):
         raise UserError('nothing to convert: it has mmvim keys already')
     cls_token = choose_cls_token(own, cls_token, noted)
-    resized = ''
     try:
-        converted = convert_official(own, cls_token)
-        ours = dict(converted)
-        if 'pos_embed' in ours:
-            stored = square_grid(ours['pos_embed'].shape[1])
-            if grid is not None and grid != stored:
-                resized = f'resized: grid {_by(stored)} → {_by(grid)}, bicubic'
-                ours['pos_embed'] = resize_pos_embed(ours['pos_embed'], stored, grid)
+        ours = convert_official(own, cls_token)
+        stored = square_grid(ours['pos_embed'].shape[1]) if 'pos_embed' in ours else None
+        if stored is not None:
+            ours['pos_embed'] = resize_pos_embed(ours['pos_embed'], stored, grid or stored)
             ours['pos_embed_grid'] = torch.tensor(grid or stored)
         elif grid is not None:
             raise UserError('the checkpoint has no position embedding to resize')
     except ValueError as error:
         raise UserError(str(error)) from error
     model = check_backbone(ours, cls_token)
-    prefix, heads = '', {}
-    if head:
-        prefix = BACKBONE
-        heads = {HEADS[key]: value for key, value in converted.extras.items() if key in HEADS}
-        if HEADS['head.weight'] not in heads:
-            raise UserError(
-                'the checkpoint has no linear classifier (head.weight): --backbone-only converts '
-                'the backbone alone'
-            )
-    rows = _pairs(own, ours, cls_token, prefix, resized, 'class row, kept apart')
-    rows += _heads(converted.extras if head else {})
-    if 'pos_embed' in ours:
-        added = f'added: the grid {_by(model.grid_size)}'
-        rows.append(Row('', f'{prefix}pos_embed_grid', 1, '(2)', added))
-    left = {key: value for key, value in converted.extras.items() if HEADS.get(key) not in heads}
-    rows += [Row(key, '', 1, _shape(value), _reason(key)) for key, value in left.items()]
-    rows += [Row(name, '', count, shape, _reason(name)) for name, count, shape in _modules(rest)]
-    about = _describe(model, cls_token, heads.get(HEADS['head.weight']))
-    state = {prefix + key: value for key, value in ours.items()} | heads
-    return Conversion(state, _by_block(rows), about, cls_token)
+    heads = {HEADS[key]: value for key, value in ours.extras.items() if head and key in HEADS}
+    if head and 'head.fc.weight' not in heads:
+        raise UserError(
+            'the checkpoint has no linear classifier (head.weight): --backbone-only converts '
+            'the backbone alone'
+        )
+    prefix = BACKBONE if head else ''
+    converted = {prefix + key: value for key, value in ours.items()} | heads
+    about = _describe(model, cls_token, heads.get('head.fc.weight'))
+    if stored not in (None, model.grid_size):
+        about += f'; position embedding resized from {_by(stored)} (bicubic)'
+    return Conversion(converted, _account(weights, converted), about, cls_token)
 
 
 def ours_to_published(
@@ -174,20 +162,9 @@ def ours_to_published(
             f'the position embedding is for a grid of {_by(model.grid_size)}, and the published '
             'code knows square ones alone: convert a model of square img_size'
         )
-    kept = {old: rest[new] for old, new in HEADS.items() if head and new in rest}
-    prefix = BACKBONE if any(key.startswith(BACKBONE) for key in weights) else ''
-    rows = _pairs(published, ours, cls_token, prefix, '', 'class row, put in its place')
-    rows += _heads(kept)
-    if 'pos_embed_grid' in ours:
-        what = 'dropped: it is square, as the published code takes it to be'
-        rows.append(Row('', f'{prefix}pos_embed_grid', 1, '(2)', what))
-    left = {key: value for key, value in rest.items() if key not in [HEADS[old] for old in kept]}
-    rows += [
-        Row('', name, count, shape, 'dropped: no part of the published model')
-        for name, count, shape in _modules(left)
-    ]
-    about = _describe(model, cls_token, kept.get('head.weight'))
-    return Conversion(published | kept, _by_block(rows), about, cls_token)
+    published |= {old: rest[new] for old, new in HEADS.items() if head and new in rest}
+    about = _describe(model, cls_token, published.get('head.weight'))
+    return Conversion(published, _account(weights, published), about, cls_token)
 
 
 def _describe(model: VisionMamba, cls_token: str, head: torch.Tensor | None) -> str:
@@ -200,78 +177,38 @@ def _describe(model: VisionMamba, cls_token: str, head: torch.Tensor | None) -> 
     if head is not None:
         if head.ndim != 2 or head.shape[1] != model.embed_dims:
             raise UserError(
-                f'the classifier is not whole: its weight of shape {_shape(head)} should be of '
-                f'shape (classes, {model.embed_dims})'
+                f'the classifier is not whole: its weight of shape {tuple(head.shape)} should be '
+                f'of shape (classes, {model.embed_dims})'
             )
         parts.append(f'{len(head)} classes')
     return ', '.join(parts)
 
 
-def _heads(weights: Weights) -> list[Row]:
-    """The linear classifier, under published keys."""
-    return [
-        Row(key, HEADS[key], 1, _shape(value), 'renamed')
-        for key, value in weights.items()
-        if key in HEADS
-    ]
-
-
-def _pairs(
-    published: Weights, ours: Weights, cls_token: str, prefix: str, resized: str, moved: str
-) -> list[Row]:
-    """The tensors that stand in both layouts; ``moved`` is said of class rows."""
-    rows = []
-    for key, value in published.items():
-        mine = our_key(key)
-        if mine is None:
-            continue
-        what = 'as it is' if mine == key and not prefix else 'renamed'
-        shape = _shape(value)
-        if key == 'pos_embed':
-            if ours[mine].shape != value.shape:
-                shape = f'{shape} | {_shape(ours[mine])}'
-            count = value.shape[1]
-            classes = ours.get('cls_pos_embed')
-            if classes is not None:
-                which = cls_positions(cls_token, count - classes.shape[1])
-                place = f'pos_embed, row {" and ".join(map(str, which))} of {count}'
-                rows.append(Row(place, f'{prefix}cls_pos_embed', 1, _shape(classes), moved))
-                what = 'the patch rows'
-            what = resized or what
-        rows.append(Row(key, prefix + mine, 1, shape, what))
+def _account(source: Weights, target: Weights) -> list[Row]:
+    """What became of every tensor of the file, the same ones of all blocks together."""
+    left = dict(source)
+    counts: Counter[Row] = Counter()
+    for key, value in target.items():
+        parts = _MADE_OF.get(key.rpartition('.')[2], ())
+        names = [name for name, own in left.items() if own is value][:1]
+        names = names or [name for name in source if name.rpartition('.')[2] in parts]
+        shape = before = str(tuple(value.shape))
+        what = 'as it is' if names == [key] else 'renamed' if names else 'added'
+        if names:
+            before = str(tuple(source[names[0]].shape))
+        if before != shape:
+            shape, what = f'{before} → {shape}', 'changed'
+        counts[Row(_by_block(', '.join(names)), _by_block(key), shape, what)] += 1
+        left = {name: own for name, own in left.items() if name not in names}
+    rows = [row._replace(tensors=count) for row, count in counts.items()]
+    for name, keys in by_module(left).items():
+        shape = str(tuple(left[name].shape)) if name in left else 'several'
+        rows.append(Row(name, '', shape, DROPPED, len(keys)))
     return rows
 
 
-def _by_block(rows: list[Row]) -> list[Row]:
-    """Rows that differ in the number of their block alone, as one."""
-    groups: dict[tuple[str, str, str, str], int] = {}
-    for row in rows:
-        published, ours = (
-            re.sub(r'\blayers\.\d+\.', 'layers.*.', key) for key in (row.published, row.ours)
-        )
-        group = (published, ours, row.shape, row.what)
-        groups[group] = groups.get(group, 0) + row.tensors
-    return [
-        Row(published, ours, tensors, shape, what)
-        for (published, ours, shape, what), tensors in groups.items()
-    ]
-
-
-def _modules(weights: Weights) -> Iterator[tuple[str, int, str]]:
-    """Name, number of tensors and shape: of each, or of a whole module that has many."""
-    for name, keys in by_module(weights).items():
-        yield name, len(keys), _shape(weights[name]) if name in weights else 'several'
-
-
-def _reason(key: str) -> str:
-    return next(
-        (reason for start, reason in _DROPPED.items() if key.startswith(start)),
-        'dropped: no part of the classifier',
-    )
-
-
-def _shape(value: torch.Tensor) -> str:
-    return f'({", ".join(map(str, value.shape))})'
+def _by_block(key: str) -> str:
+    return re.sub(r'\blayers\.\d+\.', 'layers.*.', key)
 
 
 def _by(pair: tuple[int, int]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from mmengine.logging import MMLogger
 from torch import nn
@@ -69,29 +69,20 @@ class PretrainedVim:
         except (UserError, ValueError) as error:
             raise UserError(f'{self.checkpoint}: {error}') from error
         own = module.state_dict()
-        unused = [key for key in self.allow_unexpected if key in weights]
+        unused = [key for key in weights if key in self.allow_unexpected]
         if 'cls_token' not in own:
-            unused += [key for key in _CLS_KEYS if key in weights]
+            unused += [key for key in weights if key in _CLS_KEYS]
         if 'norm_f.weight' not in own:
             unused += [key for key in weights if key.startswith('norm_f.')]
-        initial = [key for key in self.allow_missing if key in own and key not in weights]
         kept = {key: value for key, value in weights.items() if key not in unused}
-        kept |= {key: own[key] for key in initial}
-        load_strictly(module, {'state_dict': kept}, self.checkpoint)
+        initial = {key: own[key] for key in self.allow_missing if key in own and key not in weights}
+        load_strictly(module, {'state_dict': kept | initial}, self.checkpoint)
         logger = MMLogger.get_current_instance()
-        logger.info(f'Loaded {len(kept) - len(initial)} tensors from {self.checkpoint}.')
+        logger.info(f'Loaded {len(kept)} tensors from {self.checkpoint}.')
         for what, keys in (
             ('no part of the backbone', rest),
             ('not used by this backbone', unused),
             ('kept at their initial values', initial),
         ):
             if keys:
-                logger.info(f'{self.checkpoint}: {what}: {_names(keys)}.')
-
-
-def _names(keys: Iterable[str]) -> str:
-    """Every key, or a whole module that has many, such as a decode head."""
-    return ', '.join(
-        name if name in own else f'{name} ({len(own)} tensors)'
-        for name, own in by_module(keys).items()
-    )
+                logger.info(f'{self.checkpoint}: {what}: {", ".join(by_module(keys))}.')

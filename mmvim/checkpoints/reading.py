@@ -12,15 +12,14 @@ import difflib
 import hashlib
 import importlib
 import pickle
+from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
 import numpy as np
 import safetensors
-import safetensors.torch
 import torch
 from mmengine.dist import barrier, get_local_rank
 from mmengine.logging import HistoryBuffer
@@ -30,6 +29,8 @@ from mmvim.compat import version_tuple
 from mmvim.errors import UserError, first_line
 
 SUFFIXES = ('.pth', '.safetensors')
+# Names under which files keep their weights, beside which there may be others.
+HOLDERS = ('state_dict', 'model')
 # Elements of a tensor that repeats what is stored: more would fill the memory from a small file.
 _MOST_REPEATED = 2**30
 _HISTORY_STATISTICS = ('mean', 'max', 'min', 'current')
@@ -59,9 +60,8 @@ def _allowed_globals() -> list[Any]:
     Those of mmengine a history of numbers, those of the published training their command line: a
     ``Namespace`` has attributes and nothing that runs.
     """
-    multiarray = importlib.import_module(
-        'numpy._core.multiarray' if hasattr(np, '_core') else 'numpy.core.multiarray'
-    )
+    core = 'numpy._core' if hasattr(np, '_core') else 'numpy.core'
+    multiarray = importlib.import_module(f'{core}.multiarray')
     # A file keeps the module path of the numpy that wrote it: 1.x and 2.x differ.
     renamed = [
         (getattr(multiarray, name), f'{module}.{name}')
@@ -81,14 +81,15 @@ def _allowed_globals() -> list[Any]:
 
 
 def load_checkpoint_file(filename: str | Path, map_location: Any = None) -> Any:
-    """Read a checkpoint written by torch or mmengine without ever running code from it.
+    """Read a checkpoint written by torch, mmengine or safetensors without running code from it.
 
     Args:
-        filename (str | Path): A local ``.pth`` file.
+        filename (str | Path): A local file, ``.safetensors`` or of torch's format.
         map_location (Any): As in :func:`torch.load`. Defaults to None.
 
     Returns:
-        Any: The object stored in the file, usually a dict.
+        Any: The object stored in the file, usually a dict; of a ``.safetensors`` file the tensors
+        under ``'state_dict'`` and its metadata under ``'meta'``.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -98,6 +99,10 @@ def load_checkpoint_file(filename: str | Path, map_location: Any = None) -> Any:
     path = Path(filename).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f'{path} can not be found.')
+    if path.suffix == '.safetensors':
+        with safetensors.safe_open(path, 'pt') as file:
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            return dict(state_dict=weights, meta=file.metadata() or {})
     with torch.serialization.safe_globals(_allowed_globals()):
         return torch.load(path, map_location=map_location, weights_only=True)
 
@@ -129,44 +134,42 @@ if _READS_WEIGHTS_ONLY:
         """Mmengine's loader of files."""
         return load_checkpoint_file(filename, map_location)
 
-    @CheckpointLoader.register_scheme(prefixes=['http://', 'https://'], force=True)
+    @CheckpointLoader.register_scheme(prefixes=['http://', 'https://', 'file://'], force=True)
     def load_from_http(filename: str, map_location: Any = None) -> Any:
         """Mmengine's loader of URLs."""
         return load_checkpoint_file(fetch(filename), map_location)
 
 
-def read_checkpoint(path: str) -> dict[str, Any]:
+def read_checkpoint(source: str) -> dict[str, Any]:
     """Load a checkpoint to the CPU, through mmengine's loaders as replaced above.
 
     Args:
-        path (str): A file or an URL.
+        source (str): Path or URL of a ``.safetensors`` or ``.pth`` file.
 
     Raises:
-        UserError: If there is no such file, or it is not a checkpoint, or it is cut short, or it
-            holds objects that could run code.
+        UserError: If there is no such file, or it is cut short, hostile or no checkpoint, or its
+            weights are of no use.
     """
-    _check_file(path)
+    _check_file(source)
     try:
-        checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu', logger='silent')
+        checkpoint = CheckpointLoader.load_checkpoint(source, map_location='cpu', logger='silent')
     except MemoryError:
         raise
     except pickle.UnpicklingError as error:
-        raise UserError(_refusal(path, error)) from error
-    except Exception as error:  # torch, zipfile and urllib each raise their own
-        # What a reader stumbles over in a file of another kind (IndexError ...) tells nobody much.
-        detail = f' ({first_line(error)})' if isinstance(error, (RuntimeError, OSError)) else ''
+        # torch wraps the reason in advice on how to read the file nevertheless.
+        reason = first_line(error.__context__ or error)
         raise UserError(
-            f'{path} cannot be read as a checkpoint, it is cut short or something else{detail}'
+            f'{source} is refused: it is no checkpoint, or asks for more than weights while it is '
+            f'read, which could run code ({reason})'
         ) from error
-    if not isinstance(checkpoint, dict) or not _holds_tensors(checkpoint):
-        held = (
-            f'a dict of {", ".join(map(str, list(checkpoint)[:5]))}'
-            if isinstance(checkpoint, dict)
-            else f'a {type(checkpoint).__name__}'
-        )
-        raise UserError(f'{path} is no checkpoint: it holds {held}, but no weights')
-    if 'state_dict' in checkpoint:
-        checked_weights(checkpoint['state_dict'], path)
+    except Exception as error:  # torch, zipfile, safetensors and urllib each raise their own
+        raise UserError(
+            f'{source} cannot be read as a checkpoint, it is cut short or something else '
+            f'({first_line(error)})'
+        ) from error
+    if not isinstance(checkpoint, dict):
+        raise UserError(f'{source} is no checkpoint: it holds a {type(checkpoint).__name__}')
+    weights_of(checkpoint, source)
     return checkpoint
 
 
@@ -183,121 +186,56 @@ def _check_file(path: str) -> None:
         raise UserError(f'checkpoint {path} does not exist{advice}')
 
 
-def _refusal(path: str, error: pickle.UnpicklingError) -> str:
-    asked = _asked_for(path)
-    if asked:
-        return (
-            f'{path} is refused: it asks for {asked} while it is read, which is no weight and '
-            'could run code; get the checkpoint from a source you trust, saved as plain weights'
-        )
-    # torch wraps the reason in advice on how to read the file nevertheless.
-    reason = first_line(error.__context__ or error)
-    return f'{path} is no checkpoint, or is refused as unsafe to read: {reason}'
-
-
-def _asked_for(path: str) -> str:
-    """Names of what a file asks for beyond weights; '' where torch cannot tell."""
-    try:
-        with torch.serialization.safe_globals(_allowed_globals()):
-            return ', '.join(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except (AttributeError, OSError, RuntimeError, ValueError, pickle.UnpicklingError):
-        return ''
-
-
-def _holds_tensors(checkpoint: Mapping[Any, Any]) -> bool:
-    """Whether there are weights, at the top or where files keep them."""
-    holders = (checkpoint.get(name) for name in ('state_dict', 'model'))
-    return any(
-        isinstance(value, torch.Tensor)
-        for held in (checkpoint, *holders)
-        if isinstance(held, Mapping)
-        for value in held.values()
-    )
-
-
-def checked_weights(weights: Any, source: str) -> dict[str, torch.Tensor]:
-    """A state dict without the ``module.`` that a wrapped model put before its keys.
+def weights_of(checkpoint: Mapping[Any, Any], source: str) -> dict[str, torch.Tensor]:
+    """The weights in a checkpoint, without the ``module.`` that a wrapped model put before keys.
 
     Args:
-        weights (Any): What a file holds as its weights.
+        checkpoint (Mapping): A state dict, or a dict that holds one under ``'state_dict'``
+            (mmengine) or ``'model'`` (published).
         source (str): What to call the file in the message.
 
     Raises:
-        UserError: If this is no dict of names and dense tensors.
+        UserError: If there are none, or they are no dict of names and dense tensors.
     """
-    if not isinstance(weights, Mapping):
-        kind = type(weights).__name__
-        raise UserError(f'{source} is no checkpoint that can be used: its weights are a {kind}')
-    for key, value in weights.items():
-        if not isinstance(key, str):
-            problem = f'the key {key!r} of its weights is no name of a parameter'
-        elif key.endswith('_extra_state'):  # whatever a module keeps there
-            continue
-        elif not isinstance(value, torch.Tensor):
-            problem = f'{key} is of type {type(value).__name__}, and no tensor'
-        elif value.layout is not torch.strided or value.is_quantized or value.is_nested:
-            problem = f'{key} is no dense tensor of plain numbers ({value.layout}, {value.dtype})'
-        elif value.is_meta:
-            problem = f'{key} is a tensor without content (of the meta device)'
-        elif value.numel() > max(_MOST_REPEATED, value.untyped_storage().nbytes()):
-            problem = f'{key} is one of {value.numel()} numbers, of which the file has few'
-        else:
-            continue
-        raise UserError(f'{source} is no checkpoint that can be used: {problem}')
-    return {key.removeprefix('module.'): value for key, value in weights.items()}
+    held: Any = checkpoint
+    for name in HOLDERS:
+        held = held.get(name, held) if isinstance(held, Mapping) else held
+    if not isinstance(held, Mapping):
+        raise UserError(
+            f'{source} is no checkpoint that can be used: its weights are a {type(held).__name__}'
+        )
+    if not any(isinstance(value, torch.Tensor) for value in held.values()):
+        raise UserError(
+            f'{source} is no checkpoint: it holds a dict of {", ".join(map(str, list(held)[:5]))}, '
+            'but no weights'
+        )
+    for key, value in held.items():
+        problem = _problem(key, value)
+        if problem:
+            raise UserError(f'{source} is no checkpoint that can be used: {problem}')
+    weights = OrderedDict((key.removeprefix('module.'), value) for key, value in held.items())
+    if hasattr(held, '_metadata'):  # versions of modules, read by their loading hooks
+        weights._metadata = held._metadata  # type: ignore[attr-defined]
+    return weights
 
 
-@dataclass(frozen=True)
-class WeightFile:
-    """Content of a file of weights.
-
-    Attributes:
-        weights (dict[str, torch.Tensor]): Key to tensor, on the CPU.
-        others (list[str]): Names of the entries beside the weights, such as ``optimizer``.
-        meta (Mapping[str, Any]): What the file says about itself, such as the ``cls_token`` that a
-            converter notes.
-    """
-
-    weights: dict[str, torch.Tensor]
-    others: list[str] = field(default_factory=list)
-    meta: Mapping[str, Any] = field(default_factory=dict)
-
-
-def read_weight_file(source: str) -> WeightFile:
-    """Read the tensors of a checkpoint, and nothing that could run code.
-
-    Args:
-        source (str): Path or URL of a ``.safetensors`` or ``.pth`` file. A ``.pth`` file may be a
-            state dict, or hold one under ``'model'`` (published) or ``'state_dict'`` (mmengine).
-
-    Returns:
-        WeightFile: The tensors, and what there is beside them.
-
-    Raises:
-        UserError: If there is no such file, or it is cut short, hostile or no checkpoint.
-    """
-    path = fetch(source) if '://' in source else Path(source).expanduser()
-    if path.suffix == '.safetensors' and path.is_file():
-        try:
-            with safetensors.safe_open(path, 'pt') as file:
-                meta = file.metadata()
-            return WeightFile(safetensors.torch.load_file(path), meta=meta or {})
-        except (safetensors.SafetensorError, OSError) as error:
-            raise UserError(
-                f'{source} cannot be read as safetensors, it is cut short or something else '
-                f'({first_line(error)})'
-            ) from error
-    checkpoint: Mapping[str, Any] = read_checkpoint(str(path))
-    meta, others = checkpoint.get('meta'), []
-    for holder in ('state_dict', 'model'):
-        if isinstance(checkpoint.get(holder), Mapping):
-            others += [str(key) for key in checkpoint if key != holder]
-            checkpoint = checkpoint[holder]
-    return WeightFile(
-        checked_weights(checkpoint, source), others, meta if isinstance(meta, Mapping) else {}
-    )
+def _problem(key: Any, value: Any) -> str:
+    """Why an entry of a state dict is of no use; '' for one that is."""
+    if not isinstance(key, str):
+        return f'the key {key!r} of its weights is no name of a parameter'
+    if key.endswith('_extra_state'):  # whatever a module keeps there
+        return ''
+    if not isinstance(value, torch.Tensor):
+        return f'{key} is of type {type(value).__name__}, and no tensor'
+    if value.layout is not torch.strided or value.is_quantized or value.is_nested:
+        return f'{key} is no dense tensor of plain numbers ({value.layout}, {value.dtype})'
+    if value.is_meta:
+        return f'{key} is a tensor without content (of the meta device)'
+    if value.numel() > max(_MOST_REPEATED, value.untyped_storage().nbytes()):
+        return f'{key} is one of {value.numel()} numbers, of which the file has few'
+    return ''
 
 
 def read_weights(source: str) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint alone, see :func:`read_weight_file`."""
-    return read_weight_file(source).weights
+    """The tensors of a checkpoint alone, see :func:`read_checkpoint` and :func:`weights_of`."""
+    return weights_of(read_checkpoint(source), source)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import nn
 
-from mmvim.checkpoints.reading import checked_weights
+from mmvim.checkpoints.reading import weights_of
 from mmvim.errors import UserError, one_line
 
 _SHOWN = 3  # keys named for each kind of misfit
@@ -34,15 +33,12 @@ def load_strictly(model: nn.Module, checkpoint: Mapping[str, Any], source: str) 
         assert isinstance(model.module, nn.Module)
         model = model.module
     name = type(model).__name__
-    weights = checkpoint.get('state_dict', checkpoint)
-    if isinstance(weights.get('model'), Mapping):
+    if isinstance(checkpoint.get('model'), Mapping):
         raise UserError(
             f"{source} does not fit the {name} of this config: its weights are under 'model', as "
             'in published Vim files: convert them with tools/model_converters/official_to_mmvim.py'
         )
-    state = OrderedDict(checked_weights(weights, source))
-    if hasattr(weights, '_metadata'):  # versions of modules, read by their loading hooks
-        state._metadata = weights._metadata  # type: ignore[attr-defined]
+    state = weights_of(checkpoint, source)
     try:
         said = load_and_compare(model, state)
     except ValueError as error:  # a hook on loading that cannot use what it finds
@@ -64,10 +60,9 @@ def load_and_compare(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> s
     Returns:
         str: Number and names of the missing, the unexpected and the mis-shaped; '' where all fits.
     """
-    own = {k: v for k, v in model.state_dict().items() if isinstance(v, torch.Tensor)}
-    differing = [k for k, v in own.items() if k in weights and weights[k].shape != v.shape]
+    own = model.state_dict()
     compared: list[Any] = []
-    # The two lists are complete before torch raises for a shape.
+    # The two lists are complete before torch raises for a shape, as it sees it after the hooks.
     handle = model.register_load_state_dict_post_hook(lambda _, keys: compared.append(keys))
     message = ''
     try:
@@ -76,22 +71,22 @@ def load_and_compare(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> s
         message = one_line(error)
     finally:
         handle.remove()
-    # A shape that differs may be one that a hook has made fit.
-    shapes = [
+    kinds: dict[str, list[str]] = {}
+    for keys in compared:
+        kinds |= {'missing': keys.missing_keys, 'unexpected': keys.unexpected_keys}
+    kinds['of another shape'] = [
         f'{key}: {_by(weights[key].shape)} in the file, {_by(own[key].shape)} in the model'
-        for key in differing
+        for key in own
         if f' {key}: ' in message
     ]
     phrases = []
-    if compared:
-        for kind, keys in (
-            ('missing', compared[0].missing_keys),
-            ('unexpected', compared[0].unexpected_keys),
-        ):
-            # Files older than torch 0.4.1 lack this counter, and evaluation never reads it.
-            counted = [key for key in keys if not key.endswith('num_batches_tracked')]
-            phrases += [f'{_count(counted)} {kind} ({_first(counted)})'] if counted else []
-    phrases += [f'{_count(shapes)} of another shape ({_first(shapes)})'] if shapes else []
+    for kind, found in kinds.items():
+        # Files older than torch 0.4.1 lack this counter, and evaluation never reads it.
+        names = [name for name in found if not name.endswith('num_batches_tracked')]
+        if names:
+            few = [*names[:_SHOWN], *(['…'] if len(names) > _SHOWN else [])]
+            count = f'{len(names)} {"key" if len(names) == 1 else "keys"}'
+            phrases.append(f'{count} {kind} ({", ".join(few)})')
     return '; '.join(phrases) or message
 
 
@@ -102,24 +97,18 @@ def by_module(keys: Iterable[str]) -> dict[str, list[str]]:
         keys (Iterable[str]): Of a state dict.
 
     Returns:
-        dict[str, list[str]]: ``module.*`` to its keys; a key of a module that has few, to itself.
+        dict[str, list[str]]: ``module.* (9 tensors)`` to its keys; a key of a module that has few,
+        to itself.
     """
     modules: dict[str, list[str]] = {}
     for key in keys:
         modules.setdefault(key.split('.')[0], []).append(key)
     groups: dict[str, list[str]] = {}
     for module, own in modules.items():
-        groups |= {key: [key] for key in own} if len(own) <= _LISTED else {f'{module}.*': own}
+        many = {f'{module}.* ({len(own)} tensors)': own}
+        groups |= {key: [key] for key in own} if len(own) <= _LISTED else many
     return groups
 
 
 def _by(shape: Sequence[int]) -> str:
     return f'({", ".join(map(str, shape))})'
-
-
-def _count(keys: Sequence[str]) -> str:
-    return f'{len(keys)} {"key" if len(keys) == 1 else "keys"}'
-
-
-def _first(keys: Sequence[str]) -> str:
-    return ', '.join([*keys[:_SHOWN], *(['…'] if len(keys) > _SHOWN else [])])

@@ -16,15 +16,19 @@ from mmvim.checkpoints.architectures import foreign_architecture
 from mmvim.checkpoints.strict import load_and_compare
 from mmvim.errors import UsageError, UserError
 from mmvim.models import VisionMamba
+from mmvim.models.arguments import check_choice
 from mmvim.models.pos_embed import stored_grid
 from mmvim.models.token_layout import CLS_TOKENS, insert_tokens, split_tokens
 
 Weights = Mapping[str, torch.Tensor]
 
 BACKBONE = 'backbone.'
+_PUBLISHED_PATCH, _OUR_PATCH = 'patch_embed.proj.', 'patch_embed.projection.'
 # Keys that tell a published file from one of ours.
-PUBLISHED_MARK = 'patch_embed.proj.weight'
-OURS_MARK = 'patch_embed.projection.weight'
+PUBLISHED_MARK, OURS_MARK = f'{_PUBLISHED_PATCH}weight', f'{_OUR_PATCH}weight'
+_KEPT_PREFIXES = ('layers.', 'norm_f.')
+# What a published file holds beside the backbone: classifier, dense pyramid, constant tables.
+_EXTRA_PREFIXES = ('head.', 'fpn', 'rope.')
 # Class tokens -> their published keys, in the order of the sequence.
 _CLS_KEYS: dict[str, tuple[str, ...]] = {
     'none': (),
@@ -33,10 +37,6 @@ _CLS_KEYS: dict[str, tuple[str, ...]] = {
     'double': ('cls_token_head', 'cls_token_tail'),
 }
 _ALL_CLS_KEYS = ('cls_token', 'cls_token_head', 'cls_token_tail')
-# What a published file holds beside the backbone: classifier, dense pyramid, constant tables.
-_EXTRA_PREFIXES = ('head.', 'fpn', 'rope.')
-_RENAMED = (('patch_embed.proj.', 'patch_embed.projection.'),)
-_KEPT_PREFIXES = ('layers.', 'norm_f.')
 _BLOCK = re.compile(r'^layers\.(\d+)\.')
 # The tensors of our layout whose shapes tell the architecture, and how many axes they have.
 _TELLING = {
@@ -77,33 +77,32 @@ def convert_official(state_dict: Weights, cls_token: str = 'middle') -> Backbone
     Raises:
         ValueError: If the class tokens are not those declared, or a key is unknown.
     """
-    _check_cls_token(cls_token)
+    check_choice('cls_token', cls_token, _CLS_KEYS)
+    names = _CLS_KEYS[cls_token]
     nested = state_dict.get('model')
     if isinstance(nested, Mapping):
         state_dict = nested
     found = tuple(key for key in _ALL_CLS_KEYS if key in state_dict)
-    if found != _CLS_KEYS[cls_token]:
+    if found != names:
         raise ValueError(
             f'the checkpoint has the class tokens {list(found)}, but cls_token={cls_token!r} '
-            f'means {list(_CLS_KEYS[cls_token])}: declare the placement that it was trained with.'
+            f'means {list(names)}: declare the placement that it was trained with.'
         )
     _check_token_tables(state_dict)
     weights: dict[str, torch.Tensor] = {}
     extras: dict[str, torch.Tensor] = {}
     unknown: list[str] = []
-    if found:
-        weights['cls_token'] = torch.cat([state_dict[key] for key in found], dim=1)
     for key, value in state_dict.items():
-        ours = our_key(key)
         if key == 'pos_embed':
-            weights['pos_embed'], cls_rows = split_tokens(value, cls_token)
-            if found:
-                weights['cls_pos_embed'] = cls_rows
-        elif ours is not None and key not in found:
-            weights[ours] = value
+            weights['pos_embed'], rows = split_tokens(value, cls_token)
+            weights |= {'cls_pos_embed': rows} if found else {}
+        elif key in found:
+            weights['cls_token'] = torch.cat([state_dict[name] for name in found], dim=1)
+        elif key.startswith((_PUBLISHED_PATCH, *_KEPT_PREFIXES)):
+            weights[key.replace(_PUBLISHED_PATCH, _OUR_PATCH)] = value
         elif key.startswith(_EXTRA_PREFIXES):
             extras[key] = value
-        elif ours is None:
+        else:
             unknown.append(key)
     if unknown:
         raise ValueError(
@@ -114,17 +113,13 @@ def convert_official(state_dict: Weights, cls_token: str = 'middle') -> Backbone
     return BackboneWeights(weights, extras)
 
 
-def to_official(
-    state_dict: Weights, cls_token: str = 'middle', extras: Weights | None = None
-) -> dict[str, torch.Tensor]:
+def to_official(state_dict: Weights, cls_token: str = 'middle') -> dict[str, torch.Tensor]:
     """Give the published keys of a backbone's state dict: the way back.
 
     Args:
         state_dict (Mapping[str, torch.Tensor]): State dict of a ``VisionMamba``, or what
-            :func:`convert_official` returned.
+            :func:`convert_official` returned, whose ``extras`` are put back.
         cls_token (str): The class-token placement of the model. Defaults to 'middle'.
-        extras (Mapping[str, torch.Tensor], optional): Tensors to add under their published
-            keys, such as ``head.weight``. Defaults to those of a :class:`BackboneWeights`.
 
     Returns:
         dict[str, torch.Tensor]: The weights under published keys.
@@ -132,48 +127,30 @@ def to_official(
     Raises:
         ValueError: If the class tokens are not those declared, or a key has no published name.
     """
-    _check_cls_token(cls_token)
+    check_choice('cls_token', cls_token, _CLS_KEYS)
+    names = _CLS_KEYS[cls_token]
     _check_token_tables(state_dict)
-    keys = _CLS_KEYS[cls_token]
     tokens = state_dict.get('cls_token')
     count = 0 if tokens is None else tokens.shape[1]
-    if count != len(keys):
+    if count != len(names):
         raise ValueError(
-            f'the state dict has {count} class tokens, cls_token={cls_token!r} means {len(keys)}: '
+            f'the state dict has {count} class tokens, cls_token={cls_token!r} means {len(names)}: '
             'declare the placement of this model.'
         )
     weights: dict[str, torch.Tensor] = {}
     unknown: list[str] = []
     for key, value in state_dict.items():
-        renamed = next((old + key[len(new) :] for old, new in _RENAMED if key.startswith(new)), '')
         if key == 'cls_token':
-            weights |= {name: value[:, i : i + 1] for i, name in enumerate(keys)}
+            weights |= {name: value[:, i : i + 1] for i, name in enumerate(names)}
         elif key == 'pos_embed':
-            weights['pos_embed'] = insert_tokens(value, state_dict.get('cls_pos_embed'), cls_token)
-        elif renamed:
-            weights[renamed] = value
-        elif key.startswith(_KEPT_PREFIXES):
-            weights[key] = value
+            weights[key] = insert_tokens(value, state_dict.get('cls_pos_embed'), cls_token)
+        elif key.startswith((_OUR_PATCH, *_KEPT_PREFIXES)):
+            weights[key.replace(_OUR_PATCH, _PUBLISHED_PATCH)] = value
         elif key not in ('cls_pos_embed', 'pos_embed_grid'):
             unknown.append(key)
     if unknown:
         raise ValueError(f'these keys have no published name: {unknown}.')
-    if extras is None:
-        extras = state_dict.extras if isinstance(state_dict, BackboneWeights) else {}
-    return weights | dict(extras)
-
-
-def our_key(key: str) -> str | None:
-    """Our name of a published key, None for what is no part of the backbone.
-
-    The position embedding's class rows go to ``cls_pos_embed``, which no published key stands for.
-    """
-    if key in _ALL_CLS_KEYS:
-        return 'cls_token'
-    for old, new in _RENAMED:
-        if key.startswith(old):
-            return new + key.removeprefix(old)
-    return key if key == 'pos_embed' or key.startswith(_KEPT_PREFIXES) else None
+    return weights | getattr(state_dict, 'extras', {})
 
 
 def backbone_part(weights: Weights) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -215,16 +192,17 @@ def choose_cls_token(weights: Weights, declared: str | None, noted: object) -> s
     """
     if noted is not None and noted not in CLS_TOKENS:
         raise UserError(f'its meta has cls_token={noted!r}, which is none of {tuple(CLS_TOKENS)}')
-    if declared is not None and noted is not None and declared != noted:
+    if None not in (declared, noted) and declared != noted:
         raise UserError(
             f'--cls-token {declared} contradicts the file, whose meta says {noted}: leave the '
             'option out'
         )
     if declared is not None or noted is not None:
         return declared or str(noted)
-    if 'cls_token' not in weights:
+    token = weights.get('cls_token')
+    if token is None:
         return 'double' if 'cls_token_head' in weights else 'none'
-    if weights['cls_token'].ndim == 3 and weights['cls_token'].shape[1] == 2:
+    if token.ndim == 3 and token.shape[1] == 2:
         return 'double'
     raise UsageError(
         'it has one class token, and no file tells where: give --cls-token middle, as for every '
@@ -249,7 +227,7 @@ def check_backbone(weights: Weights, cls_token: str) -> VisionMamba:
     shapes = {key: value.to('meta') for key, value in weights.items() if key != 'pos_embed_grid'}
     try:
         with torch.device('meta'):
-            model = VisionMamba(**backbone_options(weights, cls_token))
+            model = VisionMamba(**_backbone_options(weights), cls_token=cls_token)
         if model.pos_embed_grid is not None:
             model.pos_embed_grid = torch.tensor(model.grid_size)
         said = load_and_compare(model, shapes)
@@ -260,25 +238,20 @@ def check_backbone(weights: Weights, cls_token: str) -> VisionMamba:
     return model
 
 
-def backbone_options(weights: Weights, cls_token: str) -> dict[str, Any]:
-    """Arguments of the :class:`mmvim.models.VisionMamba` that a state dict belongs to.
+def _backbone_options(weights: Weights) -> dict[str, Any]:
+    """Arguments of the backbone that a state dict belongs to, but for its class tokens.
 
     ``img_size`` and ``patch_stride`` leave no trace but their grid; it is given here as that of
     patches side by side. The order of scans ('none', 'sequence', 'block', 'block_published') and
     rope leave none at all.
 
-    Args:
-        weights (Mapping[str, torch.Tensor]): State dict of the backbone.
-        cls_token (str): Its class-token placement.
-
     Raises:
         UserError: If the tensors that tell are not there, or are of no use.
         ValueError: If the position embedding does not fit its grid.
     """
-    missing = [key for key in _TELLING if key not in weights]
-    if missing:
-        raise UserError(f'the backbone is not whole: {", ".join(missing)} missing')
     for key, axes in _TELLING.items():
+        if key not in weights:
+            raise UserError(f'the backbone is not whole: {key} missing')
         if weights[key].ndim != axes or not weights[key].numel():
             raise UserError(
                 f'the backbone is not whole: {key} of shape {tuple(weights[key].shape)} has not '
@@ -293,6 +266,8 @@ def backbone_options(weights: Weights, cls_token: str) -> dict[str, Any]:
     embed_dims, in_channels, *patch_size = patch.shape
     rows = weights.get('pos_embed')
     grid = (1, 1) if rows is None else stored_grid(weights.get('pos_embed_grid'), rows.shape[1])
+    two_scans = 'layers.0.mixer.A_b_log' in weights
+    two_convs = 'layers.0.mixer.conv1d_b.weight' in weights
     return dict(
         arch=dict(
             embed_dims=embed_dims,
@@ -307,24 +282,12 @@ def backbone_options(weights: Weights, cls_token: str) -> dict[str, Any]:
         img_size=tuple(cells * side for cells, side in zip(grid, patch_size)),
         patch_size=tuple(patch_size),
         in_channels=in_channels,
-        direction=_direction(weights),
-        cls_token=cls_token,
+        direction='ssm_conv' if two_convs else 'ssm' if two_scans else 'none',
         pos_embed=rows is not None,
         out_norm='last' if 'norm_f.weight' in weights else 'none',
         norm_cfg=dict(type='LN' if 'layers.0.norm.bias' in weights else 'RMSNorm'),
         layer_scale_init=1.0 if 'layers.0.mixer.gamma' in weights else None,
     )
-
-
-def _direction(weights: Weights) -> str:
-    if 'layers.0.mixer.conv1d_b.weight' in weights:
-        return 'ssm_conv'
-    return 'ssm' if 'layers.0.mixer.A_b_log' in weights else 'none'
-
-
-def _check_cls_token(cls_token: str) -> None:
-    if cls_token not in CLS_TOKENS:
-        raise ValueError(f'cls_token must be one of {tuple(CLS_TOKENS)}, got {cls_token!r}.')
 
 
 def _check_token_tables(weights: Weights) -> None:

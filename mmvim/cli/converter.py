@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -17,14 +15,14 @@ from rich.console import Console
 from rich.table import Table
 
 from mmvim.atomic_files import write_atomically
-from mmvim.checkpoints.conversion import Conversion
-from mmvim.checkpoints.reading import SUFFIXES, WeightFile, read_weight_file
+from mmvim.checkpoints.conversion import DROPPED, Conversion
+from mmvim.checkpoints.reading import HOLDERS, SUFFIXES, read_checkpoint, weights_of
 from mmvim.cli.arguments import PlainParser
 from mmvim.errors import UsageError, UserError
 from mmvim.models.token_layout import CLS_TOKENS
-from mmvim.version import __version__
 
 _WIDTH = 170  # the keys of both sides beside each other
+Convert = Callable[[Mapping[str, torch.Tensor], Namespace, object], Conversion]
 
 
 class ConverterParser(PlainParser):
@@ -48,106 +46,81 @@ class ConverterParser(PlainParser):
         self.add_argument('--backbone-only', action='store_true', help='leave the classifier out')
         self.add_argument('--overwrite', action='store_true', help='replace an existing file')
 
-    def parse_args(self, *args: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
-        """Read the command line and check ``out``.
 
-        Raises:
-            UsageError: If it has another suffix, is the source itself, or exists.
-        """
-        found = super().parse_args(*args, **kwargs)
-        assert isinstance(found, Namespace)
-        found.out = found.out.expanduser()
-        if found.out.suffix not in SUFFIXES:
-            raise UsageError(f'the file to write must end in {" or ".join(SUFFIXES)}: {found.out}')
-        source = Path(found.source).expanduser()
-        if source.exists() and found.out.exists() and source.samefile(found.out):
-            raise UsageError(f'{found.out} is the checkpoint to convert: give another name')
-        if found.out.exists() and not found.overwrite:
-            raise UserError(f'{found.out} exists: give another name, or --overwrite to replace it')
-        return found
-
-
-def read_source(source: str) -> WeightFile:
-    """Read the checkpoint, saying so on a terminal while it takes time."""
-    with Console(stderr=True).status(f'reading {source}'):
-        return read_weight_file(source)
-
-
-def converted_file(args: Namespace, converted: Conversion, file: WeightFile, holder: str) -> None:
-    """Print the account of a conversion and write it.
+def run_converter(
+    parser: ConverterParser, argv: Sequence[str] | None, convert: Convert, holder: str
+) -> None:
+    """Read, convert, print what became of every tensor, write.
 
     Args:
-        args (Namespace): Of :class:`ConverterParser`.
-        converted (Conversion): What to write.
-        file (WeightFile): The source.
-        holder (str): What a ``.pth`` file keeps the weights under.
+        parser (ConverterParser): Of the tool.
+        argv (Sequence[str] | None): The command line, None for that of the process.
+        convert (Callable): The weights, the parsed arguments and the ``cls_token`` of the file's
+            ``meta`` to a :class:`Conversion`.
+        holder (str): What a ``.pth`` file keeps the converted weights under.
+
+    Raises:
+        UserError: If the file cannot be read, converted or written.
     """
-    printed = Console(highlight=False, soft_wrap=True)
-    Console(highlight=False, width=_WIDTH).print(to_table(converted))
-    printed.print(converted.model)
-    if file.others:
-        printed.print(f'left behind, beside the weights: {", ".join(file.others)}')
-    meta = dict(
-        mmvim_version=__version__,
-        converted_from=Path(args.source).name,
-        cls_token=converted.cls_token,
-    )
-    with Console(stderr=True).status(f'writing {args.out}'):
-        packed = pack_weights(converted.weights, args.out.suffix, holder, meta)
-        try:
-            write_atomically(args.out, packed)
-        except OSError as error:
-            raise UserError(f'{args.out} cannot be written ({error.strerror})') from error
-    printed.print(f'{args.out}: {len(converted.weights)} tensors, {len(packed) / 2**20:.1f} MiB')
-    printed.print(f'SHA-256 {hashlib.sha256(packed).hexdigest()}')
+    args = parser.parse_args(argv)
+    source, out = args.source, args.out.expanduser()
+    if out.suffix not in SUFFIXES:
+        raise UsageError(f'the file to write must end in {" or ".join(SUFFIXES)}: {out}')
+    if out.exists() and Path(source).exists() and out.samefile(source):
+        raise UsageError(f'{out} is the checkpoint to convert: give another name')
+    if out.exists() and not args.overwrite:
+        raise UserError(f'{out} exists: give another name, or --overwrite to replace it')
+    checkpoint = read_checkpoint(source)
+    meta = checkpoint.get('meta')
+    noted = meta.get('cls_token') if isinstance(meta, Mapping) else None
+    try:
+        converted = convert(weights_of(checkpoint, source), args, noted)
+    except UserError as error:
+        raise type(error)(f'{source}: {error}') from error
+    packed = pack_weights(converted.weights, out.suffix, holder, converted.cls_token)
+    Console(highlight=False, width=_WIDTH).print(_table(converted))
+    print(converted.model)
+    others = [str(key) for key in checkpoint if key not in HOLDERS]
+    if others and len(others) < len(checkpoint):
+        print(f'left behind, beside the weights: {", ".join(others)}')
+    try:
+        write_atomically(out, packed)
+    except OSError as error:
+        raise UserError(f'{out} cannot be written ({error.strerror})') from error
+    print(f'{out}: {len(converted.weights)} tensors, {len(packed) / 2**20:.1f} MiB')
+    print(f'SHA-256 {hashlib.sha256(packed).hexdigest()}')
 
 
 def pack_weights(
-    weights: Mapping[str, torch.Tensor], suffix: str, holder: str, meta: Mapping[str, str]
+    weights: Mapping[str, torch.Tensor], suffix: str, holder: str, cls_token: str
 ) -> bytes:
-    """The bytes of a file of weights.
+    """The bytes of a file of weights, the same for the same input.
 
     Args:
         weights (Mapping[str, torch.Tensor]): Stored contiguous, each on its own.
         suffix (str): '.safetensors' or '.pth'.
         holder (str): What a ``.pth`` file keeps the weights under.
-        meta (Mapping[str, str]): What the file says about itself.
-
-    Returns:
-        The same for the same input.
+        cls_token (str): Noted in the file, as no tensor tells it.
     """
     # A slice would take the whole of what it is cut from with it into the file.
     own = {
         key: value.detach().clone(memory_format=torch.contiguous_format)
         for key, value in weights.items()
     }
+    meta = dict(cls_token=cls_token)
     if suffix == '.safetensors':
-        return _sorted_metadata(safetensors.torch.save(own, metadata={'format': 'pt', **meta}))
+        return safetensors.torch.save(own, meta)  # which writes several entries in any order
     buffer = io.BytesIO()
-    torch.save({'meta': dict(meta), holder: own}, buffer)
+    torch.save({'meta': meta, holder: own}, buffer)
     return buffer.getvalue()
 
 
-def _sorted_metadata(packed: bytes) -> bytes:
-    """Put the metadata of a safetensors file in order, which the library writes in any."""
-    start = 8 + int.from_bytes(packed[:8], 'little')
-    header = json.loads(packed[8:start])
-    header['__metadata__'] = dict(sorted(header['__metadata__'].items()))
-    text = json.dumps(header, ensure_ascii=False, separators=(',', ':')).encode()
-    text += b' ' * (-len(text) % 8)  # tensors are aligned
-    return len(text).to_bytes(8, 'little') + text + packed[start:]
-
-
-def to_table(converted: Conversion) -> Table:
+def _table(converted: Conversion) -> Table:
     """One line per tensor, those of all blocks together."""
     table = Table(box=SIMPLE)
-    table.add_column('published', no_wrap=True)
-    table.add_column('mmvim', no_wrap=True)
-    table.add_column('tensors', justify='right')
-    table.add_column('shape', no_wrap=True)
-    table.add_column('what', overflow='fold')
+    for title in ('from', 'to', 'tensors', 'shape', 'what'):
+        table.add_column(title, no_wrap=title != 'what')
     for row in converted.rows:
-        dropped = row.what.startswith('dropped')
-        cells = (row.published or '–', row.ours or '–', str(row.tensors), row.shape, row.what)
-        table.add_row(*cells, style='yellow' if dropped else None)
+        cells = (row.source or '–', row.target or '–', str(row.tensors), row.shape, row.what)
+        table.add_row(*cells, style='yellow' if row.what.startswith(DROPPED) else None)
     return table

@@ -51,9 +51,14 @@ def test_key_table_fills_the_classifier_and_leaves_none_over(goldens, size):
     assert found == wanted
     named = {name for name, _ in model.named_parameters()}
     assert named < set(found) and set(found) - named == {'backbone.pos_embed_grid'}
-    # The account names every tensor of both sides once; the class row has no key of its own.
-    assert sum(row.tensors for row in converted.rows if ' row ' not in row.published) == 415 + 1
-    assert not [row for row in converted.rows if row.what.startswith('dropped')]
+    # The account names every tensor of both sides; class rows and patch rows are from one table.
+    assert sum(row.tensors for row in converted.rows) == len(found) == 415 + 2
+    assert [(row.source, row.target) for row in converted.rows if 'pos_embed' in row.target] == [
+        ('pos_embed', 'backbone.pos_embed'),
+        ('pos_embed', 'backbone.cls_pos_embed'),
+        ('', 'backbone.pos_embed_grid'),
+    ]
+    assert {row.what for row in converted.rows} == {'renamed', 'changed', 'added'}
     assert converted.model.startswith(f'Vim {size}: 24 blocks')
     assert converted.model.endswith('class token middle, 1000 classes')
 
@@ -99,23 +104,27 @@ def test_both_ways_bit_for_bit(cls_token, head):
 
 
 @pytest.mark.parametrize(
-    'img_size, cls_token, rows, place',
+    'img_size, cls_token, rows',
     [
-        (64, 'middle', [8], 'row 8 of 17'),  # an even grid, 4 x 4
-        (80, 'middle', [12], 'row 12 of 26'),  # an odd one, 5 x 5
-        (80, 'head', [0], 'row 0 of 26'),
-        (80, 'double', [0, 26], 'row 0 and 26 of 27'),
+        (64, 'middle', [8]),  # an even grid, 4 x 4
+        (80, 'middle', [12]),  # an odd one, 5 x 5
+        (80, 'head', [0]),
+        (80, 'double', [0, 26]),
     ],
 )
-def test_class_rows_on_even_and_odd_grids(img_size, cls_token, rows, place):
+def test_class_rows_on_even_and_odd_grids(img_size, cls_token, rows):
     weights = published(cls_token, img_size=img_size)
     count = weights['pos_embed'].shape[1]
     weights['pos_embed'] = torch.arange(float(count)).reshape(1, -1, 1).repeat(1, 1, 16)
     converted = published_to_ours(weights, cls_token)
     assert converted.weights['backbone.cls_pos_embed'][0, :, 0].tolist() == rows
-    assert [row.published for row in converted.rows if ' row ' in row.published] == [
-        f'pos_embed, {place}'
-    ]
+    (row,) = [row for row in converted.rows if row.target == 'backbone.cls_pos_embed']
+    assert row[:4] == (
+        'pos_embed',
+        row.target,
+        f'(1, {count}, 16) → (1, {len(rows)}, 16)',
+        'changed',
+    )
     back = ours_to_published(converted.weights, cls_token)
     assert torch.equal(back.weights['pos_embed'], weights['pos_embed'])
 
@@ -129,11 +138,9 @@ def test_stride_8_inserts_the_class_row_again(goldens):
     assert weights['pos_embed'].shape == table.shape == (1, 197, 16)
     weights['pos_embed'] = table
     converted = published_to_ours(weights, 'middle', grid=(27, 27))
-    (row,) = [row for row in converted.rows if row.what.startswith('resized')]
-    assert (row.shape, row.what) == (
-        '(1, 197, 16) | (1, 729, 16)',
-        'resized: grid 14×14 → 27×27, bicubic',
-    )
+    (row,) = [row for row in converted.rows if row.target == 'backbone.pos_embed']
+    assert (row.shape, row.what) == ('(1, 197, 16) → (1, 729, 16)', 'changed')
+    assert converted.model.endswith('; position embedding resized from 14×14 (bicubic)')
     back = ours_to_published(converted.weights, 'middle').weights['pos_embed']
     torch.testing.assert_close(back, expected, rtol=0, atol=1e-10)
     assert torch.equal(back[:, 364], table[:, 98])
@@ -143,25 +150,42 @@ def test_what_is_dropped_is_accounted_for():
     weights = published()
     weights |= {'rope.freqs_cos': torch.ones(16, 16), 'fpn1.0.weight': torch.ones(3)}
     converted = published_to_ours(weights, 'middle')
-    dropped = {row.published: row.what for row in converted.rows if row.ours == ''}
-    assert dropped['rope.freqs_cos'] == 'dropped: constant tables, computed from the grid'
-    assert dropped['fpn1.0.weight'].startswith('dropped: the pyramid')
+    dropped = {row.source for row in converted.rows if row.what == 'dropped'}
+    assert dropped == {'rope.freqs_cos', 'fpn1.0.weight'}
     bare = published_to_ours(weights, 'middle', head=False)
-    dropped = {row.published for row in bare.rows if row.ours == ''}
+    dropped = {row.source for row in bare.rows if row.target == ''}
     assert dropped == {'head.weight', 'head.bias', 'rope.freqs_cos', 'fpn1.0.weight'}
     assert not [key for key in bare.weights if key.startswith(('backbone', 'head'))]
+    assert {row.what for row in bare.rows} == {'as it is', 'renamed', 'changed', 'added', 'dropped'}
     ours = converted.weights | {'decode_head.conv_seg.bias': torch.ones(3)}
     back = ours_to_published(ours, 'middle')
-    assert {row.ours for row in back.rows if row.published == ''} == {
+    assert {row.source for row in back.rows if row.target == ''} == {
         'backbone.pos_embed_grid',
         'decode_head.conv_seg.bias',
     }
     back = ours_to_published(ours, 'middle', head=False)
-    assert {row.ours for row in back.rows if row.published == ''} >= {
+    assert {row.source for row in back.rows if row.target == ''} >= {
         'head.fc.weight',
         'head.fc.bias',
     }
     assert not [key for key in back.weights if key.startswith('head')]
+
+
+def test_the_account_names_both_tokens_and_each_copy_of_a_tensor():
+    weights = published('double')
+    weights['layers.1.norm.weight'] = weights['layers.0.norm.weight']  # one tensor under two keys
+    for rows in (
+        published_to_ours(weights, 'double', head=False).rows,
+        ours_to_published(published_to_ours(weights, 'double').weights).rows,
+    ):
+        token = {
+            (row.source, row.target.rpartition('.')[2]) for row in rows if '_token' in row.source
+        }
+        assert token in (
+            {('cls_token_head, cls_token_tail', 'cls_token')},
+            {('backbone.cls_token', name) for name in ('cls_token_head', 'cls_token_tail')},
+        )
+        assert sum(row.tensors for row in rows if row.target.endswith('.norm.weight')) == 2
 
 
 def test_whole_modules_that_are_dropped_are_counted():
@@ -169,11 +193,14 @@ def test_whole_modules_that_are_dropped_are_counted():
     ours |= {f'decode_head.convs.{i}.weight': torch.ones(1) for i in range(9)}
     ours['neck.scale'] = torch.ones(2)
     dropped = {
-        row.ours: (row.tensors, row.shape)
+        row.source: (row.tensors, row.shape)
         for row in ours_to_published(ours, 'middle').rows
-        if row.what == 'dropped: no part of the published model'
+        if row.what == 'dropped' and not row.source.startswith('backbone.')
     }
-    assert dropped == {'decode_head.*': (9, 'several'), 'neck.scale': (1, '(2)')}
+    assert dropped == {
+        'decode_head.* (9 tensors)': (9, 'several'),
+        'neck.scale': (1, '(2,)'),
+    }
 
 
 def test_backbone_prefix_of_a_dense_model():
@@ -183,8 +210,8 @@ def test_backbone_prefix_of_a_dense_model():
     dense['decode_head.conv_seg.weight'] = torch.ones(3)
     converted = published_to_ours(dense, 'none', head=False)
     VisionMamba(ARCH, img_size=64, cls_token='none').load_state_dict(converted.weights)
-    (row,) = [row for row in converted.rows if row.published.startswith('decode_head')]
-    assert row.what.startswith('dropped')
+    (row,) = [row for row in converted.rows if row.source.startswith('decode_head')]
+    assert row.what == 'dropped'
 
 
 @pytest.mark.parametrize(

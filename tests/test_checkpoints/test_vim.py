@@ -38,7 +38,7 @@ def test_loads_strictly_and_through_the_model_and_back(cls_token):
     official = convert_official({'model': weights, 'epoch': 3}, cls_token)
     model = VisionMamba(ARCH, img_size=64, cls_token=cls_token)
     model.load_state_dict(official, strict=True)
-    back = to_official(model.state_dict(), cls_token, extras=official.extras)
+    back = to_official(model.state_dict(), cls_token) | official.extras
     assert back.keys() == weights.keys()
     assert all(torch.equal(back[key], value) for key, value in weights.items())
 
@@ -63,7 +63,7 @@ def test_released_sizes_through_the_model_and_back(arch, stride, rows, keys):
     assert len(weights) == keys and weights['pos_embed'].shape[1] == rows
     official = convert_official({'model': weights})
     model.load_state_dict(official, strict=True)
-    back = to_official(model.state_dict(), extras=official.extras)
+    back = to_official(model.state_dict()) | official.extras
     assert back.keys() == weights.keys()
     assert all(torch.equal(back[key], value) for key, value in weights.items())
 

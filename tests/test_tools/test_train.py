@@ -325,7 +325,7 @@ def test_checkpoint_that_reaches_for_attributes_is_refused(run: Run, toy: Path) 
 
     torch.save(dict(state_dict=dict(a=torch.ones(1)), walk=Walk()), 'walk.pth')
     sentence = run('train', toy, '--resume', 'walk.pth').sentence
-    assert 'walk.pth is no checkpoint, or is refused as unsafe to read: ' in sentence
+    assert 'walk.pth is refused: it is no checkpoint, or asks for more than weights' in sentence
     assert "asks for attribute '__init__'" in sentence
 
 

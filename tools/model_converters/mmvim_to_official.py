@@ -4,23 +4,20 @@ import sys
 from collections.abc import Sequence
 
 from mmvim.checkpoints.conversion import ours_to_published
-from mmvim.cli.converter import ConverterParser, converted_file, read_source
+from mmvim.cli.converter import ConverterParser, run_converter
 from mmvim.cli.run_tool import run_tool
-from mmvim.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read, convert, print what became of every tensor, write."""
-    parser = ConverterParser('Convert a checkpoint of mmvim to the published keys.')
-    args = parser.parse_args(sys.argv[1:] if argv is None else argv)
-    file = read_source(args.source)
-    try:
-        converted = ours_to_published(
-            file.weights, args.cls_token, file.meta.get('cls_token'), head=not args.backbone_only
-        )
-    except UserError as error:
-        raise type(error)(f'{args.source}: {error}') from error
-    converted_file(args, converted, file, 'model')
+    """Convert the file that the command line names."""
+    run_converter(
+        ConverterParser('Convert a checkpoint of mmvim to the published keys.'),
+        argv,
+        lambda weights, args, noted: ours_to_published(
+            weights, args.cls_token, noted, head=not args.backbone_only
+        ),
+        'model',
+    )
 
 
 if __name__ == '__main__':

@@ -4,13 +4,16 @@ The released weights are their authors': convert them on your machine, do not re
 """
 
 import sys
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
 
-from mmvim.checkpoints.conversion import published_to_ours
+import torch
+
+from mmvim.checkpoints.conversion import Conversion, published_to_ours
 from mmvim.checkpoints.vim import PUBLISHED_MARK
-from mmvim.cli.converter import ConverterParser, converted_file, read_source
+from mmvim.cli.converter import ConverterParser, run_converter
 from mmvim.cli.run_tool import run_tool
-from mmvim.errors import UsageError, UserError
+from mmvim.errors import UsageError
 from mmvim.models.arguments import parse_pair
 from mmvim.models.pos_embed import patch_grid
 
@@ -18,22 +21,24 @@ from mmvim.models.pos_embed import patch_grid
 MOST_PATCHES = 1024**2
 
 
-def parse_grid(
-    img_size: Sequence[int] | None, patch_stride: int | None, patch: tuple[int, int]
-) -> tuple[int, int] | None:
+def asked_grid(args: Namespace, weights: Mapping[str, torch.Tensor]) -> tuple[int, int] | None:
     """The patch grid asked for; None for that of the file.
 
     Raises:
         UsageError: If the numbers make no grid, or one that is absurdly large.
     """
-    if img_size is None and patch_stride is None:
+    if args.img_size is None and args.patch_stride is None:
         return None
-    sides = img_size or [224]
+    sides = args.img_size or [224]
     if len(sides) > 2:
         raise UsageError(f'--img-size takes H W, or one number for both; got {len(sides)} numbers')
+    kernels = (value.shape[2:] for key, value in weights.items() if key.endswith(PUBLISHED_MARK))
+    patch = next((tuple(sides) for sides in kernels if len(sides) == 2 and all(sides)), (1, 1))
     try:
         size = parse_pair('--img-size', (sides[0], sides[-1]))
-        stride = patch if patch_stride is None else parse_pair('--patch-stride', patch_stride)
+        stride = (
+            patch if args.patch_stride is None else parse_pair('--patch-stride', args.patch_stride)
+        )
     except ValueError as error:
         raise UsageError(str(error)) from error
     rows, columns = patch_grid(size, patch, stride)
@@ -46,8 +51,14 @@ def parse_grid(
     return rows, columns
 
 
+def convert(weights: Mapping[str, torch.Tensor], args: Namespace, noted: object) -> Conversion:
+    """The checkpoint in our layout, as the command line asks."""
+    grid = asked_grid(args, weights)
+    return published_to_ours(weights, args.cls_token, noted, grid, head=not args.backbone_only)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read, convert, print what became of every tensor, write."""
+    """Convert the file that the command line names."""
     parser = ConverterParser('Convert a published Vim checkpoint for mmvim.')
     parser.add_argument(
         '--img-size',
@@ -63,24 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar='N',
         help='the same for this stride of the patches, such as 8 (default: the patch size)',
     )
-    args = parser.parse_args(sys.argv[1:] if argv is None else argv)
-    file = read_source(args.source)
-    patch = next((v for k, v in file.weights.items() if k.endswith(PUBLISHED_MARK)), None)
-    height, width = (
-        (1, 1) if patch is None or patch.ndim != 4 or not patch.numel() else patch.shape[-2:]
-    )
-    grid = parse_grid(args.img_size, args.patch_stride, (height, width))
-    try:
-        converted = published_to_ours(
-            file.weights,
-            args.cls_token,
-            file.meta.get('cls_token'),
-            grid,
-            head=not args.backbone_only,
-        )
-    except UserError as error:
-        raise type(error)(f'{args.source}: {error}') from error
-    converted_file(args, converted, file, 'state_dict')
+    run_converter(parser, argv, convert, 'state_dict')
 
 
 if __name__ == '__main__':
