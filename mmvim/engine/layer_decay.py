@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator
 from io import StringIO
 from typing import Any
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from mmvim.models.arguments import unknown_name
 from mmvim.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 # Parameter name -> (depth, number of depths).
@@ -52,8 +52,9 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
               weight decay of norm layers, of biases, of parameters with at most one dimension;
               the first that applies counts. ``flat_decay_mult`` defaults to 0, to 1 with
               ``as_published='detection'``.
-            - ``custom_keys`` (dict): Part of a parameter's name to ``decay_mult`` and ``lr_mult``
-              (on top of the layer's); the longest part that occurs counts, before all others.
+            - ``custom_keys`` (dict): Part of a parameter's name to ``decay_mult``, ``lr_mult`` (on
+              top of the layer's) or both. A key sets what it names and leaves all else to the
+              other rules; where several keys set the same, the longest counts.
             - ``as_published`` (str | bool): Whose published optimiser to reproduce.
               'segmentation': a misspelt name leaves all blocks at the full rate, so that only
               patch and position embedding are slowed down; everything of two or more dimensions
@@ -72,14 +73,8 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     ) -> None:
         # mmengine calls add_params for a non-empty paramwise_cfg alone.
         paramwise_cfg = dict(layer_decay_rate=1.0) | (paramwise_cfg or {})
-        for key in paramwise_cfg:
-            if key not in _OPTIONS:
-                near = difflib.get_close_matches(key, _OPTIONS, n=1)
-                hint = f'did you mean {near[0]!r}? ' if near else ''
-                raise ValueError(
-                    f'paramwise_cfg has no key {key!r} (given {paramwise_cfg[key]!r}): {hint}'
-                    f'Valid are {", ".join(_OPTIONS)}.'
-                )
+        if unknown := unknown_name(paramwise_cfg, _OPTIONS):
+            raise ValueError(f'paramwise_cfg has no key {unknown}')
         rate = paramwise_cfg['layer_decay_rate']
         if not 0 < rate <= 1:
             raise ValueError(f'layer_decay_rate must lie in (0, 1], got {rate!r}.')
@@ -106,12 +101,13 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             depth, num_depths = depth_of(name)
             if self.paramwise_cfg.get('as_published') == 'segmentation' and depth > 0:
                 depth = num_depths - 1
-            lr_mult, decay_mult, extra = self._multipliers(name, param, owner, name in undecayed)
+            settings = self._settings(name, param, owner, name in undecayed)
+            lr_mult, decay_mult = settings.pop('lr_mult'), settings.pop('decay_mult')
             scale = self.paramwise_cfg['layer_decay_rate'] ** (num_depths - 1 - depth) * lr_mult
-            key = (depth, scale, decay_mult, tuple(sorted(extra.items())))
+            key = (depth, scale, decay_mult, tuple(sorted(settings.items())))
             if key not in groups:
-                groups[key] = dict(params=[], lr=self.base_lr * scale, lr_scale=scale, **extra)
-                groups[key].update(layer_id=depth, param_names=[])
+                rates = dict(lr=self.base_lr * scale, lr_scale=scale, layer_id=depth)
+                groups[key] = dict(params=[], param_names=[], **rates, **settings)
                 if self.base_wd is not None:
                     groups[key]['weight_decay'] = self.base_wd * decay_mult
             groups[key]['params'].append(param)
@@ -120,32 +116,37 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         params.extend(ordered)
         MMLogger.get_current_instance().info(f'Parameter groups:\n{_as_table(ordered)}')
 
-    def _multipliers(
+    def _settings(
         self, name: str, param: nn.Parameter, owner: nn.Module, undecayed: bool
-    ) -> tuple[float, float, dict[str, Any]]:
-        """Factors of the rate and of the weight decay, and further settings of a parameter."""
+    ) -> dict[str, Any]:
+        """``lr_mult``, ``decay_mult`` and further settings of a parameter."""
+        settings = dict(lr_mult=1.0, decay_mult=self._decay_mult(name, param, owner, undecayed))
+        custom = self.paramwise_cfg.get('custom_keys') or {}
+        for key in sorted(custom, key=lambda key: (len(key), key)):  # the longest comes last
+            if key in name:
+                settings |= custom[key]
+        return settings
+
+    def _decay_mult(
+        self, name: str, param: nn.Parameter, owner: nn.Module, undecayed: bool
+    ) -> float:
+        """Factor of the weight decay where no custom key sets one."""
         cfg = self.paramwise_cfg
-        custom = cfg.get('custom_keys') or {}
-        matching = [key for key in custom if key in name]
-        if matching:
-            settings = dict(custom[max(matching, key=lambda key: (len(key), key))])
-            return settings.pop('lr_mult', 1.0), settings.pop('decay_mult', 1.0), settings
-        if isinstance(owner, _NORMS) and 'norm_decay_mult' in cfg:
-            return 1.0, cfg['norm_decay_mult'], {}
-        if name.endswith('bias') and 'bias_decay_mult' in cfg:
-            return 1.0, cfg['bias_decay_mult'], {}
-        if param.ndim <= 1 and 'flat_decay_mult' in cfg:
-            return 1.0, cfg['flat_decay_mult'], {}
+        for option, applies in (
+            ('norm_decay_mult', isinstance(owner, _NORMS)),
+            ('bias_decay_mult', name.endswith('bias')),
+            ('flat_decay_mult', param.ndim <= 1),
+        ):
+            if applies and option in cfg:
+                return float(cfg[option])
         published = cfg.get('as_published', False)
         if published == 'detection':
             # That code's list of norms lacks RMSNorm, and its only exception by name is pos_embed.
             kept = isinstance(owner, _NORMS) and not isinstance(owner, nn.RMSNorm)
             kept = kept or name.rpartition('.')[2] in ('pos_embed', 'cls_pos_embed')
-        elif published == 'segmentation':
-            kept = param.ndim <= 1
         else:
-            kept = param.ndim <= 1 or undecayed
-        return 1.0, 0.0 if kept else 1.0, {}
+            kept = param.ndim <= 1 or (undecayed and published is False)
+        return 0.0 if kept else 1.0
 
 
 def _trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, nn.Module]]:

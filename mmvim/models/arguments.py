@@ -17,19 +17,14 @@ _ESSENTIAL_ARCH = ('embed_dims', 'num_layers')
 _OPTIONAL_ARCH = ('d_state', 'd_conv', 'expand', 'dt_rank', 'conv_bias', 'proj_bias')
 
 
-def check_keywords(cls: type, kwargs: Mapping[str, Any]) -> None:
-    """Raise TypeError for a keyword that the constructor of ``cls`` does not take."""
-    valid = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in valid.values()):
-        return
-    for name in kwargs:
+def unknown_name(given: Mapping[str, Any], valid: Collection[str]) -> str:
+    """The rest of a sentence about the first name that is not valid; '' if all are."""
+    for name, value in given.items():
         if name not in valid:
             near = difflib.get_close_matches(name, valid, n=1)
             hint = f'did you mean {near[0]!r}? ' if near else ''
-            raise TypeError(
-                f'{cls.__name__} has no argument {name!r} (given {kwargs[name]!r}): {hint}Valid '
-                f'are {", ".join(list(valid)[1:])}.'
-            )
+            return f'{name!r} (given {value!r}): {hint}Valid are {", ".join(valid)}.'
+    return ''
 
 
 class CheckedModule(BaseModule):
@@ -37,7 +32,11 @@ class CheckedModule(BaseModule):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Check the keywords."""
-        check_keywords(cls, kwargs)
+        _, *own = inspect.signature(cls.__init__).parameters.values()
+        takes_any = own[-1].kind is inspect.Parameter.VAR_KEYWORD
+        unknown = unknown_name(kwargs, [parameter.name for parameter in own])
+        if unknown and not takes_any:
+            raise TypeError(f'{cls.__name__} has no argument {unknown}')
         return super().__new__(cls)
 
 
@@ -63,13 +62,10 @@ def parse_arch(
         raise TypeError(
             f'arch must be one of {tuple(arch_zoo)} or a dict, got {type(arch).__name__}.'
         )
-    missing = [key for key in _ESSENTIAL_ARCH if key not in arch]
-    unknown = [key for key in arch if key not in _ESSENTIAL_ARCH + _OPTIONAL_ARCH]
-    if missing or unknown:
-        raise ValueError(
-            f'arch dict: missing {missing}, unknown {unknown}; it needs {_ESSENTIAL_ARCH} and '
-            f'takes {_OPTIONAL_ARCH}.'
-        )
+    if missing := [key for key in _ESSENTIAL_ARCH if key not in arch]:
+        raise ValueError(f'arch dict: {", ".join(missing)} missing in {arch!r}.')
+    if unknown := unknown_name(arch, _ESSENTIAL_ARCH + _OPTIONAL_ARCH):
+        raise ValueError(f'arch dict has no key {unknown}')
     for key, value in arch.items():
         positive = type(value) is int and value > 0
         if key in ('conv_bias', 'proj_bias'):

@@ -189,6 +189,31 @@ def test_multipliers():
     assert found['decode_head.conv_seg.bias'][:2] == (2.0, 0.7)
 
 
+def test_a_custom_key_leaves_what_it_does_not_set():
+    """The rest of a parameter's settings is that of the other rules, and of shorter keys."""
+    options = dict(lr=1.0, weight_decay=1.0, layer_decay_rate=0.5)
+    others = dict(norm_decay_mult=0.3, bias_decay_mult=0.2, flat_decay_mult=0.1)
+    for rules in ({}, others, dict(as_published='detection'), dict(as_published='segmentation')):
+        plain = settings(build(Segmentor(SMALL), **options, **rules))
+        slower = dict(custom_keys={'backbone': dict(lr_mult=0.1)}, **rules)
+        undecayed = dict(custom_keys={'backbone': dict(decay_mult=0.5)}, **rules)
+        slower = settings(build(Segmentor(SMALL), **options, **slower))
+        undecayed = settings(build(Segmentor(SMALL), **options, **undecayed))
+        for name, (lr, decay, *_) in plain.items():
+            own = name.startswith('backbone')
+            assert slower[name][:2] == pytest.approx((lr * (0.1 if own else 1), decay)), name
+            assert undecayed[name][:2] == pytest.approx((lr, 0.5 if own else decay)), name
+    keys = {'backbone': dict(lr_mult=0.1), 'A_log': dict(decay_mult=0.7), 'D': dict(fused=False)}
+    keys |= {'layers.1.mixer.A_log': dict(lr_mult=2.0)}
+    wrapper = build(Segmentor(SMALL), **options, custom_keys=keys)
+    found = settings(wrapper)
+    assert found['backbone.layers.0.mixer.A_log'][:2] == pytest.approx((0.025, 0.7))
+    assert found['backbone.layers.1.mixer.A_log'][:2] == pytest.approx((1.0, 0.7))
+    assert found['backbone.layers.1.mixer.D'][:2] == pytest.approx((0.05, 0.0))
+    (group, *_) = [g for g in wrapper.optimizer.param_groups if g.get('fused') is False]
+    assert all(name.endswith('.D') or name.endswith('.D_b') for name in group['param_names'])
+
+
 @pytest.mark.parametrize('cls_token', ['middle', 'double'])
 def test_tokens_and_steps_do_not_decay(cls_token):
     model = nn.Module()

@@ -484,6 +484,14 @@ def test_bad_arguments_are_named(options, error, words):
         assert word in str(caught.value), str(caught.value)
 
 
+def test_a_subclass_may_pass_arguments_on():
+    class Mine(VisionMamba):
+        def __init__(self, mine, **kwargs):
+            super().__init__(**kwargs)
+
+    assert Mine(mine=1, arch=TINY, img_size=32).num_layers == 3
+
+
 def test_bad_images_are_refused():
     model = make()
     with pytest.raises(ValueError, match=r'7x32 pixels is smaller than one patch of 8x8'):

@@ -3,9 +3,8 @@
 import copy
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,40 +78,35 @@ class AtomicCheckpointHook(CheckpointHook):
         try:
             self._save(runner, path, meta, save_optimizer=True, save_param_scheduler=True)
         except OSError as error:
-            raise UserError(self._unsaved(path, error, self._older(runner))) from error
+            raise UserError(_unsaved(path, error, self._older(runner))) from error
         return str(path)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
         path = self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(step))
-        older = self._older(runner)
-        info = {}
         kept: list[int] = []
         if self.max_keep_ckpts > 0:
-            kept = list(self.keep_ckpt_ids)
-            if kept[-1:] != [step]:
-                kept.append(step)
-            # Saved with the outdated ones, so that a run killed before their removal makes up for
-            # it when it is resumed.
-            info['keep_ckpt_ids'] = kept
+            kept = [*(id_ for id_ in self.keep_ckpt_ids if id_ != step), step]
         try:
             self._save(
                 runner,
                 path,
                 meta,
-                info,
+                # With the outdated ones, so that a run killed before their removal makes up for
+                # it when it is resumed.
+                dict(keep_ckpt_ids=kept) if kept else {},
                 save_optimizer=self.save_optimizer,
                 save_param_scheduler=self.save_param_scheduler,
                 **self.args,
             )
         except OSError as error:
-            sentence = self._unsaved(path, error, older)
+            older = self._older(runner)
             if older is None or meta['iter'] >= runner.max_iters:
-                raise UserError(sentence) from error
-            runner.logger.log(logging.WARNING, f'{sentence}; training goes on meanwhile')
+                raise UserError(_unsaved(path, error, older)) from error
+            sentence = f'{_unsaved(path, error, older)}; training goes on meanwhile'
+            runner.logger.log(logging.WARNING, sentence)
             return
-        outdated = []
-        if self.max_keep_ckpts > 0:
-            outdated = kept[: -self.max_keep_ckpts]
+        outdated = kept[: -self.max_keep_ckpts]
+        if kept:
             self.keep_ckpt_ids = deque(kept, self.max_keep_ckpts)
             runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
         if is_main_process():
@@ -121,12 +115,10 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, Any]) -> None:
         """Let mmengine's method do it, but hold back the removals until all is saved."""
-        backend = self.file_backend
         own = {key: value for key, value in vars(self).items() if key.startswith('best_ckpt_path')}
         own = copy.deepcopy(own)
-        self.file_backend = held = _HeldRemovals(backend)
         try:
-            with _restored_on_failure(runner.message_hub):
+            with _removals_held(self.file_backend), _restored_on_failure(runner.message_hub):
                 super()._save_best_checkpoint(runner, metrics)
         except OSError as error:
             self.__dict__.update(own)
@@ -135,10 +127,6 @@ class AtomicCheckpointHook(CheckpointHook):
                 f'the best checkpoint could not be written to {self.out_dir} '
                 f'({error.strerror or error}): an older best one stays, training goes on',
             )
-        else:
-            held.carry_out()
-        finally:
-            self.file_backend = backend
 
     def _save(
         self,
@@ -170,21 +158,18 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def _older(self, runner: Runner) -> str | None:
         """The newest checkpoint of this run, resumed ones included, if it is still there."""
-        if 'last_ckpt' not in runner.message_hub.runtime_info:
-            return None
-        path = runner.message_hub.get_info('last_ckpt')
+        path = runner.message_hub.runtime_info.get('last_ckpt')
         return path if path and self.file_backend.exists(path) else None
 
-    def _unsaved(self, path: str, error: OSError, older: str | None) -> str:
-        rest = (
-            'this run has no older checkpoint'
-            if older is None
-            else f'{older} is as it was, --resume goes on from it'
-        )
-        return (
-            f'checkpoint {path} could not be written ({error.strerror or error}): make room there, '
-            f'or name another folder in default_hooks.checkpoint.out_dir; {rest}'
-        )
+
+def _unsaved(path: str, error: OSError, older: str | None) -> str:
+    rest = 'this run has no older checkpoint'
+    if older is not None:
+        rest = f'{older} is as it was, --resume goes on from it'
+    return (
+        f'checkpoint {path} could not be written ({error.strerror or error}): make room there, '
+        f'or name another folder in default_hooks.checkpoint.out_dir; {rest}'
+    )
 
 
 @contextmanager
@@ -199,28 +184,21 @@ def _restored_on_failure(hub: MessageHub) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def _removals_held(backend: Any) -> Iterator[None]:
+    """Let a file backend remove at the end, and after an OSError nothing."""
+    held: list[str] = []
+    backend.remove = backend.rmtree = held.append
+    try:
+        yield
+    finally:
+        del backend.remove, backend.rmtree
+    for path in held:
+        _remove(backend, path)
+
+
 def _remove(backend: Any, path: str) -> None:
     if backend.isfile(path):
         backend.remove(path)
     elif backend.isdir(path):  # sharded checkpoints are folders
         backend.rmtree(path)
-
-
-class _HeldRemovals:
-    """A file backend that removes nothing before :meth:`carry_out`."""
-
-    def __init__(self, backend: Any) -> None:
-        self._backend = backend
-        self._held: list[Callable[[], None]] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._backend, name)
-
-    def remove(self, path: str) -> None:
-        self._held.append(partial(_remove, self._backend, path))
-
-    rmtree = remove
-
-    def carry_out(self) -> None:
-        for removal in self._held:
-            removal()
