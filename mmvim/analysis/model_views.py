@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 from collections.abc import Sequence
@@ -142,7 +143,8 @@ def _grid(backbone: nn.Module) -> tuple[int, int] | None:
 
 def build_model(cfg: Config, settings: Any = None) -> Any:
     """The config's model on one device, with its data preprocessor, as the runner has it."""
-    settings = ConfigDict(cfg.model if settings is None else settings)
+    # A copy: some detectors write into their config.
+    settings = ConfigDict(copy.deepcopy(cfg.model if settings is None else settings))
     if cfg.get('data_preprocessor') is not None:
         settings.setdefault('data_preprocessor', cfg.data_preprocessor)
     return revert_sync_batchnorm(MODELS.build(settings))

@@ -4,69 +4,62 @@ The unit is that of papers, Vim's included: a multiply-accumulate (MAC) is one, 
 papers call GFLOPs. A FLOP is one addition, multiplication or exponential: twice as many.
 """
 
-import copy
 import json
 import math
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from mmvim.analysis.flops import Count, count_flops, count_parameters, paper_scan_macs
-from mmvim.analysis.image_forward import ImageForward
+from mmvim.analysis.flops import Count, count_flops, count_parameters
+from mmvim.analysis.model_views import build_model
 from mmvim.cli.arguments import ToolParser
 from mmvim.cli.prepare import make_writable, prepare
 from mmvim.cli.run_tool import run_tool
 from mmvim.errors import UsageError, UserError, first_line
-from mmvim.models import VisionMamba
 
 Shape = tuple[int, int]
-# As published, by head and size: of the released classifiers (1000 classes), and the paper's
-# rounded figure for UperNet on ADE20K (150 classes).
-PUBLISHED_PARAMETERS = {
-    ('LinearClsHead', 'tiny'): '7,148,008 (released, 1000 classes)',
-    ('LinearClsHead', 'small'): '25,796,584 (released, 1000 classes)',
-    ('LinearClsHead', 'base'): '97,598,440 (released, 1000 classes)',
-    ('UPerHead', 'tiny'): '13 M (paper, 150 classes)',
-    ('UPerHead', 'small'): '46 M (paper, 150 classes)',
-}
 # Real tensors: an image and the first features of any model, in numbers a pixel at the least.
 _NUMBERS_A_PIXEL = 6
 
 
-def build(cfg: Config, device: str) -> nn.Module:
-    """The config's model without weights, for testing; on 'meta' it takes no memory."""
+def count(cfg: Config, shapes: Sequence[Shape], device: str) -> tuple[nn.Module, list[Count]]:
+    """Count one forward pass on one image of each size, without weights.
+
+    Args:
+        cfg (Config): The config.
+        shapes (Sequence[Shape]): (H, W) each.
+        device (str): On 'meta' neither model nor images take memory.
+
+    Returns:
+        tuple[nn.Module, list[Count]]: The model too.
+    """
     with torch.device(device):
-        # A copy: some detectors write into their config.
-        model: nn.Module = revert_sync_batchnorm(MODELS.build(copy.deepcopy(cfg.model)))
-    return model.to(device).eval().requires_grad_(False)
-
-
-def count(model: nn.Module, shape: Shape) -> Count:
-    """Count one forward pass on one image, on the device of the model."""
+        model: nn.Module = build_model(cfg).to(device).eval().requires_grad_(False)
+    owner = getattr(model, 'backbone', model)
+    convolutions = (module for module in owner.modules() if isinstance(module, nn.Conv2d))
+    first = next(convolutions, None)
+    channels = 3 if first is None else first.in_channels
     torch.manual_seed(0)
-    device = next(model.parameters()).device
-    return count_flops(model, torch.rand(1, 3, *shape, device=device))
+    images = (torch.rand(1, channels, *shape, device=device) for shape in shapes)
+    return model, [count_flops(model, image) for image in images]
 
 
-def count_all(cfg: Config, shapes: Sequence[Shape]) -> tuple[nn.Module, list[Count]]:
-    """Count on meta tensors, or on real ones where these do not do; the model that did.
+def count_anyhow(cfg: Config, shapes: Sequence[Shape]) -> tuple[nn.Module, list[Count]]:
+    """Count on meta tensors, or on real ones where these do not do.
 
     Raises:
         UserError: If the model refuses images of a size, or they do not fit into memory.
     """
     try:
-        model = build(cfg, 'meta')
-        return model, [count(model, shape) for shape in shapes]
+        return count(cfg, shapes, 'meta')
     except Exception as error:  # whatever a model does that needs numbers
         print(
             f'note: the model did not run on meta tensors ({first_line(error)}); counting on real '
@@ -74,81 +67,59 @@ def count_all(cfg: Config, shapes: Sequence[Shape]) -> tuple[nn.Module, list[Cou
             file=sys.stderr,
         )
     largest = max(shapes, key=math.prod)
-    if 4 * _NUMBERS_A_PIXEL * math.prod(largest) > memory():
+    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    if 4 * _NUMBERS_A_PIXEL * math.prod(largest) > memory:
         raise UserError(
             f'images of {largest[0]}x{largest[1]} do not fit into the memory of this machine'
         )
     try:
-        model = build(cfg, 'cpu')
-        return model, [count(model, shape) for shape in shapes]
+        return count(cfg, shapes, 'cpu')
     except (ValueError, MemoryError, RuntimeError) as error:
         sizes = ', '.join(f'{height}x{width}' for height, width in shapes)
         raise UserError(
-            f'the model does not take images of {sizes}: {error}'
-            if isinstance(error, ValueError)
-            else f'the model cannot be built and run on images of {sizes}: {first_line(error)}'
+            f'the model cannot be built and run on images of {sizes}: {first_line(error)}'
         ) from error
 
 
-def memory() -> int:
-    """Bytes of the machine's memory."""
-    return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-
-
-def remarks(cfg: Config, model: nn.Module, counts: Sequence[Count]) -> list[str]:
+def remarks(model: nn.Module, counts: Sequence[Count]) -> list[str]:
     """Notes on the numbers."""
     found = []
-    forward = ImageForward(model, proposals=counts[0].device == 'meta')
-    if forward.proposals:
-        regions = forward.regions()
-        found.append(
-            f'roi_head: {regions["bbox"]} boxes and {regions["mask"]} masks an image, the most '
-            'that test_cfg allows'
-        )
+    regions = ' and '.join(f'{number} {kind}' for kind, number in counts[0].regions.items())
+    if regions:
+        found.append(f'roi_head: {regions} an image, the most that test_cfg allows')
     elif hasattr(model, 'roi_head'):
         found.append('roi_head: as many regions as the untrained first stage proposed')
-    head = cfg.model.get('decode_head') or cfg.model.get('head')
-    backbone = cfg.model.get('backbone') or {}
-    if isinstance(head, dict) and backbone.get('type') in ('mmvim.VisionMamba', VisionMamba):
-        key = (str(head.get('type')), str(backbone.get('arch', 'tiny')))
-        if key in PUBLISHED_PARAMETERS:
-            found.append(f'parameters as published: {PUBLISHED_PARAMETERS[key]}')
-    idle = [part for part in count_parameters(model) if not any(c.flops.get(part) for c in counts)]
+    idle = [part for part in count_parameters(model) if not any(part in c.parts for c in counts)]
     if idle:
         what = 'without counted operations, such as what runs in training only'
         found.append(f'{what}: {", ".join(idle)}')
     return found
 
 
-def giga(number: float) -> str:
-    """In 10⁹."""
-    return f'{number / 1e9:,.3f}'
-
-
 def to_table(model: nn.Module, counts: Sequence[Count]) -> Table:
     """One row per part, for every size MACs and their share."""
     parameters = count_parameters(model)
-    table = Table(title='GMACs: multiply-accumulates, what papers call GFLOPs')
-    table.add_column('part')
+    table = Table('part', title='GMACs: multiply-accumulates, what papers call GFLOPs')
     table.add_column('parameters', justify='right')
     for found in counts:
         table.add_column('×'.join(map(str, found.shape)), justify='right')
         table.add_column('share', justify='right')
-    for part in dict.fromkeys([*(part for found in counts for part in found.flops), *parameters]):
-        row = [part, f'{parameters.get(part, 0):,}']
-        for found in counts:
-            flops = found.flops.get(part, 0)
-            row += [giga(flops / 2), f'{100 * flops / max(found.total, 1):.1f}%']
-        table.add_row(*row)
+
+    def add(title: str, numbers: str, operations: Sequence[float], shares: bool = True) -> None:
+        cells = [f'{number / 1e9:,.3f}' for number in operations]
+        of_all = [f'{200 * n / max(c.total, 1):.1f}%' for n, c in zip(operations, counts)]
+        columns = zip(cells, of_all if shares else [''] * len(counts))
+        table.add_row(title, numbers, *(cell for column in columns for cell in column))
+
+    for part in dict.fromkeys([*(part for found in counts for part in found.parts), *parameters]):
+        macs = [found.parts.get(part, 0) / 2 for found in counts]
+        add(part, f'{parameters.get(part, 0):,}', macs)
     table.add_section()
-    cells = [cell for found in counts for cell in (giga(found.total / 2), '100.0%')]
-    table.add_row('total', f'{sum(parameters.values()):,}', *cells)
-    cells = [cell for found in counts for cell in (giga(found.total), '')]
-    table.add_row('total in GFLOPs', '', *cells)
-    scans = [paper_scan_macs(model, found.tokens) for found in counts]
-    if None not in scans:
-        cells = [cell for macs in scans for cell in (giga(macs or 0), '')]
-        table.add_row('scan, 3M(2D)N + M(2D)N (paper)', '', *cells)
+    add('total', f'{sum(parameters.values()):,}', [found.total / 2 for found in counts])
+    add('total in GFLOPs', '', [found.total for found in counts], shares=False)
+    scans = [found.paper_scan_macs for found in counts]
+    if all(scans):
+        add('scan, 3M(2D)N + M(2D)N (paper)', '', scans, shares=False)
     return table
 
 
@@ -164,33 +135,20 @@ def warn(counts: Sequence[Count]) -> None:
         what = f'operators that were not counted ({numbers} results)'
         print(f'warning: {what}: {", ".join(names)}', file=sys.stderr)
     if layers:
-        what = (
-            "layers whose own kernels torch's counter does not see, so that they were not counted"
-        )
+        what = "layers whose own kernels torch's dispatcher does not see, so not counted"
         print(f'warning: {what}: {", ".join(layers)}', file=sys.stderr)
 
 
-def as_json(model: nn.Module, counts: Sequence[Count], said: list[str]) -> dict[str, Any]:
+def to_json(model: nn.Module, counts: Sequence[Count]) -> str:
     """Everything, in whole FLOPs; a MAC is two of them."""
     parameters = count_parameters(model)
-    return dict(
+    content = dict(
         unit='FLOPs: an addition, multiplication or exponential is one; a MAC is two',
-        remarks=said,
+        remarks=remarks(model, counts),
         parameters=dict(total=sum(parameters.values()), parts=parameters),
-        sizes=[
-            dict(
-                shape=found.shape,
-                tokens=found.tokens,
-                device=found.device,
-                flops=found.total,
-                macs=found.total / 2,
-                parts=found.flops,
-                paper_scan_macs=paper_scan_macs(model, found.tokens),
-                not_counted=dict(results=found.uncounted, layers=found.invisible),
-            )
-            for found in counts
-        ],
+        sizes=[dict(asdict(found), flops=found.total, macs=found.total / 2) for found in counts],
     )
+    return json.dumps(content, indent=2) + '\n'
 
 
 def parse_shape(values: Sequence[int]) -> Shape:
@@ -229,14 +187,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.file is not None:
         make_writable(Path(args.file).parent, 'the folder of --out')
 
-    model, counts = count_all(cfg, list(dict.fromkeys(shapes)))
-    said = remarks(cfg, model, counts)
+    model, counts = count_anyhow(cfg, list(dict.fromkeys(shapes)))
     console = Console(width=max(90, 44 + 20 * len(counts)), highlight=False)
     console.print(to_table(model, counts))
-    print('\n'.join(said))
+    print('\n'.join(remarks(model, counts)))
     warn(counts)
     if args.file is not None:
-        Path(args.file).write_text(json.dumps(as_json(model, counts, said), indent=2) + '\n')
+        Path(args.file).write_text(to_json(model, counts))
         print(f'counts: {args.file}')
 
 
