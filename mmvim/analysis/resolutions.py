@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,38 +55,20 @@ def resolution(pipeline: Sequence[Any]) -> int:
     return sizes[-1]
 
 
-def at_resolution(pipeline: Sequence[Any], size: int) -> list[Any]:
-    """The pipeline for images of another size.
-
-    The crop, or the short edge of the last resize, becomes ``size``; every other size of the
-    pipeline is multiplied by the same ratio, so that a crop keeps its share of the image.
-
-    Args:
-        pipeline (Sequence[Any]): Transforms, as config; not changed.
-        size (int): In pixels.
-
-    Raises:
-        UserError: See :func:`resolution`.
-    """
-    before = resolution(pipeline)
-    steps = [copy.deepcopy(step) for step in pipeline]
-    _scale_steps(steps, size, before)
-    return steps
-
-
 def set_resolution(cfg: Config, size: int, path: str) -> list[str]:
     """Turn a config into that of the same test on images of another size, in place.
 
-    Beside the pipeline these grow with it: window and stride of a sliding test, and the size to
-    which the data preprocessor pads.
+    The crop, or the short edge of the last resize, becomes ``size``. Every other size of the
+    pipeline is multiplied by the same ratio, so that a crop keeps its share of the image; so are
+    window and stride of a sliding test, and the size to which the data preprocessor pads.
 
     Args:
         cfg (Config): Config of a classifier or a segmentor.
-        size (int): In pixels, see :func:`at_resolution`.
+        size (int): In pixels.
         path (str): The config's file, for the message.
 
     Returns:
-        list[str]: What was changed, for people.
+        list[str]: The changes, for people.
 
     Raises:
         UserError: If it is of another task, or its pipeline cannot be changed.
@@ -98,42 +79,27 @@ def set_resolution(cfg: Config, size: int, path: str) -> list[str]:
             f'{path} has default_scope={scope!r}: sizes are replaced for classification and '
             f'segmentation alone ({", ".join(_SCOPES)})'
         )
-    owner = pipeline_owner(cfg.test_dataloader.dataset, f'testing {path} at other sizes')
+    pipeline = pipeline_owner(
+        cfg.test_dataloader.dataset, f'testing {path} at other sizes'
+    ).pipeline
     try:
-        before = resolution(owner.pipeline)
+        before = resolution(pipeline)
     except UserError as error:
         raise UserError(f'{path}: {error}') from error
-    said = _scale_steps(owner.pipeline, size, before)
+    places = [(type_name(step), step, _SIZED.get(type_name(step), ())) for step in pipeline]
     test_cfg = cfg.model.get('test_cfg') or {}
     if test_cfg.get('mode') == 'slide':
-        said += _scale_in(test_cfg, ('crop_size', 'stride'), size, before, 'model.test_cfg')
+        places.append(('model.test_cfg', test_cfg, ('crop_size', 'stride')))
     for holder in (cfg, cfg.model):
         padding = (holder.get('data_preprocessor') or {}).get('test_cfg') or {}
-        said += _scale_in(padding, ('size',), size, before, 'data_preprocessor.test_cfg')
-    return said
-
-
-def _scaled(value: Any, size: int, before: int) -> Any:
-    """A size or several, times ``size / before``, rounded."""
-    if isinstance(value, int):
-        return round(value * size / before)
-    return tuple(round(entry * size / before) for entry in value)
-
-
-def _scale_in(node: Any, keys: Sequence[str], size: int, before: int, where: str) -> list[str]:
+        places.append(('data_preprocessor.test_cfg', padding, ('size',)))
     said = []
-    for key in keys:
-        if node.get(key) is not None:
-            old, node[key] = node[key], _scaled(node[key], size, before)
-            said.append(f'{where}.{key} {_text(old)} → {_text(node[key])}')
+    for where, node, keys in places:
+        for key in keys:
+            old = node.get(key)
+            if old is not None:
+                sides = [round(n * size / before) for n in ([old] if isinstance(old, int) else old)]
+                node[key] = sides[0] if isinstance(old, int) else tuple(sides)
+                given = str(old) if isinstance(old, int) else '×'.join(map(str, old))
+                said.append(f'{where}.{key} {given} → {"×".join(map(str, sides))}')
     return said
-
-
-def _scale_steps(pipeline: Sequence[Any], size: int, before: int) -> list[str]:
-    names = [(step, type_name(step)) for step in pipeline]
-    scaled = (_scale_in(step, _SIZED.get(name, ()), size, before, name) for step, name in names)
-    return [line for lines in scaled for line in lines]
-
-
-def _text(value: Any) -> str:
-    return str(value) if isinstance(value, int) else '×'.join(map(str, value))

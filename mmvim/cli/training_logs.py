@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from mmvim.errors import UserError
 
@@ -57,11 +56,11 @@ def find_logs(place: str) -> list[Path]:
     if not path.is_dir():
         raise UserError(f'{place} does not exist: give a work dir or a {LOG} in one')
     # mmengine names the folders by the time of their start.
-    logs = sorted(path.glob(f'*/vis_data/{LOG}')) or sorted(path.glob(LOG))
-    logs = logs or sorted(path.glob(f'vis_data/{LOG}'))
+    places = ('', 'vis_data/', '*/vis_data/')
+    logs = sorted(log for place in places for log in path.glob(place + LOG))
     if not logs:
         raise UserError(
-            f'{place} holds no log (looked for */vis_data/{LOG}): give the work dir of a training '
+            f'{path} holds no log (looked for */vis_data/{LOG}): give the work dir of a training '
             'whose visualizer has the LocalVisBackend'
         )
     return logs
@@ -82,8 +81,10 @@ def read_run(logs: Sequence[Path]) -> Run:
     """
     parts = [_read(log) for log in logs]
     run = Run(broken=sum(part.broken for part in parts))
-    for part in [part for part in parts if _starts(part)] or parts:
-        start = min(_starts(part), default=0)
+    trained = [part for part in parts if not all(c.validation for c in part.curves.values())]
+    for part in trained or parts:
+        begins = [curve.steps[0] for curve in part.curves.values() if not curve.validation]
+        start = min(begins, default=0)
         for curve in run.curves.values():
             kept = sum(step < start for step in curve.steps)
             del curve.steps[kept:], curve.values[kept:]
@@ -97,41 +98,29 @@ def read_run(logs: Sequence[Path]) -> Run:
     return run
 
 
-def _starts(part: Run) -> list[int]:
-    """First iterations of what was logged in training; none for the log of a test."""
-    return [curve.steps[0] for curve in part.curves.values() if not curve.validation]
-
-
 def _read(log: Path) -> Run:
     run, iteration = Run(), 0
     for line in log.read_text(encoding='utf-8', errors='replace').splitlines():
         if not line.strip():
             continue
-        entry = _entry(line)
-        if entry is None:
+        try:
+            entry = json.loads(line, parse_int=float)
+            readable = 0 <= entry['step'] < _MOST_STEPS
+        except (ValueError, TypeError, KeyError, RecursionError):
+            readable = False
+        if not readable:
             run.broken += 1
             continue
-        # What a validation logs is the iteration or, by mmengine's default, the epoch, which is
-        # smaller.
+        # A validation logs the iteration or, by mmengine's default, the epoch, which is smaller.
         validation = 'iter' not in entry
         step = max(int(entry['step']), iteration)
-        if not validation:
-            iteration = step
+        iteration = iteration if validation else step
         for key, value in entry.items():
-            if key not in _NO_VALUES and isinstance(value, (int, float)):
+            if key not in _NO_VALUES and isinstance(value, float):
                 curve = run.curves.setdefault(key, Curve(validation=validation))
                 curve.steps.append(step)
-                curve.values.append(float(value))
+                curve.values.append(value)
     return run
-
-
-def _entry(line: str) -> dict[str, Any] | None:
-    """A line of the log; None for one that is broken or of an impossible iteration."""
-    try:
-        entry: dict[str, Any] = json.loads(line, parse_int=float)
-        return entry if 0 <= entry['step'] < _MOST_STEPS else None
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return None
 
 
 def smoothed(values: Sequence[float], weight: float) -> list[float]:

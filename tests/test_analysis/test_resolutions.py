@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from mmvim.analysis.resolutions import at_resolution, resolution, set_resolution
+from mmvim.analysis.resolutions import resolution, set_resolution
 from mmvim.errors import UserError
 
 LOAD, PACK = dict(type='LoadImageFromFile'), dict(type='PackInputs')
@@ -24,16 +24,30 @@ ADE20K = [
 ]
 
 
+def config(scope='mmseg', pipeline=ADE20K, **model):
+    return Config(
+        dict(
+            default_scope=scope,
+            model=dict(**model),
+            test_dataloader=dict(dataset=dict(type='Repeat', dataset=dict(pipeline=pipeline))),
+        )
+    )
+
+
+def at_resolution(pipeline, size):
+    cfg = config(pipeline=copy.deepcopy(pipeline))
+    set_resolution(cfg, size, 'a.py')
+    return cfg.test_dataloader.dataset.dataset.pipeline
+
+
 @pytest.mark.parametrize(
     'size, edge', [(224, 256), (112, 128), (288, 329), (384, 439), (448, 512), (1024, 1170)]
 )
 def test_a_crop_keeps_its_share(size, edge):
-    given = copy.deepcopy(IMAGENET)
-    changed = at_resolution(given, size)
+    changed = at_resolution(IMAGENET, size)
     assert changed[1] == dict(IMAGENET[1], scale=edge)
     assert changed[2] == dict(type='CenterCrop', crop_size=size)
     assert (changed[0], changed[3]) == (LOAD, PACK)
-    assert given == IMAGENET
     assert resolution(changed) == size
 
 
@@ -68,16 +82,6 @@ def test_the_short_edge_of_a_resize():
 def test_what_cannot_be_replaced_is_named(steps, says):
     with pytest.raises(UserError, match=says):
         at_resolution(steps, 256)
-
-
-def config(scope='mmseg', pipeline=ADE20K, **model):
-    return Config(
-        dict(
-            default_scope=scope,
-            model=dict(**model),
-            test_dataloader=dict(dataset=dict(type='Repeat', dataset=dict(pipeline=pipeline))),
-        )
-    )
 
 
 def test_windows_grow_with_the_image():

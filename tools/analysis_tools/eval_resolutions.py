@@ -6,9 +6,10 @@ Table, JSON and plot of every metric over the image size, as the authors of VMam
 import copy
 import json
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -29,87 +30,80 @@ from mmvim.errors import UsageError, UserError, first_line
 SIZES = (224, 288, 384, 512, 640, 768, 1024)
 
 
-@dataclass(frozen=True)
-class Result:
-    """One test.
-
-    Attributes:
-        size (int): Side of the images, see :func:`mmvim.analysis.resolutions.at_resolution`.
-        changes (list[str]): What was replaced in the config.
-        metrics (dict[str, float]): By name.
-    """
-
-    size: int
-    changes: list[str]
-    metrics: dict[str, float]
-
-
-def test_at(cfg: Config, size: int, config_path: str, checkpoint: str, out: Path) -> Result:
+def test_at(cfg: Config, size: int, args: Namespace) -> dict[str, Any]:
     """Test at one size through mmengine's runner.
+
+    Args:
+        cfg (Config): Of the test at its own size; not changed.
+        size (int): Side of the images, see :func:`mmvim.analysis.resolutions.set_resolution`.
+        args (Namespace): The command line.
+
+    Returns:
+        dict[str, Any]: ``size``, the ``changes`` to the config, and ``metrics`` by name.
 
     Raises:
         UserError: If the model does not take images of this size, or memory does not suffice.
     """
     cfg = copy.deepcopy(cfg)
-    changes = set_resolution(cfg, size, config_path)
+    changes = set_resolution(cfg, size, args.config)
     print(f'{size}: {", ".join(changes)}', file=sys.stderr)
-    cfg.work_dir = str(out / str(size))
+    cfg.work_dir = str(args.out / str(size))
     # mmengine keeps loggers and visualizers by name for the whole process.
-    cfg.experiment_name = f'{Path(config_path).stem}_{size}'
+    cfg.experiment_name = f'{Path(args.config).stem}_{size}'
     if cfg.get('visualizer') is not None:
         cfg.visualizer.name = cfg.experiment_name
     runner = Runner.from_cfg(cfg)
-    runner.register_hook(StrictCheckpointHook(f'checkpoint {checkpoint}'))
+    runner.register_hook(StrictCheckpointHook(f'checkpoint {args.checkpoint}'))
     check_loading_of_run(runner)
     try:
         metrics = runner.test()
-    except torch.cuda.OutOfMemoryError as error:
+    except (torch.cuda.OutOfMemoryError, ValueError) as error:
         raise UserError(
-            f'the memory of the device does not suffice at size {size}: set --cfg-options '
-            'test_dataloader.batch_size=1; the sizes before it are done'
+            f'the test failed at size {size}: {first_line(error)}; the sizes before it are done, '
+            'and where memory is short test_dataloader.batch_size=1 may help'
         ) from error
-    except ValueError as error:
-        raise UserError(f'the test failed at size {size}: {first_line(error)}') from error
-    return Result(size, changes, {name: float(value) for name, value in metrics.items()})
+    metrics = {name: float(value) for name, value in metrics.items()}
+    return dict(size=size, changes=changes, metrics=metrics)
 
 
-def to_markdown(results: Sequence[Result], own_size: int) -> str:
+def to_markdown(results: Sequence[dict[str, Any]], own_size: int) -> str:
     """One row per size; the size that the config itself tests at is marked."""
-    names = list(dict.fromkeys(name for result in results for name in result.metrics))
+    names = list(results[0]['metrics'])
     lines = [['size', *names], ['---:'] * (len(names) + 1)]
     for result in results:
-        own = ' (config)' if result.size == own_size else ''
-        numbers = [f'{result.metrics[n]:.2f}' if n in result.metrics else '–' for n in names]
-        lines.append([f'{result.size}{own}', *numbers])
+        own = ' (config)' if result['size'] == own_size else ''
+        numbers = [f'{result["metrics"][name]:.2f}' for name in names]
+        lines.append([f'{result["size"]}{own}', *numbers])
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
-def draw(results: Sequence[Result], own_size: int, file: Path) -> None:
+def draw(results: Sequence[dict[str, Any]], own_size: int, file: Path) -> None:
     """Every metric over the image size."""
     figure = Figure(figsize=(6.4, 4.2), layout='constrained')
     axis = figure.add_subplot()
-    for name in dict.fromkeys(name for result in results for name in result.metrics):
-        points = [(r.size, r.metrics[name]) for r in results if name in r.metrics]
-        axis.plot(*zip(*points), marker='o', label=name)
+    sizes = [result['size'] for result in results]
+    for name in results[0]['metrics']:
+        axis.plot(sizes, [result['metrics'][name] for result in results], marker='o', label=name)
     axis.axvline(own_size, color='grey', linestyle=':', label="the config's size")
-    axis.set(xlabel='image size (pixels)', ylabel='metric', xticks=[r.size for r in results])
+    axis.set(xlabel='image size (pixels)', ylabel='metric', xticks=sizes)
     axis.grid(alpha=0.3)
     axis.legend(frameon=False)
     figure.savefig(file, dpi=150)
 
 
-def write(results: Sequence[Result], own_size: int, about: dict[str, str], out: Path) -> None:
+def write(results: Sequence[dict[str, Any]], own_size: int, args: Namespace) -> None:
     """Table, JSON and plot of what is done so far."""
-    changes = [f'* {result.size}: {", ".join(result.changes)}' for result in results]
     text = [
-        f'{about["checkpoint"]} with {about["config"]}, not trained again.\n',
+        f'{args.checkpoint} with {args.config}, not trained again.\n',
         f'{to_markdown(results, own_size)}\n\nReplaced in the config:\n',
-        *changes,
+        *(f'* {result["size"]}: {", ".join(result["changes"])}' for result in results),
     ]
-    write_atomically(out / 'resolutions.md', '\n'.join([*text, '']).encode())
-    held = dict(**about, config_size=own_size, results=[asdict(result) for result in results])
-    write_atomically(out / 'resolutions.json', (json.dumps(held, indent=1) + '\n').encode())
-    draw(results, own_size, out / 'resolutions.png')
+    write_atomically(args.out / 'resolutions.md', '\n'.join([*text, '']).encode())
+    held = dict(
+        config=args.config, checkpoint=args.checkpoint, config_size=own_size, results=results
+    )
+    write_atomically(args.out / 'resolutions.json', (json.dumps(held, indent=1) + '\n').encode())
+    draw(results, own_size, args.out / 'resolutions.png')
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -132,17 +126,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UsageError(f'--sizes takes numbers from 1 on; got {min(args.sizes)}')
     needs = ('model', 'test_dataloader', 'test_cfg', 'test_evaluator')
     cfg, _ = prepare(args, 'testing', *needs, splits=['test'])
-    sizes, out = sorted(set(args.sizes)), args.out
+    sizes = sorted(set(args.sizes))
     set_resolution(copy.deepcopy(cfg), sizes[0], args.config)  # fails before anything is built
     own_size = resolution(pipeline_owner(cfg.test_dataloader.dataset, 'testing').pipeline)
 
-    results: list[Result] = []
+    results: list[dict[str, Any]] = []
     for size in sizes:
-        results.append(test_at(cfg, size, args.config, args.checkpoint, out))
-        write(results, own_size, dict(config=args.config, checkpoint=args.checkpoint), out)
+        results.append(test_at(cfg, size, args))
+        write(results, own_size, args)
     print(to_markdown(results, own_size))
     for name in ('md', 'json', 'png'):
-        print(out / f'resolutions.{name}')
+        print(args.out / f'resolutions.{name}')
 
 
 if __name__ == '__main__':

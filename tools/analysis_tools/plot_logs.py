@@ -7,9 +7,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from mmvim.cli.arguments import PlainParser
 from mmvim.cli.prepare import make_writable
@@ -18,7 +15,6 @@ from mmvim.cli.training_logs import Run, find_logs, read_run, smoothed
 from mmvim.errors import UsageError, UserError
 
 DEFAULT_KEYS = ('loss', 'lr')
-MOST_METRICS = 6  # drawn where no keys are given
 COLUMNS = 3
 SUFFIXES = ('.png', '.pdf', '.svg')
 
@@ -30,13 +26,12 @@ def parse_arguments(argv: Sequence[str]) -> Namespace:
         'runs', nargs='+', metavar='run', help='work dir of a training, or a scalars.json'
     )
     parser.add_argument('--out', required=True, type=Path, help=f'plot: {", ".join(SUFFIXES)}')
-    parser.add_argument('--names', nargs='+', help='of the runs (default: from their paths)')
     parser.add_argument(
         '--keys',
         nargs='+',
         metavar='KEY',
         help="what to plot, a panel each; patterns such as 'loss_*' too (default: loss, lr and "
-        f'the first {MOST_METRICS} metrics)',
+        'the metrics)',
     )
     parser.add_argument(
         '--log', nargs='+', default=[], metavar='KEY', help='keys with a logarithmic axis'
@@ -54,26 +49,7 @@ def parse_arguments(argv: Sequence[str]) -> Namespace:
         raise UsageError(f'--smooth takes a number in [0, 1); got {args.smooth:g}')
     if args.out.suffix not in SUFFIXES:
         raise UsageError(f'--out must end in one of {", ".join(SUFFIXES)}: {args.out}')
-    if args.names is not None and len(args.names) != len(args.runs):
-        raise UsageError(f'--names gives {len(args.names)} names to {len(args.runs)} runs')
-    if args.names is not None and len(set(args.names)) < len(args.names):
-        raise UsageError(f'--names gives a name twice: {" ".join(args.names)}')
     return args
-
-
-def default_names(runs: Sequence[str]) -> list[str]:
-    """The last parts of the paths, as many as tell them apart.
-
-    Raises:
-        UsageError: If one run is given twice.
-    """
-    paths = [Path(run).expanduser().resolve() for run in runs]
-    if len(set(paths)) < len(paths):
-        raise UsageError(f'a run is given twice: {" ".join(runs)}')
-    count = 1
-    while len({path.parts[-count:] for path in paths}) < len(paths):
-        count += 1
-    return ['/'.join(path.parts[-count:]) for path in paths]
 
 
 def choose_keys(runs: Mapping[str, Run], asked: Sequence[str] | None) -> list[str]:
@@ -82,15 +58,10 @@ def choose_keys(runs: Mapping[str, Run], asked: Sequence[str] | None) -> list[st
     Raises:
         UserError: If no run has one that was asked for.
     """
-    known = list(dict.fromkeys(key for run in runs.values() for key in run.curves))
+    # Whether a validation measured it, by key.
+    known = {key: curve.validation for run in runs.values() for key, curve in run.curves.items()}
     if asked is None:
-        measured = {
-            key for run in runs.values() for key, curve in run.curves.items() if curve.validation
-        }
-        metrics = [key for key in known if key in measured]
-        if len(metrics) > MOST_METRICS:
-            print(f'left out, for --keys: {", ".join(metrics[MOST_METRICS:])}', file=sys.stderr)
-        return [key for key in DEFAULT_KEYS if key in known] + metrics[:MOST_METRICS]
+        return [*(k for k in DEFAULT_KEYS if k in known), *(k for k in known if known[k])]
     found: list[str] = []
     for pattern in asked:
         fitting = [key for key in known if fnmatchcase(key, pattern)]
@@ -135,27 +106,10 @@ def draw(runs: Mapping[str, Run], keys: Sequence[str], smooth: float, log: Seque
     return figure
 
 
-def to_table(runs: Mapping[str, Run], keys: Sequence[str]) -> Table:
-    """The last value of every key, and the highest one of what a validation measured."""
-    table = Table('run')
-    for title in ('iterations', *keys):
-        table.add_column(Text(title), justify='right')
-    for name, run in runs.items():
-        cells = [str(max(curve.steps[-1] for curve in run.curves.values()))]
-        for key in keys:
-            curve = run.curves.get(key)
-            cells.append('–' if curve is None else f'{curve.values[-1]:.4g}')
-            if curve is not None and curve.validation:
-                cells[-1] += f' (highest {max(curve.values):.4g})'
-        table.add_row(Text(name), *cells)
-    return table
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read, print the last values, plot."""
+    """Read and plot; a run is called as it was given."""
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
-    names = args.names or default_names(args.runs)
-    runs = {name: read_run(find_logs(place)) for name, place in zip(names, args.runs)}
+    runs = {place: read_run(find_logs(place)) for place in args.runs}
     for name, run in runs.items():
         if run.broken:
             print(f'warning: {name}: lines that cannot be read: {run.broken}', file=sys.stderr)
@@ -164,7 +118,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if strange:
         raise UsageError(f'--log: {", ".join(strange)} is not plotted: {", ".join(keys)} are')
     make_writable(args.out.parent, 'the folder of --out')
-    Console(highlight=False).print(to_table(runs, keys))
     draw(runs, keys, args.smooth, args.log).savefig(args.out)
     print(f'curves: {args.out}')
 
