@@ -1,8 +1,10 @@
 """Command-line arguments shared by the tools."""
 
+import ast
 import os
-from argparse import ArgumentParser, Namespace
+from argparse import Action, ArgumentParser, Namespace
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,8 +18,8 @@ from mmvim.errors import UsageError, UserError, first_line
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
 
-class _ConfigOptions(DictAction):
-    """mmengine's KEY=VALUE parsing; what it cannot parse is an error of the command line."""
+class _ConfigOptions(Action):
+    """``KEY=VALUE`` pairs, collected in a dict by dotted key."""
 
     def __call__(
         self,
@@ -26,13 +28,65 @@ class _ConfigOptions(DictAction):
         values: str | Sequence[Any] | None,
         option_string: str | None = None,
     ) -> None:
-        try:
-            super().__call__(parser, namespace, values, option_string)
-        except (AssertionError, ValueError) as error:
-            parser.error(
-                f'{option_string} takes KEY=VALUE pairs, but got {" ".join(values or ())!r} '
-                f'({error}; positional arguments go before {option_string})'
-            )
+        options = dict(getattr(namespace, self.dest) or {})
+        for pair in values or ():
+            key, equals, value = pair.partition('=')
+            try:
+                if not equals:
+                    raise ValueError(f'{pair} has no =')
+                options[key] = parse_value(value)
+            except (ValueError, RecursionError) as error:
+                parser.error(
+                    f'{option_string} takes KEY=VALUE pairs ({error}; positional arguments go '
+                    f'before {option_string})'
+                )
+        setattr(namespace, self.dest, options)
+
+
+def parse_value(text: str) -> Any:
+    """The value of a ``KEY=VALUE`` pair.
+
+    What stands in quotes, brackets or braces is a literal of Python where it can be one. Else, as
+    in mmengine, ``a,b`` and ``[a,b]`` are lists, ``(a,b)`` is a tuple, and what reads
+    as a number, a boolean or None is one. The rest is text, blanks included.
+
+    Raises:
+        ValueError: If brackets or braces do not match, or a dict is no literal.
+    """
+    text = text.strip()
+    ends = text[:1] + text[-1:]
+    if ends in ('""', "''", '[]', '()', '{}'):
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            value = ast.literal_eval(text)
+            return list(value) if isinstance(value, tuple) and ends != '()' else value
+    if ends == '{}' and ':' in text:
+        raise ValueError(f'{text} is no dict of Python: quote its strings')
+    parts = _split(text[1:-1]) if ends in ('[]', '()') else None
+    if parts is None:
+        parts, ends = _split(text), ''
+        if parts is None and ',' in text:
+            raise ValueError(f'the brackets of {text} do not match')
+        if parts is None or len(parts) == 1:
+            return DictAction._parse_int_float_bool(text)
+    values = [parse_value(part) for part in parts if part.strip()]
+    return tuple(values) if ends == '()' else values
+
+
+def _split(text: str) -> list[str] | None:
+    """What stands between the commas outside brackets; None if brackets do not match."""
+    closing = {'(': ')', '[': ']', '{': '}'}
+    parts = ['']
+    expected: list[str] = []
+    for char in text:
+        if char == ',' and not expected:
+            parts.append('')
+            continue
+        parts[-1] += char
+        if char in closing:
+            expected.append(closing[char])
+        elif char in closing.values() and (not expected or expected.pop() != char):
+            return None
+    return None if expected else parts
 
 
 class PlainParser(ArgumentParser):

@@ -1,10 +1,10 @@
 """Load a config file with its overrides, and enter the scope of its library."""
 
+import copy
 import difflib
 import importlib
 import importlib.metadata
 import importlib.util
-import sys
 import warnings
 from pathlib import Path
 from traceback import walk_tb
@@ -15,7 +15,7 @@ from mmengine.config import config as parser
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import init_default_scope
 
-from mmvim.cli.option_keys import check_option_keys, unread_variables
+from mmvim.cli.option_keys import check_option_keys, warn_of_variables
 from mmvim.errors import UserError, one_line
 
 _PARSER = parser.__file__
@@ -31,7 +31,7 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
 
     Raises:
         UserError: If the file is missing or broken, if the library of its ``default_scope``
-            cannot be used, or if an option's key exists nowhere.
+            cannot be used, or if an option does not fit or its key exists nowhere.
     """
     _check_file(Path(path).expanduser())
     try:
@@ -42,20 +42,16 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
     except Exception as error:
         raise UserError(f'config {path}{_line_of(error)}') from error
     options = options or {}
-    enter_default_scope(options.get('default_scope', cfg.get('default_scope')), path)
-    check_option_keys(cfg, options)
-    for key, instead in unread_variables(cfg, options).items():
-        advice = f'; to change what is read, set {" and ".join(instead)}' if instead else ''
-        print(
-            f'warning: {key!r} is a variable of the config file that nothing reads once the '
-            f'file has run, so setting it by --cfg-options has no effect{advice}',
-            file=sys.stderr,
-        )
+    merged = copy.copy(cfg)
     try:
-        cfg.merge_from_dict(options)
+        merged.merge_from_dict(options)
     except (KeyError, TypeError) as error:
-        raise UserError(f'--cfg-options do not fit {path}: {error}') from error
-    return cfg
+        keys = ', '.join(options)
+        raise UserError(f'--cfg-options {keys} do not fit {path}: {error}') from error
+    enter_default_scope(merged.get('default_scope'), path)
+    check_option_keys(cfg, merged, options)
+    warn_of_variables(cfg, options)
+    return merged
 
 
 def _check_file(file: Path) -> None:

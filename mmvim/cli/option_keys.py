@@ -2,7 +2,8 @@
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from mmengine.config import Config
@@ -21,11 +22,6 @@ from torch.utils.data import DataLoader
 from mmvim.errors import UserError
 
 ROOT_REGISTRIES = [entry for entry in vars(root).values() if isinstance(entry, Registry)]
-# Root keys that are read beside the runner's own parameters.
-_READ_BESIDE = {
-    'runner_type', 'strategy', 'tta_model', 'tta_pipeline', 'model_wrapper_cfg', 'compile',
-    'sync_bn', 'find_unused_parameters', 'activation_checkpointing', 'efficient_conv_bn_eval',
-}  # fmt: skip
 # Keys that builders take out of a dict before its type sees the rest: mmengine's of any dict, of a
 # hook and of a scheduler, mmcv's of a norm layer, mmengine's of an optimizer wrapper.
 _READ_BY_BUILDERS = {
@@ -33,87 +29,88 @@ _READ_BY_BUILDERS = {
     'paramwise_cfg',
 }  # fmt: skip
 # What reads a dict that needs no type: names, and callables whose arguments count.
-_UNTYPED: dict[str, tuple[str | Callable[..., Any], ...]] = {
-    **{f'{split}_dataloader': (DataLoader, 'num_batch_per_epoch')
-       for split in ('train', 'val', 'test')},
-    'train_cfg': (EpochBasedTrainLoop, IterBasedTrainLoop, 'by_epoch', 'type'),
-    'val_cfg': (ValLoop, 'type'),
-    'test_cfg': (TestLoop, 'type'),
+_READERS: dict[str, tuple[Any, ...]] = {
+    '': (
+        Runner, 'runner_type', 'strategy', 'tta_model', 'tta_pipeline', 'model_wrapper_cfg',
+        'compile', 'sync_bn', 'find_unused_parameters', 'activation_checkpointing',
+        'efficient_conv_bn_eval',
+    ),
+    'train_dataloader': (DataLoader, 'num_batch_per_epoch'),
+    'val_dataloader': (DataLoader, 'num_batch_per_epoch'),
+    'test_dataloader': (DataLoader, 'num_batch_per_epoch'),
+    'train_cfg': (EpochBasedTrainLoop, IterBasedTrainLoop, 'by_epoch'),
+    'val_cfg': (ValLoop,),
+    'test_cfg': (TestLoop,),
     'randomness': (Runner.set_randomness,),
     'env_cfg': ('cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit'),
     'env_cfg.mp_cfg': ('mp_start_method', 'opencv_num_threads'),
     'auto_scale_lr': ('base_batch_size', 'enable'),
-    'log_processor': (LogProcessor, 'type'),
-    'optim_wrapper': (OptimWrapper, *_READ_BY_BUILDERS),
-    'default_hooks': (
-        'runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint',
-    ),
+    'log_processor': (LogProcessor,),
+    'optim_wrapper': (OptimWrapper,),
     'optim_wrapper.paramwise_cfg': (
         'lr_mult', 'decay_mult', 'bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult',
         'flat_decay_mult', 'dwconv_decay_mult', 'dcn_offset_lr_mult', 'bypass_duplicate',
         'custom_keys',
     ),
+    'default_hooks': (
+        'runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint',
+    ),
 }  # fmt: skip
-_FREE = {'custom_keys', 'metainfo', 'dist_cfg', 'compile', 'env'}
-_DELETE = '_delete_'
+_FREE = ('custom_keys', 'metainfo', 'dist_cfg', 'compile', 'env')
 
 
-def check_option_keys(cfg: Config, options: Mapping[str, Any]) -> None:
-    """Check every dotted key of ``options`` against the config and what its types accept.
+def check_option_keys(cfg: Config, merged: Config, options: Mapping[str, Any]) -> None:
+    """Check every key that ``options`` set, those inside of their values too.
 
-    A key the config has is fine. One it lacks is fine if it hangs under the root and something
-    reads it, or under a dict whose ``type`` accepts it as an argument; deeper parts are then free.
+    A key that the config has already is fine, and so is one that something reads: the ``type`` of
+    the dict around it or, where there is none, mmengine. A new dict without a type is free.
 
     Args:
-        cfg (Config): Before the options are merged; its default scope must be entered.
+        cfg (Config): Before the options were merged; its default scope must be entered.
+        merged (Config): The same with them.
         options (Mapping): Values by dotted key; list entries by number (``param_scheduler.0.end``).
 
     Raises:
         UserError: Names the key, where it fails and the nearest valid keys.
     """
-    for key in options:
-        node: Any = cfg
-        parts = key.split('.')
+    for key in _paths(options):
+        old: Any = cfg
+        new: Any = merged
+        parts = [part for part in key.split('.') if part != '_delete_']
         for depth, part in enumerate(parts):
-            parent = '.'.join(parts[:depth])
-            replaced = depth > 0 and bool(options.get(f'{parent}.{_DELETE}'))
-            if part == _DELETE:
+            if isinstance(new, (list, tuple)):
+                number = int(part)
+                old = old[number] if isinstance(old, (list, tuple)) and number < len(old) else None
+                new = new[number]
+                continue
+            if not isinstance(new, (dict, Config)):  # another option set the whole
                 break
-            if isinstance(node, (list, tuple)) and part.isdigit() and int(part) < len(node):
-                node = node[int(part)]
-            elif isinstance(node, (list, tuple)):
-                raise UserError(
-                    f'--cfg-options {key}: {parent!r} is a list of {len(node)} and takes an '
-                    f'index below that, not {part!r}'
-                )
-            elif not isinstance(node, (dict, Config)):
-                raise UserError(
-                    f'--cfg-options {key}: {parent!r} is {node!r} in the config, which has no '
-                    f'keys; set it as a whole, or add {parent}.{_DELETE}=True to replace it'
-                )
-            elif part in node and not replaced:
-                node = node[part]
-            else:
-                accepted = _accepted(cfg, parts[:depth], node, options, replaced)
+            known = isinstance(old, (dict, Config)) and old.get('type') == new.get('type')
+            if not (known and part in old):
+                accepted = _accepted(merged, '.'.join(parts[:depth]), new, known)
                 if accepted is not None and part not in accepted:
-                    present = set() if replaced else set(node)
-                    raise UserError(_refusal(cfg, key, depth, sorted(present | accepted)))
-                break
+                    present = set(old) if known else set()
+                    raise UserError(_refusal(cfg, parts, depth, sorted(present | accepted)))
+            old, new = old.get(part) if known else None, new.get(part)
 
 
-def unread_variables(cfg: Config, options: Iterable[str]) -> dict[str, list[str]]:
-    """Options that set a variable of the file which nothing reads once it has run.
+def warn_of_variables(cfg: Config, options: Iterable[str]) -> None:
+    """Say of options that set a variable of the file that nothing reads it once the file has run.
 
-    With each, at most 4 keys of the same name deeper in the config.
+    At most 4 keys of the same name deeper in the config are named with each.
     """
-    read = _root_keys()
-    unread: dict[str, list[str]] = {}
+    read = _read_by(_READERS[''])
     for key in options:
-        first = key.split('.')[0]
-        if first in cfg and first not in read:
-            deeper = [path for path in _paths(cfg) if path.split('.')[0] in read]
-            unread[key] = [path for path in deeper if path.split('.')[-1] == first][:4]
-    return unread
+        name = key.split('.')[0]
+        if name in cfg and name not in read:
+            deeper = [path for path in _paths(cfg) if path.endswith(f'.{name}')]
+            instead = ' and '.join([path for path in deeper if path.split('.')[0] in read][:4])
+            print(
+                f'warning: {key!r} is a variable of the config file that nothing reads once the '
+                'file has run, so setting it by --cfg-options has no effect'
+                + (f'; to change what is read, set {instead}' if instead else ''),
+                file=sys.stderr,
+            )
 
 
 def resolve(type_: object) -> list[object]:
@@ -156,34 +153,28 @@ def accepted_arguments(*targets: Any) -> set[str]:
     return names - {'self'}
 
 
-def _root_keys() -> set[str]:
-    return (accepted_arguments(Runner) - {'cfg'}) | _READ_BESIDE
-
-
-def _accepted(
-    cfg: Config, path: list[str], node: Any, options: Mapping[str, Any], replaced: bool
-) -> set[str] | None:
-    """Keys that may be added to the dict at ``path``; None where any may."""
-    if not path:
-        return _root_keys()
-    parent = '.'.join(path)
-    type_ = options.get(f'{parent}.type', None if replaced else node.get('type'))
-    if type_ is not None:
-        found = resolve(type_)  # an unknown type is left to the check of types
-        return accepted_arguments(*found) | _READ_BY_BUILDERS if found else None
-    own_constructor = (cfg.get('optim_wrapper') or {}).get('constructor') is not None
-    if path[-1] in _FREE or (path[-1] == 'paramwise_cfg' and own_constructor):
-        return None
-    readers = _UNTYPED.get(parent, ('type',))
+def _read_by(readers: Iterable[Any]) -> set[str]:
     names = {reader for reader in readers if isinstance(reader, str)}
-    names |= accepted_arguments(*(reader for reader in readers if not isinstance(reader, str)))
+    return names | accepted_arguments(*(r for r in readers if not isinstance(r, str))) - {'cfg'}
+
+
+def _accepted(cfg: Config, parent: str, node: Any, known: bool) -> set[str] | None:
+    """Keys that may be added to the dict at ``parent``; None where any may."""
+    if parent and node.get('type') is not None:
+        found = resolve(node['type'])  # an unknown type is left to the check of types
+        return accepted_arguments(*found) | _READ_BY_BUILDERS if found else None
+    if parent.endswith('paramwise_cfg') and cfg.optim_wrapper.get('constructor') is not None:
+        return None
+    if parent.rpartition('.')[2] in _FREE or not (known or parent in _READERS):
+        return None
+    names = _read_by(_READERS.get(parent, ()))
     if parent == 'default_hooks':  # a hook of one's own, given with its type
-        names |= {k.split('.')[1] for k in options if k.startswith(f'{parent}.') and '.type' in k}
-    return names
+        names |= {name for name, hook in node.items() if hook and hook.get('type')}
+    return names | (_READ_BY_BUILDERS if parent else set())
 
 
-def _refusal(cfg: Config, key: str, depth: int, here: list[str]) -> str:
-    parts = key.split('.')
+def _refusal(cfg: Config, parts: list[str], depth: int, here: list[str]) -> str:
+    key = '.'.join(parts)
     like = [
         '.'.join([*parts[:depth], name, *parts[depth + 1 :]])
         for name in difflib.get_close_matches(parts[depth], here, n=2)

@@ -1,6 +1,7 @@
 """Which --cfg-options keys pass, and what is said about those that do not."""
 
-import re
+import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +9,8 @@ from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS, init_default_scope
 
-from mmvim.cli.option_keys import check_option_keys, unread_variables
+from mmvim.cli import option_keys
+from mmvim.cli.config import load_config
 from mmvim.errors import UserError
 
 
@@ -45,6 +47,13 @@ CONFIG = dict(
     env_cfg=dict(cudnn_benchmark=True),
     custom=dict(a=1),
 )
+
+
+def check_option_keys(cfg: Config, options: dict[str, Any]) -> None:
+    """As :func:`load_config` calls it."""
+    merged = copy.deepcopy(cfg)
+    merged.merge_from_dict(options)
+    option_keys.check_option_keys(cfg, merged, options)
 
 
 @pytest.fixture
@@ -112,13 +121,10 @@ def test_keys_that_pass(cfg: Config, key: str) -> None:
         ('model.test_cfg.mod', "no 'mod' under 'model.test_cfg'", 'model.test_cfg.mode'),
         ('max_iters', "no 'max_iters' under the root", 'train_cfg.max_iters'),
         ('paramscheduler.0.end', "no 'paramscheduler'", 'param_scheduler.0.end'),
-        ('optim_wrapper.paramwise_cfg.x', None, ''),
+        ('optim_wrapper.paramwise_cfg.x', "no 'x' under 'optim_wrapper.paramwise_cfg'", ''),
     ],
 )
-def test_keys_that_exist_nowhere(cfg: Config, key: str, where: str | None, nearest: str) -> None:
-    if where is None:  # deeper than an accepted key that the config does not have yet
-        check_option_keys(cfg, {key: 1})
-        return
+def test_keys_that_exist_nowhere(cfg: Config, key: str, where: str, nearest: str) -> None:
     with pytest.raises(UserError) as complaint:
         check_option_keys(cfg, {key: 1})
     text = str(complaint.value)
@@ -126,20 +132,39 @@ def test_keys_that_exist_nowhere(cfg: Config, key: str, where: str | None, neare
     assert nearest in text
 
 
-def test_list_indices(cfg: Config) -> None:
-    with pytest.raises(
-        UserError, match=r"'param_scheduler' is a list of 1 and takes an index below"
-    ):
-        check_option_keys(cfg, {'param_scheduler.1.end': 1})
-    with pytest.raises(UserError, match="not 'end'"):
-        check_option_keys(cfg, {'param_scheduler.end': 1})
+@pytest.mark.parametrize(
+    ('options', 'words'),
+    [
+        ({'param_scheduler.1.end': 1}, ['Index 1 exceeds the length of list']),
+        ({'param_scheduler.end': 1}, ['list indices must be integers']),
+        ({'optim_wrapper.x': 1}, ['a dict in the child config but is of type', '`_delete_=True`']),
+    ],
+)
+def test_what_mmengine_cannot_merge_is_named(
+    tmp_path: Path, options: dict[str, int], words: list[str]
+) -> None:
+    path = tmp_path / 'a.py'
+    path.write_text("param_scheduler = [dict(type='LinearLR', end=10)]\noptim_wrapper = None\n")
+    with pytest.raises(UserError) as complaint:
+        load_config(str(path), options)
+    assert f'--cfg-options {next(iter(options))} do not fit {path}: ' in str(complaint.value)
+    assert all(word in str(complaint.value) for word in words), complaint.value
 
 
-def test_what_has_no_keys(cfg: Config) -> None:
-    with pytest.raises(UserError, match=re.escape("'model.width' is 3 in the config")):
-        check_option_keys(cfg, {'model.width.x': 1})
-    with pytest.raises(UserError, match=r'add test_evaluator\._delete_=True to replace it'):
-        check_option_keys(cfg, {'test_evaluator.type': 'X'})
+@pytest.mark.parametrize(
+    ('options', 'key'),
+    [
+        ({'model': {'widht': 2}}, "model.widht: there is no 'widht' under 'model'"),
+        ({'randomness.sed': 1}, 'did you mean randomness.seed?'),
+        ({'tta_model': {'type': 'OptionBase', 'dept': 1}}, 'did you mean tta_model.depth?'),
+    ],
+)
+def test_what_an_option_brings_along_is_checked(
+    cfg: Config, options: dict[str, Any], key: str
+) -> None:
+    with pytest.raises(UserError) as complaint:
+        check_option_keys(cfg, options)
+    assert key in str(complaint.value)
 
 
 def test_a_replaced_dict_is_judged_by_its_new_type(cfg: Config) -> None:
@@ -147,11 +172,6 @@ def test_a_replaced_dict_is_judged_by_its_new_type(cfg: Config) -> None:
     check_option_keys(cfg, {**new, 'model.depth': 2})
     with pytest.raises(UserError, match="no 'width' under 'model'"):
         check_option_keys(cfg, {**new, 'model.width': 2})
-
-
-def test_variables_that_nothing_reads(cfg: Config) -> None:
-    unread = unread_variables(cfg, {'data_root': 'x', 'model.width': 2})
-    assert unread == {'data_root': ['train_dataloader.dataset.data_root']}
 
 
 def test_an_unknown_type_is_left_to_the_build(cfg: Config) -> None:
