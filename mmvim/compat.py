@@ -3,6 +3,8 @@
 =====================  ==================================================  =====================
 repair                 why                                                 obsolete when
 =====================  ==================================================  =====================
+mmcv's operators       mmcv has no wheel for current torch, and compiling  mmcv publishes wheels
+                       it takes minutes; few of its operators are needed
 torchvision schemas    torchvision's wheel on PyPI is built for CUDA       torchvision publishes
                        torch; beside a CPU torch its import dies           a CPU wheel there
 ``mmseg::`` bases      mmengine looks for the distribution mmsegmentation  mmengine asks for the
@@ -10,7 +12,8 @@ torchvision schemas    torchvision's wheel on PyPI is built for CUDA       torch
 ``mmvim::`` bases      mmengine's table of libraries is closed             libraries can add to it
 =====================  ==================================================  =====================
 
-mmengine's loaders of checkpoints are replaced in :mod:`mmvim.checkpoints.reading`.
+Operators for an mmcv without compiled ones are in :mod:`mmvim.mmcv_ops`; mmengine's loaders of
+checkpoints are replaced in :mod:`mmvim.checkpoints.reading`.
 """
 
 from __future__ import annotations
@@ -22,10 +25,12 @@ import re
 
 import torch
 
+from mmvim import mmcv_ops
+
 # Module, oldest version that works, what to install.
 _STACK = (
     ('mmengine', '0.10.0', "pip install 'mmengine>=0.10.0'"),
-    ('mmcv', '2.0.0', "pip install --no-build-isolation 'mmcv>=2.0.0,<2.2.0'"),
+    ('mmcv', '2.0.0', "pip install 'mmcv-lite>=2.0.0,<2.2.0'"),
 )
 
 # What torchvision says beside a torch build that lacks its compiled operators.
@@ -61,6 +66,7 @@ def check_stack() -> None:
 
 def mend() -> None:
     """Apply every repair that this machine needs. Idempotent."""
+    mmcv_ops.activate()
     _mend_torchvision()
     _mend_library_names()
 

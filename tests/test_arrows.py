@@ -5,7 +5,7 @@ import ast
 from repository import ROOT
 
 GROUND, REGISTRY, MODELS, ROOMS, TOOLS = range(5)
-LEVELS = dict.fromkeys(('errors', 'atomic_files', 'version'), GROUND)
+LEVELS = dict.fromkeys(('errors', 'atomic_files', 'mmcv_ops', 'version'), GROUND)
 LEVELS |= dict.fromkeys(('registry', 'compat'), REGISTRY) | dict(models=MODELS, cli=TOOLS)
 LEVELS |= dict.fromkeys(('analysis', 'checkpoints', 'datasets', 'engine'), ROOMS)
 STACK = {'mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'mmseg'}
