@@ -5,11 +5,10 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from mmengine.registry import DATASETS
 
 from mmvim.cli.arguments import ToolParser
-from mmvim.cli.pictures import build_visualizer, draw_truth, to_rgb
+from mmvim.cli.pictures import build_visualizer, draw, to_rgb
 from mmvim.cli.prepare import prepare
 from mmvim.cli.progress import track
 from mmvim.cli.run_tool import run_tool
@@ -58,9 +57,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     count = min(len(dataset), args.number or len(dataset))
     for index in track(range(count), 'drawing'):
         item = dataset[index]
-        image = to_rgb(np.asarray(item['inputs']), pipeline)
+        image = to_rgb(item['inputs'], pipeline)
         file = args.out / f'{index:06d}.png'
-        draw_truth(visualizer, image, plain_boxes(item['data_samples']), file)
+        draw(visualizer, image, plain_boxes(item['data_samples']), file, truth=True)
     print(f'pictures: {args.out} ({count} of {len(dataset)})')
 
 

@@ -1,25 +1,34 @@
 """Run a trained model on your own pictures; write them with the prediction drawn in."""
 
+import json
 import sys
-from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dataset import pseudo_collate
+from PIL import Image
 
 from mmvim.cli.arguments import ToolParser
-from mmvim.cli.inferencers import LABELS, Predictor
-from mmvim.cli.pictures import each_picture, find_images, raise_failed, read_rgb
-from mmvim.cli.prepare import prepare
+from mmvim.cli.pictures import (
+    build_visualizer,
+    dataset_meta,
+    draw,
+    each_picture,
+    find_images,
+    raise_failed,
+    read_item,
+    to_rgb,
+)
+from mmvim.cli.prepare import load_model, prepare
 from mmvim.cli.run_tool import run_tool
+from mmvim.datasets.pipelines import loading_only, pipeline_owner
 from mmvim.errors import UserError
 
-
-def parse_arguments(argv: Sequence[str]) -> Namespace:
-    """The command line."""
-    parser = ToolParser('Predict on pictures that need no ground truth.')
-    parser.add_checkpoint()
-    parser.add_pictures()
-    parser.add_out('the pictures and the predictions')
-    return parser.parse_args(argv)
+LABELS = 'labels'
+JSON_LINES = 'predictions.jsonl'
 
 
 def refuse_own_input(images: Mapping[Path, str], out: Path) -> None:
@@ -31,21 +40,63 @@ def refuse_own_input(images: Mapping[Path, str], out: Path) -> None:
                 raise UserError(f'--out {out} would overwrite {file}: give another folder')
 
 
+def write_labels(sample: Any, file: Path) -> None:
+    """Write the class index of every pixel in 8 bits, or 16 where one is above 255."""
+    labels = sample.pred_sem_seg.data[0].numpy()
+    file.parent.mkdir(exist_ok=True)
+    dtype = np.uint8 if labels.max(initial=0) < 256 else np.uint16
+    Image.fromarray(labels.astype(dtype)).save(file)
+
+
+def to_record(sample: Any, classes: Sequence[str] | None) -> dict[str, Any]:
+    """A line for an image: its class, or boxes, scores and masks as mmdet writes them."""
+    if 'pred_label' in sample:
+        label = int(sample.pred_label)
+        record = dict(label=label, score=float(sample.pred_score[label]))
+        return dict(record, **({'class': classes[label]} if classes else {}))
+    from mmdet.apis import DetInferencer
+
+    record = DetInferencer.pred2dict(None, sample)  # reads nothing of the inferencer
+    if classes:
+        record['classes'] = [classes[label] for label in record.get('labels', ())]
+    return record
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Predict image by image; those that fail are named, and the others done."""
-    args = parse_arguments(sys.argv[1:] if argv is None else argv)
+    parser = ToolParser('Predict on pictures that need no ground truth.')
+    parser.add_checkpoint()
+    parser.add_pictures()
+    parser.add_out('the pictures and the predictions')
+    args = parser.parse_args(sys.argv[1:] if argv is None else argv)
     images = find_images(args.images)
     refuse_own_input(images, args.out)
     cfg, checkpoint = prepare(args, 'predicting', 'model', 'test_dataloader')
-    predictor = Predictor(cfg, args, checkpoint)
+    pipeline = pipeline_owner(cfg.test_dataloader.dataset, 'predicting').pipeline
+    meta = dataset_meta(cfg, checkpoint)
+    visualizer = build_visualizer(cfg, args.config, meta)
+    model = load_model(cfg, args, checkpoint)
+    written: dict[str, Path] = {}
 
+    @torch.no_grad()
     def predict(image: Path) -> None:
-        read_rgb(image)  # says which file it is, where the libraries say nothing
-        predictor(image, images[image])
+        item = read_item(pipeline, image)
+        picture = to_rgb(read_item(loading_only(pipeline), image)['inputs'], loading_only(pipeline))
+        sample = model.test_step(pseudo_collate([item]))[0].cpu()
+        if 'pred_sem_seg' in sample:
+            written[LABELS] = args.out / LABELS
+            write_labels(sample, args.out / LABELS / f'{images[image]}.png')
+        else:
+            record = dict(image=str(image), **to_record(sample, meta.get('classes')))
+            mode = 'a' if JSON_LINES in written else 'w'
+            written[JSON_LINES] = args.out / JSON_LINES
+            with written[JSON_LINES].open(mode, encoding='utf-8') as lines:
+                lines.write(json.dumps(record) + '\n')
+        draw(visualizer, picture, sample, args.out / f'{images[image]}.png')
 
     failed = each_picture(images, predict, 'predicting')
     print(f'pictures: {args.out} ({len(images) - len(failed)})')
-    for what, place in predictor.written.items():
+    for what, place in written.items():
         print(f'{what}: {place}')
     raise_failed(failed, len(images))
 

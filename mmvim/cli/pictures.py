@@ -7,18 +7,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from mmengine.config import Config
+from mmengine.dataset import Compose
 from mmengine.registry import DATASETS, VISUALIZERS
 from mmengine.visualization import Visualizer
 from PIL import Image
+from torch import Tensor
 
 from mmvim.cli.option_keys import accepted_arguments, resolve
 from mmvim.cli.progress import track
 from mmvim.cli.run_tool import sentence
-from mmvim.datasets.pipelines import pipeline_owner, type_name
-from mmvim.errors import UserError
+from mmvim.datasets.pipelines import is_loader, pipeline_owner, type_name, without_annotations
+from mmvim.errors import UserError, first_line
 
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.jp2', '.png', '.ppm', '.tif', '.tiff', '.webp')
 # What no picture brings about, only code.
@@ -47,27 +48,34 @@ def find_images(place: str) -> dict[Path, str]:
     return {image: image.name if stems.count(image.stem) > 1 else image.stem for image in images}
 
 
-def read_rgb(path: str | Path) -> np.ndarray:
-    """Decode an image to (H, W, 3) uint8 in RGB order, turned upright as mmcv does.
+def read_item(pipeline: Sequence[Any], image: Path) -> dict[str, Any]:
+    """Read a picture as a data set with this pipeline would.
+
+    Args:
+        pipeline (Sequence): Transforms, as config; those that read ground truth are left out.
+        image (Path): The file.
+
+    Returns:
+        dict[str, Any]: ``inputs`` (C, H, W) and ``data_samples``.
 
     Raises:
-        UserError: If it cannot be decoded, or has more pixels than Pillow deems safe to decode.
+        UserError: If it cannot be loaded, or has more pixels than Pillow deems safe to decode.
     """
     try:
-        with suppress(OSError):  # a kind that Pillow does not know, or an absent file: asked below
-            Image.open(path).close()
+        with suppress(OSError, ValueError, SyntaxError):  # nothing that Pillow knows
+            Image.open(image).close()
     except Image.DecompressionBombError as error:
-        raise UserError(f'{path} is not decoded: {sentence(error)}') from error
-    try:
-        data = np.fromfile(path, dtype=np.uint8)
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    except (OSError, cv2.error) as error:  # no permission; more pixels than OpenCV accepts
-        raise UserError(f'{path} cannot be read ({sentence(error)})') from error
-    if image is None:
-        raise UserError(
-            f'{path} ({data.size} bytes) cannot be decoded: it is truncated or not an image'
-        )
-    return np.ascontiguousarray(image[..., ::-1])
+        raise UserError(f'{image} is not decoded: {sentence(error)}') from error
+    item: Any = dict(img_path=str(image), img_id=0, seg_fields=[], instances=[])
+    for step in Compose(without_annotations(pipeline)).transforms:
+        loads = is_loader(dict(type=type(step)), of='image')
+        try:
+            item = step(item)
+        except Exception as error:
+            if not loads:
+                raise
+            raise UserError(f'{image} cannot be loaded ({first_line(error)})') from error
+    return item
 
 
 def each_picture(
@@ -122,30 +130,37 @@ def raise_failed(failed: Mapping[Path, Exception], total: int) -> None:
     ) from first
 
 
-def to_rgb(packed: np.ndarray, pipeline: Sequence[Any]) -> np.ndarray:
-    """A packed input as a picture.
+def to_rgb(packed: Tensor, pipeline: Sequence[Any]) -> np.ndarray:
+    """A packed input as a picture to look at.
 
-    OpenMMLab's loaders give BGR, and normalisation is the data preprocessor's work, so what a
-    pipeline packs is mostly uint8 BGR; a ``Normalize`` in the pipeline is undone here.
+    A ``Normalize`` of the pipeline is undone. What is not in the range of 8 bits, such as 16 bit
+    and reflectances, is stretched between the 2nd and the 98th percentile of each channel.
 
     Args:
-        packed (np.ndarray): (3, H, W) or (1, H, W), any dtype.
+        packed (Tensor): (C, H, W), any dtype. Of more than three channels the first three are
+            shown, of two the first.
         pipeline (Sequence): The transforms that made it, as config.
 
     Returns:
         np.ndarray: (H, W, 3), uint8, RGB.
     """
-    image = packed.transpose(1, 2, 0).astype(np.float32)
-    rgb = False
+    image = packed.numpy().transpose(1, 2, 0)
+    eight_bits, rgb = image.dtype == np.uint8, False
+    image = np.nan_to_num(image.astype(np.float32))
     for step in pipeline:
+        # tifffile and GDAL give the order of the file, the others of mmcv BGR.
+        rgb |= step.get('imdecode_backend') == 'tifffile' or 'RSImage' in type_name(step)
         if type_name(step) == 'Normalize':
             image = image * np.asarray(step['std'], np.float32) + np.asarray(
                 step['mean'], np.float32
             )
-            rgb = step.get('to_rgb', True)  # mmcv's default
+            rgb ^= step.get('to_rgb', True)  # mmcv's default
+    image = image[..., :3] if image.shape[2] > 2 else image[..., [0, 0, 0]]
+    is_float = packed.is_floating_point()
+    if not (eight_bits or (is_float and 1 < image.max() < 256 and image.min() > -1)):
+        low, high = np.percentile(image, (2, 98), axis=(0, 1))
+        image = (image - low) / np.where(high > low, high - low, 1) * 255
     image = image.round().clip(0, 255).astype(np.uint8)
-    if image.shape[2] == 1:
-        return np.repeat(image, 3, axis=2)
     return image if rgb else np.ascontiguousarray(image[..., ::-1])
 
 
@@ -170,9 +185,12 @@ def build_visualizer(cfg: Config, path: str, dataset_meta: Mapping[str, Any]) ->
     return visualizer
 
 
-def draw_truth(visualizer: Visualizer, image: np.ndarray, sample: Any, file: Path) -> None:
-    """Draw the ground truth of a data sample over its image, (H, W, 3), uint8, RGB."""
-    which = dict(draw_gt=True, draw_pred=False, out_file=str(file))
+def draw(
+    visualizer: Visualizer, image: np.ndarray, sample: Any, file: Path, truth: bool = False
+) -> None:
+    """Write an image, (H, W, 3), uint8, RGB, with a sample's prediction or ground truth over it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    which = dict(draw_gt=truth, draw_pred=not truth, out_file=str(file))
     if hasattr(visualizer, 'visualize_cls'):  # mmpretrain's, which has no add_datasample
         visualizer.visualize_cls(image, sample, **which)
     else:

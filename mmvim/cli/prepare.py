@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 from mmengine.config import Config
 from mmengine.device import get_device
 
+from mmvim.analysis.model_views import build_model
 from mmvim.checkpoints.reading import read_checkpoint
+from mmvim.checkpoints.strict import load_strictly
 from mmvim.cli.config import load_config
 from mmvim.cli.data_paths import check_data
 from mmvim.engine.cpu_processes import has_amp_accelerator, join_processes
@@ -73,6 +75,17 @@ def prepare(args: Namespace, purpose: str, *keys: str, splits: Sequence[str] = (
     if 'out' in args:
         make_writable(args.out, '--out')
     return Prepared(cfg, checkpoint)
+
+
+def load_model(cfg: Config, args: Namespace, checkpoint: Mapping[str, Any]) -> Any:
+    """The config's model in evaluation mode on ``args.device``, with the weights of a checkpoint.
+
+    Raises:
+        UserError: If they do not fit exactly.
+    """
+    model = build_model(cfg)
+    load_strictly(model, checkpoint, f'checkpoint {args.checkpoint}')
+    return model.to(args.device).eval()
 
 
 def check_launcher(launcher: str, local_rank: int) -> None:

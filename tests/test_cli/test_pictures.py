@@ -3,12 +3,13 @@
 import errno
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
+import torch
+from mmengine.registry import init_default_scope
 from PIL import Image
 
-from mmvim.cli.pictures import each_picture, find_images, raise_failed, read_rgb, to_rgb
+from mmvim.cli.pictures import each_picture, find_images, raise_failed, read_item, to_rgb
 from mmvim.errors import UserError
 
 
@@ -19,27 +20,23 @@ def test_names_of_pictures(tmp_path: Path) -> None:
     assert names == {'a.jpg': 'a.jpg', 'a.png': 'a.png', 'b.PNG': 'b'}
 
 
-def test_pictures_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / 'a.png'
-    Image.new('RGB', (4, 4)).save(path)
-    assert read_rgb(path).shape == (4, 4, 3)
-    path.write_bytes(path.read_bytes()[:30])
-    with pytest.raises(UserError, match=r'a\.png \(30 bytes\) cannot be decoded'):
-        read_rgb(path)
-    with pytest.raises(UserError, match='cannot be read'):
-        read_rgb(tmp_path)
+LOAD = [dict(type='LoadImageFromFile')]
 
+
+def test_pictures_that_cannot_be_read(tmp_path: Path) -> None:
+    init_default_scope('mmengine')
+    path = tmp_path / 'a.png'
+    Image.new('RGB', (5, 4)).save(path)
+    assert read_item(LOAD, path)['img'].shape == (4, 5, 3)
+    path.write_bytes(path.read_bytes()[:30])
+    with pytest.raises(UserError, match=r'a\.png cannot be loaded \(failed to load image'):
+        read_item(LOAD, path)
+    with pytest.raises(UserError, match='cannot be loaded'):
+        read_item(LOAD, tmp_path)
     bomb_file = tmp_path / 'bomb.png'
     Image.new('1', (20000, 20000)).save(bomb_file)  # some 50 kB on the disk, fit for OpenCV
     with pytest.raises(UserError, match=r'bomb\.png is not decoded: .*400000000 pixels'):
-        read_rgb(bomb_file)
-
-    def bomb(data: np.ndarray, flag: int) -> None:
-        raise cv2.error('more pixels than CV_IO_MAX_IMAGE_PIXELS')
-
-    monkeypatch.setattr(cv2, 'imdecode', bomb)
-    with pytest.raises(UserError, match='CV_IO_MAX_IMAGE_PIXELS'):
-        read_rgb(path)
+        read_item(LOAD, bomb_file)
 
 
 IMAGES = [Path('a'), Path('b'), Path('c')]
@@ -88,22 +85,44 @@ def test_a_full_disk_ends_it() -> None:
 
 
 def test_packed_bgr_becomes_rgb() -> None:
-    packed = np.zeros((3, 2, 2), np.uint8)
+    packed = torch.zeros(3, 2, 2, dtype=torch.uint8)
     packed[0] = 200  # blue comes first
     assert to_rgb(packed, [dict(type='PackDetInputs')])[0, 0].tolist() == [0, 0, 200]
+    for loader in (
+        dict(type='LoadImageFromFile', imdecode_backend='tifffile'),
+        dict(type='LoadSingleRSImageFromFile'),
+    ):
+        assert to_rgb(packed, [loader])[0, 0].tolist() == [200, 0, 0]
 
 
 @pytest.mark.parametrize('rgb', [True, False])
 def test_normalisation_is_undone(rgb: bool) -> None:
     mean, std = [120.0, 110.0, 100.0], [60.0, 50.0, 40.0]
     colour = np.array([250.0, 30.0, 90.0])
-    packed = (colour - mean) / std
+    packed = torch.from_numpy((colour - mean) / std)
     image = to_rgb(
-        packed.reshape(3, 1, 1).astype(np.float32),
-        [dict(type='Normalize', mean=mean, std=std, to_rgb=rgb)],
+        packed.reshape(3, 1, 1), [dict(type='Normalize', mean=mean, std=std, to_rgb=rgb)]
     )
     assert image[0, 0].tolist() == (colour if rgb else colour[::-1]).tolist()
 
 
 def test_grey_is_shown_on_three_channels() -> None:
-    assert to_rgb(np.full((1, 2, 3), 300.0), []).tolist() == np.full((2, 3, 3), 255).tolist()
+    grey = torch.full((1, 2, 3), 30.0)
+    assert to_rgb(grey, []).tolist() == np.full((2, 3, 3), 30).tolist()
+
+
+@pytest.mark.parametrize('dtype', [torch.uint16, torch.int32, torch.float32])
+@pytest.mark.parametrize('channels', [1, 2, 3, 4, 12])
+def test_other_ranges_are_stretched(dtype: torch.dtype, channels: int) -> None:
+    """Each channel by itself, over what 2 of 100 pixels at either end leave."""
+    ramp = torch.arange(100.0).repeat(channels, 1, 1) * (torch.arange(channels) + 3).view(-1, 1, 1)
+    ramp = ramp / 1e4 if dtype is torch.float32 else ramp + 1000
+    if dtype is torch.float32:
+        ramp[0, 0, 50] = torch.nan
+    image = to_rgb(ramp.to(dtype), [])
+    assert image.shape == (1, 100, 3) and image.dtype == np.uint8
+    whole = image[0, :, 1].astype(int)
+    assert (np.diff(np.delete(whole, 50)) >= 0).all() and (whole[[0, 99]] == [0, 255]).all()
+    assert abs(whole[75] - 255 * (75 - 1.98) / 95.04) < 2
+    flat = torch.full((3, 2, 2), 7).to(dtype)
+    assert to_rgb(flat, []).shape == (2, 2, 3)

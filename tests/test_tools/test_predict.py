@@ -73,13 +73,13 @@ def test_corrupt_pictures_are_named_and_the_others_done(
     assert outcome.sentence == (
         '2 of 3 pictures failed, mine/cut.png, mine/empty.jpg; the others are done'
     )
-    assert 'mine/cut.png fails: mine/cut.png (100 bytes) cannot be' in outcome.err
+    assert 'mine/cut.png fails: mine/cut.png cannot be loaded (' in outcome.err
     assert 'pictures: out (1)' in outcome.out
     assert [path.name for path in Path('out').glob('*.png')] == ['good.png']
 
     alone = run('predict', segmentation, weights, 'mine/cut.png', '--out', 'out')
     assert alone.code == 1
-    assert 'mine/cut.png (100 bytes) cannot be decoded' in alone.sentence
+    assert 'mine/cut.png cannot be loaded (failed to load image' in alone.sentence
 
 
 def bomb(path: Path) -> None:

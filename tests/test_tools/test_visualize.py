@@ -1,6 +1,7 @@
 """tools/analysis_tools/visualize.py on small models of each task."""
 
 import io
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,9 +121,8 @@ def subject(folder: Path) -> Callable[[Config], Any]:
     def build(cfg: Config) -> tuple[Any, Config, Any]:
         weights = save(cfg)
         read = load_config('config.py', {})
-        model = tool.build_model(read)
-        tool.load_strictly(model, read_checkpoint(weights), weights)
-        return tool, read, model.eval()
+        args = Namespace(checkpoint=weights, device='cpu')
+        return tool, read, tool.load_model(read, args, read_checkpoint(weights))
 
     return build
 

@@ -13,33 +13,31 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from mmengine.config import Config
-from mmengine.dataset import Compose, pseudo_collate
+from mmengine.dataset import pseudo_collate
 from torch import Tensor, nn
 
 from mmvim.analysis.backbone_maps import deepest_map, tap_indices
 from mmvim.analysis.model_views import (
     NotApplicableError,
-    build_model,
     class_responses,
     position_similarity,
     token_strengths,
     untrained,
 )
 from mmvim.analysis.receptive_field import effective_receptive_field, log_scaled, side_of_share
-from mmvim.checkpoints.strict import load_strictly
 from mmvim.cli.arguments import ToolParser
 from mmvim.cli.pictures import (
     dataset_meta,
     each_picture,
     find_images,
     raise_failed,
-    read_rgb,
+    read_item,
     to_rgb,
 )
-from mmvim.cli.prepare import make_writable, prepare
+from mmvim.cli.prepare import load_model, make_writable, prepare
 from mmvim.cli.progress import track
 from mmvim.cli.run_tool import run_tool
-from mmvim.datasets.pipelines import pipeline_owner, without_annotations
+from mmvim.datasets.pipelines import pipeline_owner
 from mmvim.errors import UsageError, UserError
 
 KINDS = ('taps', 'responses', 'receptive-field', 'positions')
@@ -66,11 +64,8 @@ class Sample:
 
 def read_sample(model: Any, pipeline: Sequence[Any], image: Path, name: str) -> Sample:
     """Run the test pipeline and the data preprocessor on an image file."""
-    read_rgb(image)  # fails with a sentence where it cannot be decoded
-    item = Compose(without_annotations(pipeline))(
-        dict(img_path=str(image), img_id=0, seg_fields=[], instances=[])
-    )
-    picture = to_rgb(item['inputs'].numpy(), pipeline)
+    item = read_item(pipeline, image)
+    picture = to_rgb(item['inputs'], pipeline)
     inputs = model.data_preprocessor(pseudo_collate([item]), False)['inputs']
     if not isinstance(inputs, Tensor):
         inputs = torch.stack(list(inputs))
@@ -237,9 +232,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
     images, out = find_images(args.images), args.out
     cfg, checkpoint = prepare(args, 'visualising', 'model', 'test_dataloader')
-    model = build_model(cfg)
-    load_strictly(model, checkpoint, f'checkpoint {args.checkpoint}')
-    model.to(args.device).eval()
+    model = load_model(cfg, args, checkpoint)
     if not isinstance(getattr(model, 'backbone', None), nn.Module):
         raise UserError(f'{type(model).__name__} has no backbone to look at')
     indices = tap_indices(model.backbone, args.blocks)
