@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -54,38 +53,16 @@ def tap_indices(backbone: nn.Module, wanted: Sequence[int] | None = None) -> tup
     return tuple(sorted(indices))
 
 
-@contextmanager
-def giving_maps(backbone: nn.Module, indices: Sequence[int]) -> Iterator[None]:
-    """Let a backbone give feature maps after these blocks, as long as the context lasts.
-
-    The final norm stays where it is: the deepest output of the config is computed too.
-    """
-    changed: dict[str, Any] = {}
-    own = getattr(backbone, 'out_indices', None)
-    if hasattr(backbone, 'out_type'):
-        changed['out_type'] = 'featmap'
-    if own is not None:
-        deepest = own if isinstance(own, int) else max(own)
-        changed['out_indices'] = tuple(sorted({*indices, deepest}))
-    given = {name: getattr(backbone, name) for name in changed}
-    try:
-        for name, value in changed.items():
-            setattr(backbone, name, value)
-        yield
-    finally:
-        for name, value in given.items():
-            setattr(backbone, name, value)
-
-
 def feature_maps(
-    backbone: nn.Module, images: torch.Tensor, indices: Sequence[int]
+    backbone: nn.Module, images: torch.Tensor, indices: Sequence[int] | None = None
 ) -> list[torch.Tensor]:
     """Feature maps after the chosen blocks, the final norm included where the config has it.
 
     Args:
         backbone (nn.Module): Of any OpenMMLab library.
         images (torch.Tensor): Shape (B, C, H, W), preprocessed.
-        indices (Sequence[int]): Of :func:`tap_indices`.
+        indices (Sequence[int], optional): Of :func:`tap_indices`. Defaults to None: the last map
+            that the config makes the backbone compute.
 
     Returns:
         list[torch.Tensor]: One of shape (B, D, h, w) per index; for a backbone without
@@ -94,9 +71,19 @@ def feature_maps(
     Raises:
         UserError: If the backbone gives something else.
     """
-    with giving_maps(backbone, indices):
+    own = getattr(backbone, 'out_indices', None)
+    deepest = () if own is None else (own,) if isinstance(own, int) else (max(own),)
+    # The final norm stays where it is: the deepest output of the config is computed too.
+    order = tuple(sorted({*(indices or ()), *deepest}))
+    changes = dict(out_type='featmap', out_indices=order)
+    given = {name: getattr(backbone, name) for name in changes if hasattr(backbone, name)}
+    try:
+        for name in given:
+            setattr(backbone, name, changes[name])
         outputs: Any = backbone(images)
-        order = getattr(backbone, 'out_indices', None)
+    finally:
+        for name, value in given.items():
+            setattr(backbone, name, value)
     if isinstance(outputs, torch.Tensor):
         outputs = (outputs,)
     # Pairs of a map and a class token, as DPT takes them.
@@ -105,22 +92,6 @@ def feature_maps(
         raise UserError(
             f'{type(backbone).__name__} gives no feature maps: there are no tokens to look at'
         )
-    if order is None:
-        return maps
-    return [entry for index, entry in zip(order, maps) if index in indices]
-
-
-def deepest_map(backbone: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """The last feature map (B, D, h, w) that the config makes a backbone compute.
-
-    Args:
-        backbone (nn.Module): Of any OpenMMLab library.
-        images (torch.Tensor): Shape (B, C, H, W), preprocessed.
-
-    Raises:
-        UserError: If the backbone gives something else.
-    """
-    own = getattr(backbone, 'out_indices', None)
-    if own is not None:
-        own = (own,) if isinstance(own, int) else (max(own),)
-    return feature_maps(backbone, images, own or ())[-1]
+    if indices is None:
+        return maps[-1:]
+    return maps if own is None else [m for index, m in zip(order, maps) if index in indices]

@@ -17,10 +17,8 @@ from mmengine.registry import MODELS
 from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
-from mmvim.analysis.backbone_maps import deepest_map, feature_maps
+from mmvim.analysis.backbone_maps import feature_maps
 from mmvim.errors import UserError
-
-_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 class NotApplicableError(UserError):
@@ -40,15 +38,10 @@ def token_strengths(
 
     Returns:
         dict[str, Tensor]: Shape (h, w) by a title.
-
-    Raises:
-        UserError: If the backbone gives no feature maps.
     """
     maps = feature_maps(backbone, inputs, indices)
     titles = [f'after block {i}' for i in indices] or [f'output {i}' for i in range(len(maps))]
-    return {
-        title: torch.linalg.vector_norm(entry[0], dim=0).cpu() for title, entry in zip(titles, maps)
-    }
+    return {title: entry[0].norm(dim=0).cpu() for title, entry in zip(titles, maps)}
 
 
 @torch.no_grad()
@@ -72,12 +65,19 @@ def class_responses(model: Any, inputs: Tensor, count: int) -> dict[int, Tensor]
             decode head that scores classes.
     """
     if hasattr(model, 'decode_head'):
-        scores = _head_scores(model, inputs)
-        maps = scores.sigmoid() if scores.shape[1] == 1 else scores.softmax(dim=1)
+        head, features = model.decode_head, model.extract_feat(inputs)
+        try:
+            inspect.signature(head.forward).bind(features)
+            maps = head(features)
+        except TypeError:  # it needs more than features
+            maps = None
+        if not isinstance(maps, Tensor) or maps.ndim != 4:
+            raise NotApplicableError(f'{type(head).__name__} gives no map of scores per class')
+        maps = maps.sigmoid() if maps.shape[1] == 1 else maps.softmax(dim=1)
         order = maps[0].mean(dim=(1, 2)).argsort(descending=True)
     else:
         linear = getattr(getattr(model, 'head', None), 'fc', None)
-        features = deepest_map(model.backbone, inputs)
+        (features,) = feature_maps(model.backbone, inputs)
         if not isinstance(linear, nn.Linear) or linear.in_features != features.shape[1]:
             raise NotApplicableError(
                 f'{type(model).__name__} has neither a linear classifier on the features of '
@@ -86,24 +86,6 @@ def class_responses(model: Any, inputs: Tensor, count: int) -> dict[int, Tensor]
         maps = F.conv2d(features, linear.weight[:, :, None, None], linear.bias)
         order = model.head(model.extract_feat(inputs))[0].argsort(descending=True)
     return {int(i): maps[0, int(i)].cpu() for i in order[:count]}
-
-
-def _head_scores(model: Any, inputs: Tensor) -> Tensor:
-    """Scores of a decode head before they are resized to the image, (B, K, h, w).
-
-    Raises:
-        NotApplicableError: If it gives something else, or needs more than features.
-    """
-    head = model.decode_head
-    needed = [
-        parameter.name
-        for parameter in inspect.signature(head.forward).parameters.values()
-        if parameter.default is parameter.empty and parameter.kind in _POSITIONAL
-    ]
-    scores = head(model.extract_feat(inputs)) if len(needed) == 1 else None
-    if not isinstance(scores, Tensor) or scores.ndim != 4:
-        raise NotApplicableError(f'{type(head).__name__} gives no map of scores per class')
-    return scores
 
 
 def position_similarity(backbone: nn.Module) -> Tensor:

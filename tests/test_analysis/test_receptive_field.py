@@ -1,13 +1,11 @@
 """Effective receptive fields: exact where the architecture tells them."""
 
-import math
-
 import pytest
 import torch
 from torch import nn
 
 from mmvim.analysis.backbone_maps import feature_maps
-from mmvim.analysis.receptive_field import effective_receptive_field, log_scaled, side_of_share
+from mmvim.analysis.receptive_field import effective_receptive_field
 from mmvim.models import VisionMamba
 
 PATCH = 4
@@ -100,25 +98,3 @@ def test_images_are_averaged_without_cancelling():
 
     field = effective_receptive_field(features, torch.rand(2, 1, 3, 3))
     assert field[1, 1] == 2.0 and field.sum() == 2.0
-
-
-def test_log_scale():
-    field = torch.tensor([[100.0, 1.0], [1e-9, 0.0]])
-    assert log_scaled(field, 4.0).tolist() == [[0.0, -2.0], [-4.0, -math.inf]]
-    assert log_scaled(torch.zeros(2), 4.0).tolist() == [-math.inf, -math.inf]
-
-
-@pytest.mark.parametrize(
-    'size, grid, share, side',
-    [
-        (5, (5, 5), 0.03, 1),  # one pixel of 25
-        (5, (5, 5), 0.35, 3),
-        (5, (5, 5), 0.37, 5),
-        (5, (5, 5), 1.0, 5),
-        (8, (2, 2), 0.06, 2),  # the centre is that of the last quarter: pixels 5 and 6
-        (8, (2, 2), 0.25, 4),
-        (8, (2, 2), 1.0, 12),
-    ],
-)
-def test_side_of_a_uniform_field(size, grid, share, side):
-    assert side_of_share(torch.ones(size, size), share, grid) == side

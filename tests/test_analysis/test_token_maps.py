@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmvim.analysis.backbone_maps import feature_maps, giving_maps, tap_indices
+from mmvim.analysis.backbone_maps import feature_maps, tap_indices
 from mmvim.analysis.model_views import (
     NotApplicableError,
     class_responses,
@@ -82,15 +82,24 @@ def test_maps_of_a_classifier_are_those_of_a_dense_model(cls_token, out_type, ou
         assert all(torch.equal(a, b) for a, b in zip(found, expected))
         deepest = feature_maps(classifier, x, (3,))
         assert len(deepest) == 1 and torch.equal(deepest[0], expected[2])
+        (last,) = feature_maps(classifier, x)
+        assert torch.equal(last, expected[2])
         assert torch.equal(classifier(x)[0], before)
     assert (classifier.out_type, classifier.out_indices) == (out_type, (3,))
 
 
 def test_everything_is_put_back_after_an_error():
     model = build(out_type='cls_token')
-    with pytest.raises(RuntimeError), giving_maps(model, (1,)):
-        assert (model.out_type, model.out_indices) == ('featmap', (1, 3))
+    seen = []
+
+    def fail(module, args):
+        seen.append((module.out_type, module.out_indices))
         raise RuntimeError
+
+    model.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError):
+        feature_maps(model, torch.rand(1, 3, 64, 64), (1,))
+    assert seen == [('featmap', (1, 3))]
     assert (model.out_type, model.out_indices) == ('cls_token', (3,))
 
 

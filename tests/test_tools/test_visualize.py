@@ -88,7 +88,7 @@ def test_a_segmentor(run: Run, folder: Path) -> None:
 def test_a_classifier_and_one_of_all_pictures(run: Run, folder: Path) -> None:
     pytest.importorskip('mmpretrain')
     weights = save(classifier())
-    arguments = ('--what', 'taps', 'responses', '--blocks', -1, '--classes', 2)
+    arguments = ('--what', 'taps', 'responses', '--blocks', -1)
     outcome = run(TOOL, 'config.py', weights, 'images/1.png', '--out', 'out', *arguments)
     assert outcome.code == 0, outcome.err
     assert sorted(str(path) for path in Path('out').rglob('*.png')) == [
@@ -185,10 +185,24 @@ def test_before_is_a_start_without_files(
     assert all(torch.equal(state[key], again[key]) for key in state)
     assert not torch.equal(state['backbone.pos_embed'], trained['backbone.pos_embed'])
     samples = [sample_of(tool, read, model, i) for i in range(3)]
-    fields, grid = tool.receptive_fields(read, model, samples, 24)
-    assert list(fields) == ['before', 'after'] and grid == (3, 3)
-    assert fields['before'].shape == (24, 24)
+    fields = tool.receptive_fields(read, model, samples)
+    assert list(fields) == ['before', 'after']
+    assert fields['before'].shape == (32, 32)
     assert not torch.equal(fields['before'], fields['after'])
+
+
+def test_receptive_fields_are_black_where_nothing_reaches(folder: Path) -> None:
+    tool = load_script(TOOLS / f'{TOOL}.py')
+    field = torch.ones(8, 8)
+    field[:, 4:] = 1e-12  # below what is told apart, but not zero
+    field[4:] = 0
+    tool.draw_fields({'after': field, 'nothing': torch.zeros(8, 8)}, 1, Path('field.png'))
+    pixels = shown('field.png')
+    image = pixels[pixels.shape[0] // 8 : -pixels.shape[0] // 8, : pixels.shape[1] // 2]
+    colours = {tuple(colour): int((image == colour).all(axis=2).sum()) for colour in
+               ((0, 0, 0), (68, 1, 84), (253, 231, 36))}  # fmt: skip
+    assert min(colours.values()) > image.shape[0] * image.shape[1] / 10
+    assert colours[(0, 0, 0)] > 1.5 * colours[(68, 1, 84)]
 
 
 @pytest.mark.parametrize('library', ['mmpretrain', 'mmseg'])
@@ -237,8 +251,6 @@ def test_mistakes(run: Run, folder: Path) -> None:
     base = (TOOL, 'config.py', weights, 'images', '--out', 'out')
     for arguments, code, sentence in (
         (('--blocks', 4), 1, 'the model has 4 blocks'),
-        (('--classes', 0), 2, '--classes takes a number from 1 on; got 0'),
-        (('--field-size', 64), 2, '--field-size 64 is larger than the smallest image'),
         (('--what', 'dreams'), 2, 'invalid choice'),
         (('--cfg-options', 'model.backbone.arch=tiny'), 1, 'does not fit'),
     ):

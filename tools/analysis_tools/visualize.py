@@ -1,22 +1,24 @@
 """Draw what a model sees: feature maps, effective receptive field, class responses, positions."""
 
+import math
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
+from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
-from mmvim.analysis.backbone_maps import deepest_map, tap_indices
+from mmvim.analysis.backbone_maps import feature_maps, tap_indices
 from mmvim.analysis.model_views import (
     NotApplicableError,
     class_responses,
@@ -24,7 +26,7 @@ from mmvim.analysis.model_views import (
     token_strengths,
     untrained,
 )
-from mmvim.analysis.receptive_field import effective_receptive_field, log_scaled, side_of_share
+from mmvim.analysis.receptive_field import effective_receptive_field
 from mmvim.cli.arguments import ToolParser
 from mmvim.cli.pictures import (
     dataset_meta,
@@ -38,28 +40,21 @@ from mmvim.cli.prepare import load_model, make_writable, prepare
 from mmvim.cli.progress import track
 from mmvim.cli.run_tool import run_tool
 from mmvim.datasets.pipelines import pipeline_owner
-from mmvim.errors import UsageError, UserError
+from mmvim.errors import UserError
 
 KINDS = ('taps', 'responses', 'receptive-field', 'positions')
-DECADES = 6.0  # of the gradient that are drawn
+CLASSES = 4  # that respond most
+SMALLEST = 1e-6  # share of the largest gradient that is told from less
 TILES = 7  # maps of the position embedding per row and column, as in Fig. 7 of the ViT paper
-SHARES = (0.5, 0.99)
 _TITLE = 30  # characters of a class name that fit above its map
 
 
-@dataclass(frozen=True)
-class Sample:
-    """An image as the network gets it.
+class Sample(NamedTuple):
+    """An image as the network gets it."""
 
-    Attributes:
-        name (str): For the files.
-        picture (np.ndarray): (H, W, 3), uint8, RGB, padded like the input.
-        inputs (Tensor): (1, C, H, W), preprocessed.
-    """
-
-    name: str
-    picture: np.ndarray
-    inputs: Tensor
+    name: str  # for the files
+    picture: np.ndarray  # (H, W, 3), uint8, RGB, padded like the input
+    inputs: Tensor  # (1, C, H, W), preprocessed
 
 
 def read_sample(model: Any, pipeline: Sequence[Any], image: Path, name: str) -> Sample:
@@ -73,44 +68,29 @@ def read_sample(model: Any, pipeline: Sequence[Any], image: Path, name: str) -> 
     return Sample(name, np.pad(picture, ((0, rows), (0, columns), (0, 0))), inputs)
 
 
-def receptive_fields(
-    cfg: Config, model: Any, samples: Sequence[Sample], side: int | None
-) -> tuple[dict[str, Tensor], tuple[int, int]]:
-    """Effective receptive fields (side, side) before and after training, and the map's grid.
+def receptive_fields(cfg: Config, model: Any, samples: Sequence[Sample]) -> dict[str, Tensor]:
+    """Effective receptive fields before and after training, on the central square of the images.
 
-    ``side`` is that of the central square; None for ``img_size`` of the backbone, or less.
-
-    Raises:
-        UsageError: If an image is smaller than that.
+    Returns:
+        dict[str, Tensor]: Shape (S, S), where S is ``img_size`` of the backbone, or less where an
+        image is smaller.
     """
-    smallest = min(min(sample.inputs.shape[-2:]) for sample in samples)
-    if side is not None and side > smallest:
-        raise UsageError(
-            f'--field-size {side} is larger than the smallest image as the network gets it '
-            f'({smallest}): give a smaller one'
-        )
-    side = side or min(smallest, _own_size(model.backbone) or smallest)
-    crops = [_centre(sample.inputs, side) for sample in samples]
+    size = to_2tuple(getattr(model.backbone, 'img_size', None) or math.inf)
+    side = min(*size, *(pixels for sample in samples for pixels in sample.inputs.shape[-2:]))
     fields = {}
-    for name, owner in (('before', untrained(cfg, crops[0].device)), ('after', model)):
-        features = partial(deepest_map, owner.backbone)
+    device = samples[0].inputs.device
+    for name, owner in (('before', untrained(cfg, device)), ('after', model)):
+        last_map = partial(_last_map, owner.backbone)
         fields[name] = torch.zeros(side, side)
-        for crop in track(crops, f'receptive field {name} training'):
-            fields[name] += effective_receptive_field(features, crop).cpu() / len(crops)
-    with torch.no_grad():
-        rows, columns = features(crops[0]).shape[-2:]
-    return fields, (rows, columns)
+        for sample in track(samples, f'receptive field {name} training'):
+            top, left = ((pixels - side) // 2 for pixels in sample.inputs.shape[-2:])
+            crop = sample.inputs[..., top : top + side, left : left + side]
+            fields[name] += effective_receptive_field(last_map, crop).cpu() / len(samples)
+    return fields
 
 
-def _own_size(backbone: nn.Module) -> int | None:
-    size = getattr(backbone, 'img_size', None)
-    return size if size is None or isinstance(size, int) else min(size)
-
-
-def _centre(inputs: Tensor, side: int) -> Tensor:
-    """The central square (1, C, side, side) of inputs (1, C, H, W)."""
-    top, left = ((pixels - side) // 2 for pixels in inputs.shape[-2:])
-    return inputs[..., top : top + side, left : left + side]
+def _last_map(backbone: nn.Module, images: Tensor) -> Tensor:
+    return feature_maps(backbone, images)[0]
 
 
 def draw_maps(sample: Sample, maps: Mapping[str, Tensor], file: Path, shared: bool) -> None:
@@ -140,24 +120,17 @@ def draw_maps(sample: Sample, maps: Mapping[str, Tensor], file: Path, shared: bo
     figure.savefig(file)
 
 
-def draw_fields(
-    fields: Mapping[str, Tensor], grid: tuple[int, int], count: int, file: Path
-) -> None:
+def draw_fields(fields: Mapping[str, Tensor], count: int, file: Path) -> None:
     """Receptive fields beside each other, each relative to its own maximum, logarithmic."""
     figure = Figure(figsize=(4.6 * len(fields) + 0.6, 4.9), layout='constrained', dpi=130)
     axes = figure.subplots(1, len(fields), squeeze=False)[0]
     for axis, (name, field) in zip(axes, fields.items()):
-        scaled = log_scaled(field, DECADES)
+        values = np.ma.masked_equal(field.numpy(), 0)
         axis.set_facecolor('black')  # where the gradient is exactly zero
-        shown = axis.imshow(
-            np.ma.masked_invalid(scaled.numpy()), vmin=-DECADES, vmax=0, cmap='viridis'
-        )
-        sides = ', '.join(
-            f'{share:.0%} within {side_of_share(field, share, grid)} px' for share in SHARES
-        )
-        axis.set_title(f'{name} training\n{sides}', fontsize=10)
+        shown = axis.imshow(values / values.max(), norm=LogNorm(SMALLEST, 1, clip=True))
+        axis.set_title(f'{name} training', fontsize=10)
         axis.set(xticks=[], yticks=[])
-    figure.colorbar(shown, ax=axes, label='log₁₀ of the gradient relative to its maximum')
+    figure.colorbar(shown, ax=axes, label='gradient relative to its maximum')
     images = f'{count} image{"" if count == 1 else "s"}'
     figure.suptitle(f'effective receptive field of the centre token, {images}', fontsize=11)
     figure.savefig(file)
@@ -209,22 +182,7 @@ def parse_arguments(argv: Sequence[str]) -> Namespace:
         help='blocks whose output is tapped, negatives from the end (default: the out_indices of '
         'the config, or four spread evenly where it has one alone)',
     )
-    parser.add_argument(
-        '--classes', type=int, default=4, metavar='N', help='responses to so many (default: 4)'
-    )
-    parser.add_argument(
-        '--field-size',
-        type=int,
-        metavar='N',
-        help='side of the central square of each image on which the receptive field is measured '
-        '(default: img_size of the backbone, or less where an image is smaller)',
-    )
-    args = parser.parse_args(argv)
-    for name in ('classes', 'field_size'):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UsageError(f'--{name.replace("_", "-")} takes a number from 1 on; got {value}')
-    return args
+    return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -256,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return place
 
     def responses(inputs: Tensor) -> dict[str, Tensor]:
-        found = class_responses(model, inputs, args.classes)
+        found = class_responses(model, inputs, CLASSES)
         return {str(classes[i]) if classes else f'class {i}': maps for i, maps in found.items()}
 
     def draw(kind: str) -> Path:
@@ -268,8 +226,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if kind == 'positions':
             draw_positions(position_similarity(model.backbone), file)
         else:
-            fields, grid = receptive_fields(cfg, model, samples, args.field_size)
-            draw_fields(fields, grid, len(samples), file)
+            draw_fields(receptive_fields(cfg, model, samples), len(samples), file)
         return file
 
     for kind in args.what or KINDS:
