@@ -7,34 +7,39 @@ model in turn.
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
-from itertools import product
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
+from itertools import product, starmap
+from typing import Any, NamedTuple
 
 import torch
-from benchmarking import backbone_report, backbones, machine, report
-from benchmarking.arguments import check_measuring, measuring_parser
-from benchmarking.memory import free_bytes, peak_bytes
-from benchmarking.report import Row
-from benchmarking.timing import OOM, Timing, capture, interleave, is_out_of_memory, release
+from benchmarking import harness, report
+from benchmarking.backbones import CONTENDERS, EMBED_DIMS, PATCH, build
+from benchmarking.measuring import Call
+from benchmarking.report import Row, mebibytes, percent, significant
 from torch import Tensor, nn
 
-from mmvim_ops import BACKENDS
-
-EXECUTIONS = ('eager', 'compiled', 'graphs', 'compiled+graphs')
 MODES = ('inference', 'training')
-DTYPES = ('float32', 'bfloat16', 'float16')
-RESOLUTIONS = (224, 384, 512, 768, 1024, 1248, 1536, 2048)
-_FREE_SHARE = 0.8  # of the free memory that plain attention's scores may take
+RESOLUTIONS = (224, 384, 512, 768, 1024, 1248)
+# Vim-Ti against DeiT-Ti with plain attention, batch inference on a GPU (arXiv 2401.09417, figure 1
+# and section 4): DeiT's time and memory over Vim's, by resolution.
+_PAPER = {'seconds_over_first': {512: 1.0, 1248: 2.8}, 'peak_bytes_over_first': {1248: 1 / 0.132}}
+_READING = """\
+`{ours} ÷` is the time of {ours} over that of the model in the row, from the medians of interleaved
+samples: below 1 {ours} is faster. `spread` is the distance between the quartiles over the median.
+`peak` is the most memory that torch held: weights, image, and in training gradients too;
+`{ours} ÷ peak` compares it. Training is a forward and a backward pass, without an optimizer. Plain
+attention keeps the whole score matrix, SDPA is `scaled_dot_product_attention`. {neck} Stars in the
+plot are the paper's figures: Vim-Ti and DeiT-Ti with plain attention, inference on a GPU."""
+_NECK = {
+    False: 'All end in the class token, as for classification.',
+    True: 'All give four taps to the feature pyramid of UperNet, Vim without a class token.',
+}
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """One point of the comparison, the same for all models.
 
     'training' is a forward and a backward pass without an optimizer's step; a ``dtype`` other than
@@ -42,104 +47,54 @@ class Setting:
     """
 
     execution: str
-    threads: int
     mode: str
     dtype: str
     batch: int
     size: str
     resolution: int
 
-    @property
-    def tokens(self) -> int:
-        """Patches and the class token."""
-        return (self.resolution // backbones.PATCH) ** 2 + 1
-
 
 def parse_arguments(argv: Sequence[str]) -> Namespace:
     """The command line; dtypes other than float32 run under autocast."""
-    parser = measuring_parser(__doc__, list(backbones.DEIT_HEADS), DTYPES, EXECUTIONS)
-    parser.add_argument('--resolutions', nargs='+', type=int, default=list(RESOLUTIONS))
-    parser.add_argument('--modes', nargs='+', choices=MODES, default=list(MODES))
-    parser.add_argument(
-        '--with-neck', action='store_true', help='four taps and the pyramid of UperNet (mmseg)'
-    )
-    parser.add_argument('--scan-backend', choices=BACKENDS, default='auto', help='of Vim')
-    parser.add_argument(
-        '--against',
+    parser = harness.measuring_parser(__doc__, EMBED_DIMS)
+    add = parser.add_argument
+    add('--resolutions', nargs='+', type=harness.positive, default=list(RESOLUTIONS))
+    add('--modes', nargs='+', choices=MODES, default=list(MODES))
+    add('--with-neck', action='store_true', help='four taps and the pyramid of UperNet (mmseg)')
+    add(
+        '--contenders',
         nargs='+',
-        choices=backbones.MODELS[1:],
-        default=['deit-sdpa', 'deit-plain'],
-        help='with Vim itself recomputing its blocks in training (with_cp) among them',
+        choices=list(CONTENDERS),
+        default=['vim', 'deit-sdpa', 'deit-plain'],
+        help='the first is what the others are compared with; vim-with-cp recomputes its blocks in '
+        'training (default: %(default)s)',
     )
-    parser.add_argument('--deit-from', choices=backbones.DEIT_LIBRARIES)
-    args = parser.parse_args(argv)
-    odd = [size for size in args.resolutions if size < 1 or size % backbones.PATCH]
-    if odd:
-        parser.error(f'--resolutions takes multiples of {backbones.PATCH} pixels, got {odd}')
+    args = harness.parse(parser, argv)
     args.resolutions = sorted(set(args.resolutions))
-    args.deit_from = args.deit_from or backbones.installed_deit()
-    if args.deit_from is None or importlib.util.find_spec(args.deit_from) is None:
-        wanted = args.deit_from or ' or '.join(backbones.DEIT_LIBRARIES)
-        parser.error(f'DeiT needs {wanted}, which is not installed')
-    if args.with_neck and importlib.util.find_spec('mmseg') is None:
-        parser.error("--with-neck needs mmseg's Feature2Pyramid, and mmseg is not installed")
-    check_measuring(parser, args)
+    if any(size % PATCH for size in args.resolutions):
+        parser.error(f'--resolutions takes multiples of {PATCH} pixels, got {args.resolutions}')
     return args
 
 
-def all_settings(args: Namespace) -> Iterator[Setting]:
-    """Every combination; the resolution changes first."""
-    first = (args.execution, args.threads, args.modes, args.dtypes)
-    for values in product(*first, args.batch, args.sizes, args.resolutions):
-        yield Setting(*values)
+def make_step(model: nn.Module, setting: Setting, image: Tensor) -> Call:
+    """A prediction, or a forward and a backward pass with a fixed gradient of the outputs."""
+    training = setting.mode == 'training'
+    model.train(training)
+    dtype = None if setting.dtype == 'float32' else getattr(torch, setting.dtype)
 
-
-class Step:
-    """One call of a model on a fixed batch: a prediction, or a forward and a backward pass."""
-
-    def __init__(self, model: nn.Module, setting: Setting, image: Tensor) -> None:
-        model.train(setting.mode == 'training')
-        self.model, self.setting, self.image = model, setting, image
-        self._grads: tuple[Tensor, ...] | None = None
-        self._function: nn.Module | Callable[[Tensor], Any] = model
-        if 'compiled' in setting.execution:
-            self._function = torch.compile(model)
-        self.run: Callable[[], object] = self._plain
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self.setting.dtype == 'float32':
-            return nullcontext()
-        return torch.autocast(self.image.device.type, getattr(torch, self.setting.dtype))
-
-    def _plain(self) -> object:
-        training = self.setting.mode == 'training'
-        with torch.set_grad_enabled(training), self._autocast():
-            outputs = backbones.outputs_of(self._function(self.image))
+    def step() -> tuple[Tensor, ...]:
+        with (
+            torch.set_grad_enabled(training),
+            torch.autocast(image.device.type, dtype, enabled=dtype is not None),
+        ):
+            result = model(image)
+        outputs = (result,) if isinstance(result, Tensor) else tuple(result)
         if not training:
             return outputs
-        if self._grads is None:  # the same seeded gradient of the outputs in every step
-            generator = torch.Generator(self.image.device).manual_seed(0)
-            self._grads = tuple(torch.empty_like(y).normal_(generator=generator) for y in outputs)
-        for parameter in self.model.parameters():
-            parameter.grad = None
-        torch.autograd.backward(outputs, self._grads)
-        return None
+        ones = [torch.ones_like(output) for output in outputs]
+        return torch.autograd.grad(outputs, list(model.parameters()), ones)
 
-    def capture(self) -> None:
-        """From now on replay the step as one CUDA graph."""
-        self.run = capture(self._plain)
-
-
-def too_large(name: str, setting: Setting, device: torch.device) -> str | None:
-    """The reason not to try a model on a CPU, where too large a one ends the process."""
-    if name != 'deit-plain' or device.type != 'cpu':
-        return None
-    training = setting.mode == 'training'
-    needed = backbones.score_bytes(setting.size, setting.batch, setting.tokens, training)
-    free = free_bytes()
-    if free is None or needed < _FREE_SHARE * free:
-        return None
-    return f'OOM (scores {needed / 2**30:.0f} GiB, free {free / 2**30:.0f})'
+    return step
 
 
 def measure(setting: Setting, args: Namespace) -> list[Row]:
@@ -147,84 +102,64 @@ def measure(setting: Setting, args: Namespace) -> list[Row]:
     generator = torch.Generator().manual_seed(0)
     shape = (setting.batch, 3, setting.resolution, setting.resolution)
     image = torch.randn(shape, generator=generator).to(args.device)
-    about = (setting.size, setting.resolution, args.with_neck, args.scan_backend, args.deit_from)
-    rows, steps = {}, {}
-    for name in ('vim', *args.against):
-        row = rows[name] = dict(asdict(setting), model=name, tokens=setting.tokens, status='ok')
-        reason = too_large(name, setting, args.device)
-        if reason is not None:
-            row['status'] = reason
-            continue
+
+    held: dict[str, int] = {}
+
+    def make(name: str) -> Call:
         torch.manual_seed(0)
-        model = backbones.build(name, *about).to(args.device)
-        weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
-        row.update(parameters=sum(tensor.numel() for tensor in model.parameters()))
-        step = Step(model, setting, image)
-        try:
-            step.run()  # what happens once happens here: compilation, kernel choice, gradients
-            if not args.no_memory:
-                for parameter in model.parameters():
-                    parameter.grad = None
-                row['peak_bytes'] = weights + image.nbytes + peak_bytes(step.run, args.device)
-            if 'graphs' in setting.execution:
-                step.capture()
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            row['status'] = OOM
-            release(args.device)
-        else:
-            steps[name] = step.run
-    for name, timing in interleave(steps, args.device, args.effort, warm=True).items():
-        if not isinstance(timing, Timing):
-            rows[name]['status'] = timing
-            continue
-        rows[name].update(median_seconds=timing.median, spread=timing.spread)
-        rows[name]['images_per_second'] = setting.batch / timing.median
-        rows[name]['rounds'] = len(timing.samples)
-    add_ratios(list(rows.values()))
-    return list(rows.values())
+        model = build(name, setting.size, setting.resolution, args.with_neck).to(args.device)
+        held[name] = sum(t.nbytes for t in (image, *model.parameters(), *model.buffers()))
+        return make_step(model, setting, image)
+
+    makers = {name: partial(make, name) for name in args.contenders}
+    found = harness.contest(makers, setting.execution, args, held=held)
+    for name, row in found.items():
+        row.update(setting._asdict(), model=name, title=CONTENDERS[name].title)
+        row['tokens'] = (setting.resolution // PATCH) ** 2 + 1  # patches and the class token
+        if row['status'] == 'ok':
+            row['images_per_second'] = setting.batch / row['seconds']
+    return list(found.values())
 
 
-def add_ratios(rows: list[Row]) -> None:
-    """Vim over every model, in time and in memory, where both were measured."""
-    vim = next(row for row in rows if row['model'] == 'vim')
-    for row in rows:
-        for key, of in (('vim_time_ratio', 'median_seconds'), ('vim_memory_ratio', 'peak_bytes')):
-            if vim['status'] == row['status'] == 'ok' and of in vim and of in row:
-                row[key] = vim[of] / row[of]
+def write(result: dict[str, Any], args: Namespace) -> None:
+    """The report. A CPU's absolute times stay out of the tables: they are the machine's mood."""
+    ours = CONTENDERS[args.contenders[0]].title
+    inverse = lambda ratio: significant(1 / ratio)  # noqa: E731
+    absolute = {
+        'ms': ('seconds', lambda seconds: significant(1e3 * seconds)),
+        'images/s': ('images_per_second', significant),
+    }
+    columns = {
+        'resolution': ('resolution', str),
+        'tokens': ('tokens', str),
+        'model': ('title', str),
+        f'{ours} ÷': ('seconds_over_first', inverse),
+        'spread': ('spread', percent),
+        **(absolute if args.device.type == 'cuda' else {}),
+        'peak MiB': ('peak_bytes', mebibytes),
+        f'{ours} ÷ peak': ('peak_bytes_over_first', inverse),
+    }
+    report.write(
+        args.out,
+        'backbone',
+        result,
+        ['# Backbones', _READING.format(ours=ours, neck=_NECK[args.with_neck])],
+        group=('size', 'mode', 'batch', 'dtype', 'execution'),
+        columns=columns,
+        x='resolution',
+        panels={f'time ÷ {ours}': 'seconds_over_first', f'peak ÷ {ours}': 'peak_bytes_over_first'},
+        line='{title}',
+        stars=_PAPER if args.contenders[0] == 'vim' else {},
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure all settings; the report is written anew after each of them."""
+    """Measure all settings; the resolution changes first."""
     argv = sys.argv[1:] if argv is None else list(argv)
     args = parse_arguments(argv)
-    result: dict[str, Any] = dict(
-        tool='benchmark_backbone',
-        command=machine.command_line(__file__, argv),
-        device=args.device.type,
-        machine=machine.describe_machine(args.device),
-        versions=machine.describe_versions(),
-        scan_backend=args.scan_backend,
-        deit_from=args.deit_from,
-        with_neck=args.with_neck,
-        rows=[],
-    )
-    settings = list(all_settings(args))
-    for number, setting in enumerate(settings, start=1):
-        where = f'{setting.resolution}² B {setting.batch} {setting.dtype} {setting.execution}'
-        what = f'{setting.size} {setting.mode} {where}'
-        print(f'[{number}/{len(settings)}] {what}', file=sys.stderr, flush=True)
-        torch.set_num_threads(setting.threads)
-        if 'compiled' in setting.execution:
-            torch._dynamo.reset()  # every setting is compiled for itself
-        result['rows'] += measure(setting, args)
-        release(args.device)
-        result['crossovers'] = backbone_report.crossovers(result['rows'])
-        report.write(args.out, 'backbone', result, backbone_report.to_markdown(result))
-    backbone_report.plot(args.out, result)
-    print(f'report: {args.out / "backbone.md"}')
-    return 0
+    first = (args.execution, args.modes, args.dtypes, args.batch, args.sizes)
+    settings = starmap(Setting, product(*first, args.resolutions))
+    return harness.run('benchmark_backbone', argv, args, settings, measure, write)
 
 
 if __name__ == '__main__':

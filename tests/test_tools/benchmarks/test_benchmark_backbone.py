@@ -8,12 +8,12 @@ import benchmark_backbone
 import pytest
 import torch
 import torch.nn.functional as F
-from benchmark_backbone import Setting, Step, add_ratios, too_large
-from benchmarking import backbone_report, backbones
-from benchmarking.memory import saved_bytes
+from benchmark_backbone import Setting, make_step
+from benchmarking import backbones
+from benchmarking.measuring import saved_bytes
+from benchmarking.report import significant
 
 pytest.importorskip('mmpretrain')
-CPU = torch.device('cpu')
 QUICK = ['--rounds', '2', '--seconds', '0', '--threads', '1']
 
 
@@ -24,8 +24,12 @@ def keep_threads() -> Any:
     torch.set_num_threads(threads)
 
 
+def as_tuple(outputs: Any) -> tuple[torch.Tensor, ...]:
+    return (outputs,) if isinstance(outputs, torch.Tensor) else tuple(outputs)
+
+
 def setting(**changed: Any) -> Setting:
-    values: dict[str, Any] = dict(execution='eager', threads=1, mode='inference', dtype='float32')
+    values: dict[str, Any] = dict(execution='eager', mode='inference', dtype='float32')
     values.update(batch=1, size='tiny', resolution=32)
     return Setting(**{**values, **changed})
 
@@ -58,74 +62,51 @@ def test_ratios_follow_from_the_medians(report: tuple[Path, dict[str, Any]]) -> 
     rows = {(r['mode'], r['resolution'], r['model']): r for r in result['rows']}
     for (mode, size, _), row in rows.items():
         vim = rows[mode, size, 'vim']
-        assert row['vim_time_ratio'] == pytest.approx(vim['median_seconds'] / row['median_seconds'])
-        assert row['vim_memory_ratio'] == pytest.approx(vim['peak_bytes'] / row['peak_bytes'])
-        assert row['images_per_second'] == pytest.approx(1 / row['median_seconds'])
+        assert row['seconds_over_first'] == pytest.approx(row['seconds'] / vim['seconds'])
+        assert row['peak_bytes_over_first'] == row['peak_bytes'] / vim['peak_bytes']
+        assert row['images_per_second'] == pytest.approx(1 / row['seconds'])
         # In training the gradients are there too.
-        weights = 4 * row['parameters']
+        weights = sum(p.nbytes for p in backbones.build(row['model'], 'tiny', size).parameters())
         assert row['peak_bytes'] > (weights if mode == 'inference' else 2 * weights)
 
 
-def test_the_report_says_where_vim_loses(report: tuple[Path, dict[str, Any]]) -> None:
+def test_the_table_has_vims_time_over_the_others(report: tuple[Path, dict[str, Any]]) -> None:
     folder, result = report
     text = (folder / 'backbone.md').read_text()
-    assert len(result['crossovers']) == 4
-    for row in result['crossovers']:
-        assert row['sentence'] in text and row['sentence'].startswith('Vim-tiny ')
-    assert 'The **paper** reports' in text and '86.8% less memory' in text
-    assert '| ms |' not in text
-    assert '| ms | images/s |' in backbone_report.to_markdown(dict(result, device='cuda'))
+    assert '| resolution | tokens | model | Vim ÷ | spread | peak MiB | Vim ÷ peak |' in text
+    assert '| 32 | 5 | Vim | 1.00 |' in text
+    (row,) = (r for r in result['rows'][:3] if r['model'] == 'deit-plain')
+    ratio = significant(1 / row['seconds_over_first'])
+    assert f'| 32 | 5 | DeiT, plain attention | {ratio} |' in text
 
 
-def test_crossovers_of_known_times() -> None:
-    rows = []
-    for size in (224, 512, 1024):
-        for model, seconds in (('vim', size**2 / 1e6), ('deit-sdpa', size**4 / 1e6 / 600**2)):
-            row = dict(setting(resolution=size).__dict__, model=model, status='ok')
-            rows.append(dict(row, median_seconds=seconds, peak_bytes=seconds))
-        add_ratios(rows[-2:])
-    (found,) = backbone_report.crossovers(rows)
-    assert found['time'] == pytest.approx([600]) and found['memory'] == pytest.approx([600])
-    assert 'loses to DeiT, SDPA at 224 (7.17), 512 (1.37), beats' in found['sentence']
+def test_models_that_failed_have_a_row_without_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> Any:
+        raise torch.OutOfMemoryError('x')
+
+    plain = backbones.CONTENDERS['deit-plain']
+    monkeypatch.setitem(backbones.CONTENDERS, 'deit-plain', plain._replace(build=full))
+    argv = ['--out', str(tmp_path), '--resolutions', '32', '--modes', 'inference', *QUICK]
+    assert benchmark_backbone.main([*argv, '--contenders', 'vim', 'deit-plain']) == 0
+    assert '| 32 | 5 | DeiT, plain attention | OOM |' in (tmp_path / 'backbone.md').read_text()
+    vim, failed = json.loads((tmp_path / 'backbone.json').read_text())['rows']
+    assert vim['status'] == 'ok' and 'seconds' not in failed
 
 
-def test_models_that_failed_have_a_row_without_figures() -> None:
-    row = dict(setting().__dict__, tokens=5)
-    vim = dict(row, model='vim', status='ok', median_seconds=2.0, spread=0.0)
-    plain = dict(row, model='deit-plain', status='OOM', peak_bytes=7)
-    add_ratios([vim, plain])
-    assert vim['vim_time_ratio'] == 1 and 'vim_time_ratio' not in plain
-    result = dict(device='cpu', with_neck=False, deit_from='mmpretrain', command='', machine={})
-    result.update(versions={}, rows=[vim, plain], crossovers=backbone_report.crossovers([plain]))
-    text = backbone_report.to_markdown(result)
-    assert '| 32 | 5 | DeiT, plain attention | OOM |' in text
-    assert 'nothing was measured at a common size' in text
-
-
-def test_scores_that_do_not_fit_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    tokens = setting(resolution=2048).tokens
-    assert tokens == 128**2 + 1
-    # scores and probabilities of one layer; in training the probabilities of all twelve
-    assert backbones.score_bytes('tiny', 2, tokens, False) == 2 * 4 * 2 * 3 * tokens**2
-    assert backbones.score_bytes('base', 1, tokens, True) == 13 * 4 * 12 * tokens**2
-    monkeypatch.setattr(benchmark_backbone, 'free_bytes', lambda: 8 * 2**30)
-    large = setting(resolution=2048, mode='training')
-    reason = too_large('deit-plain', large, CPU)
-    assert reason == 'OOM (scores 39 GiB, free 8)'
-    assert too_large('deit-sdpa', large, CPU) is None is too_large('vim', large, CPU)
-    assert too_large('deit-plain', setting(), CPU) is None
-
-
-@pytest.mark.parametrize('library', backbones.DEIT_LIBRARIES)
-def test_plain_attention_and_sdpa_agree(library: str) -> None:
+@pytest.mark.parametrize('library', ['mmpretrain', 'timm'])
+def test_plain_attention_and_sdpa_agree(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip(library)
+    found = {'mmpretrain': library == 'mmpretrain'}
+    monkeypatch.setattr(backbones.importlib.util, 'find_spec', found.get)
     image = torch.randn(1, 3, 48, 48, generator=torch.Generator().manual_seed(0))
     models, outputs = {}, {}
     for name in ('deit-sdpa', 'deit-plain'):
         torch.manual_seed(0)
-        models[name] = backbones.build(name, 'tiny', 48, deit_library=library)
+        models[name] = backbones.build(name, 'tiny', 48)
         models[name].eval()
-        (outputs[name],) = backbones.outputs_of(models[name](image))
+        (outputs[name],) = as_tuple(models[name](image))
     # DeiT-Ti without its head (arXiv 2012.12877), position embedding for 9 patches instead of 196
     count = sum(tensor.numel() for tensor in models['deit-sdpa'].parameters())
     assert count == 5_717_416 - 1000 * 193 - 187 * 192
@@ -144,30 +125,32 @@ def test_plain_attention() -> None:
         backbones.plain_attention(q, k, v, dropout_p=0.1)
 
 
-@pytest.mark.parametrize('name', backbones.MODELS)
+@pytest.mark.parametrize('name', backbones.CONTENDERS)
 def test_the_neck_gets_four_taps(name: str) -> None:
     pytest.importorskip('mmseg')
     model = backbones.build(name, 'tiny', 64, with_neck=True)
-    levels = backbones.outputs_of(model(torch.randn(2, 3, 64, 64)))
+    levels = as_tuple(model(torch.randn(2, 3, 64, 64)))
     assert [tuple(level.shape) for level in levels] == [(2, 192, s, s) for s in (16, 8, 4, 2)]
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-def test_a_training_step_leaves_gradients(dtype: str) -> None:
+def test_a_training_step_takes_every_gradient(dtype: str) -> None:
     model = backbones.build('vim', 'tiny', 32)
-    point = setting(mode='training', dtype=dtype)
-    step = Step(model, point, torch.randn(1, 3, 32, 32))
-    step.run()
-    grads = {name: parameter.grad for name, parameter in model.named_parameters()}
-    assert model.training and all(grad is not None for grad in grads.values())
-    step.run()  # the same gradients again, not their sum
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, grads[name], rtol=1e-3, atol=1e-4)
+    image = torch.randn(1, 3, 32, 32)
+    step = make_step(model, setting(mode='training', dtype=dtype), image)
+    grads = step()
+    assert model.training and len(grads) == len(list(model.parameters()))
+    for grad, again in zip(grads, step()):
+        torch.testing.assert_close(again, grad, rtol=1e-3, atol=1e-4)
+    out = model(image)
+    expected = torch.autograd.grad(sum(y.sum() for y in as_tuple(out)), list(model.parameters()))
+    if dtype == 'float32':
+        torch.testing.assert_close(grads, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_a_prediction_keeps_no_graph() -> None:
     model = backbones.build('vim', 'tiny', 32)
-    (out,) = Step(model, setting(), torch.randn(1, 3, 32, 32)).run()
+    (out,) = make_step(model, setting(), torch.randn(1, 3, 32, 32))()
     assert not model.training and not out.requires_grad
 
 
@@ -176,9 +159,9 @@ def test_a_prediction_keeps_no_graph() -> None:
     [
         (['--resolutions', '100'], 'multiples of 16 pixels, got [100]'),
         (['--execution', 'graphs'], 'a CPU has no CUDA graphs'),
-        (['--batch', '0'], '--batch takes numbers from 1 on'),
-        (['--device', 'nonsense'], 'nonsense'),
-        (['--rounds', '0'], 'rounds=0 must be within'),
+        (['--batch', '0'], 'argument --batch: takes numbers from 1 on'),
+        (['--contenders', 'nonsense'], 'nonsense'),
+        (['--rounds', '0'], 'argument --rounds: takes numbers from 1 on'),
     ],
 )
 def test_bad_arguments(

@@ -7,10 +7,14 @@ from typing import Any
 
 import pytest
 from benchmarking import build_baseline
-from benchmarking.build_baseline import PACKAGES, BaselineError, unpacked, write_sources
+from benchmarking.build_baseline import PACKAGES, write_sources
 from torch.utils import cpp_extension
 
 SCAN, CONVOLUTION = PACKAGES
+PARAMS = {
+    'selective_scan': ('SSMParamsBase', 'SSMParamsBwd'),
+    'causal_conv1d': ('ConvParamsBase', 'ConvParamsBwd'),
+}
 TYPES = ('float', 'at::Half', 'at::BFloat16')
 
 
@@ -57,67 +61,60 @@ def sdists(tmp_path: Path) -> dict[str, Path]:
         (folder / f'causal_conv1d_{kind}.cu').write_text(text)
     found = {SCAN.name: scan, CONVOLUTION.name: convolution}
     for package in PACKAGES:
-        for name in (package.binding, package.header):
-            (found[package.name] / package.folder / name).write_text('')
+        (found[package.name] / package.folder / f'{package.stem}.cpp').write_text('')
+    (convolution / 'causal_conv1d.egg-info').mkdir()
     return found
 
 
-def test_every_wanted_kernel_has_a_file_and_no_other(
-    sdists: dict[str, Path], tmp_path: Path
-) -> None:
+def test_every_wanted_kernel_is_kept_and_no_other(sdists: dict[str, Path], tmp_path: Path) -> None:
     for package in PACKAGES:
-        binding, *kernels, left_out = write_sources(package, sdists[package.name], tmp_path / 'w')
-        assert binding == sdists[package.name] / package.folder / package.binding
-        assert sorted(file.stem for file in kernels) == sorted(
-            f'{function}_{inputs.replace("::", "_")}'
-            for function in package.functions
+        folder = sdists[package.name] / package.folder
+        binding, *kernels, left_out = write_sources(package, folder, tmp_path / package.stem)
+        assert binding == folder / f'{package.stem}.cpp'
+        assert [file.name for file in kernels] == sorted(file.name for file in folder.glob('*.cu'))
+        text = ''.join(file.read_text() for file in kernels)
+        asked = [line for line in text.splitlines() if line.startswith('template void')]
+        assert sorted(asked) == sorted(
+            f'template void {package.stem}_{kind}_cuda<{inputs}, float>({params} &params, '
+            'cudaStream_t stream);'
+            for kind, params in (('fwd', PARAMS[package.stem][0]), ('bwd', PARAMS[package.stem][1]))
             for inputs in TYPES
         )
-        for file in kernels:
-            text = file.read_text()
-            asked = [line for line in text.splitlines() if line.startswith('template void')]
-            assert len(asked) == 1 and ', float>(' in asked[0]
-            assert asked[0].startswith(f'template void {file.stem.split("_cuda")[0]}_cuda<')
         # All others are there to be linked, and say so when they are called.
         rest = left_out.read_text()
         assert rest.count('\ntemplate void ') == (6 if package is SCAN else 9 * 5 - 6)
-        assert not any(f'{function}<float, float>' in rest for function in package.functions)
+        assert not any(line in rest for line in asked)
         assert 'TORCH_CHECK(false, "left out of the baseline' in rest
 
 
 def test_conditions_that_always_hold_are_compiled_for_one_value(
     sdists: dict[str, Path], tmp_path: Path
 ) -> None:
-    _, kernel, *_ = write_sources(SCAN, sdists[SCAN.name], tmp_path / 'w')
+    _, kernel, *_ = write_sources(SCAN, sdists[SCAN.name] / SCAN.folder, tmp_path / 'w')
     text = kernel.read_text()
     assert '#define ALWAYS_kHasZ true\n' in text and '#define ALWAYS_kIsEvenLen false\n' in text
     assert text.index('#undef BOOL_SWITCH') < text.index('#include "selective_scan_bwd_kernel.cuh"')
-    _, kernel, *_ = write_sources(CONVOLUTION, sdists[CONVOLUTION.name], tmp_path / 'v')
+    folder = sdists[CONVOLUTION.name] / CONVOLUTION.folder
+    _, kernel, *_ = write_sources(CONVOLUTION, folder, tmp_path / 'v')
     assert 'BOOL_SWITCH' not in kernel.read_text()
 
 
-def test_archives_are_unpacked(sdists: dict[str, Path], tmp_path: Path) -> None:
-    archive = tmp_path / 'a.tar.gz'
-    with tarfile.open(archive, 'w:gz') as file:
-        file.add(sdists[SCAN.name], arcname=sdists[SCAN.name].name)
-    folder = unpacked(archive, tmp_path / 'w')
-    assert folder == tmp_path / 'w' / 'mamba_ssm-2.3.2.post1'
-    assert len(write_sources(SCAN, folder, tmp_path / 'v')) == 8
-    assert unpacked(folder, tmp_path / 'u') == folder
-    with pytest.raises(BaselineError, match='neither the folder nor the'):
-        unpacked(tmp_path / 'nothing', tmp_path)
-
-
 def test_other_sources_are_refused(sdists: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(BaselineError, match='has no selective_scan'):
+    folder = sdists[SCAN.name] / SCAN.folder
+    with pytest.raises(ValueError, match='0 of the 6 wanted kernels'):
         write_sources(SCAN, sdists[CONVOLUTION.name], tmp_path / 'w')
-    (sdists[SCAN.name] / SCAN.folder / 'fwd_Half.cu').unlink()
-    with pytest.raises(BaselineError, match='5 of the 6 wanted kernels of mamba-ssm'):
-        write_sources(SCAN, sdists[SCAN.name], tmp_path / 'w')
+    (folder / 'fwd_Half.cu').unlink()
+    with pytest.raises(ValueError, match='5 of the 6 wanted kernels'):
+        write_sources(SCAN, folder, tmp_path / 'w')
 
 
 def run(sdists: dict[str, Path], out: Path, *more: str) -> int:
-    given = [word for name, path in sdists.items() for word in (f'--{name}', str(path))]
+    given = []
+    for name, folder in sdists.items():
+        archive = folder.with_name(f'{folder.name}.tar.gz')
+        with tarfile.open(archive, 'w:gz') as file:
+            file.add(folder, arcname=folder.name)
+        given += [f'--{name}', str(archive)]
     return build_baseline.main([*given, '--out', str(out), *more])
 
 
@@ -141,9 +138,10 @@ def test_both_modules_are_put_in_one_folder(
     assert run(sdists, out, '--arch', '9.0') == 0
     os.environ.pop('TORCH_CUDA_ARCH_LIST')
     for package in PACKAGES:
-        assert (out / f'{package.module}.so').read_text() == package.module
-        options = asked[package.module]
-        include = [str(sdists[package.name] / package.folder)]
+        module = f'{package.stem}_cuda'
+        assert (out / f'{module}.so').read_text() == module
+        options = asked[module]
+        include = [str(out / 'work' / sdists[package.name].name / package.folder)]
         assert options['extra_include_paths'] == include and options['with_cuda']
         assert '--use_fast_math' in options['extra_cuda_cflags']
     assert (out / 'mamba_ssm.egg-info' / 'PKG-INFO').is_file()
@@ -161,5 +159,12 @@ def test_a_failed_compilation_is_told(
 
     monkeypatch.setattr(cpp_extension, 'load', load)
     assert run(sdists, tmp_path / 'out') == 1
-    assert 'error: selective_scan_cuda: nvcc is not there' in capsys.readouterr().err
+    assert 'error: nvcc is not there' in capsys.readouterr().err
     assert not (tmp_path / 'out' / 'selective_scan_cuda.so').exists()
+
+
+def test_what_is_no_archive_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nothing = str(tmp_path / 'nothing.tar.gz')
+    argv = ['--mamba-ssm', nothing, '--causal-conv1d', nothing, '--out', str(tmp_path / 'out')]
+    assert build_baseline.main(argv) == 1
+    assert 'nothing.tar.gz' in capsys.readouterr().err

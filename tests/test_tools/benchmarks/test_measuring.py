@@ -1,68 +1,69 @@
-"""What the benchmark scripts share: samples, memory, ceilings, crossovers, reports."""
+"""What the benchmark scripts share: samples, memory, ceilings, reports."""
 
 import json
 import math
+from argparse import Namespace
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from benchmarking.backbone_report import crossings, verdict
-from benchmarking.ceilings import exp_loops, mufu_rate
-from benchmarking.memory import free_bytes, peak_bytes, resident_peak_bytes, saved_bytes
+from benchmarking import harness, measuring
+from benchmarking.ceilings import copy_bandwidth, exp_loop
+from benchmarking.measuring import OOM, interleave, is_out_of_memory, peak_bytes, saved_bytes
 from benchmarking.report import significant, table, write
-from benchmarking.timing import OOM, Effort, Timing, interleave, is_out_of_memory
 
 CPU = torch.device('cpu')
 MEBI = 2**20
+
+
+def effort(rounds: int = 1, seconds: float = 0) -> Namespace:
+    return Namespace(device=CPU, rounds=rounds, seconds=seconds, no_memory=False)
 
 
 def recording(name: str, log: list[str]) -> Callable[[], None]:
     return lambda: log.append(name)
 
 
-def test_calls_are_taken_in_turn_from_a_rotating_start() -> None:
+def test_calls_are_taken_in_turn_from_a_rotating_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, '_SAMPLE_SECONDS', 1e-9)
     log: list[str] = []
-    calls = {name: recording(name, log) for name in 'abc'}
-    effort = Effort(rounds=4, seconds=0, sample_seconds=1e-9)
-    timings = interleave(calls, CPU, effort)
+    timings = interleave({name: recording(name, log) for name in 'abc'}, effort(rounds=4))
     assert ''.join(log) == 'aabbcc' + 'abc' + 'bca' + 'cab' + 'abc'
-    assert list(timings) == ['a', 'b', 'c']
-    for timing in timings.values():
-        assert isinstance(timing, Timing)
-        assert timing.loops == 1 and len(timing.samples) == 4
+    assert [timings[name]['rounds'] for name in 'abc'] == [4, 4, 4]
 
 
 def test_short_calls_are_repeated_within_a_sample() -> None:
     log: list[str] = []
-    timing = interleave({'a': recording('a', log)}, CPU, Effort(rounds=2, seconds=0))['a']
-    assert isinstance(timing, Timing)
-    assert timing.loops > 1
-    assert len(log) == 2 + 2 * timing.loops
+    timing = interleave({'a': recording('a', log)}, effort(rounds=2))['a']
+    loops = (len(log) - 2) / 2
+    assert loops > 1 and loops == int(loops)
+    assert timing['seconds'] * loops < 10 and timing['rounds'] == 2
 
 
-def test_warm_calls_are_not_warmed_again() -> None:
-    log: list[str] = []
-    effort = Effort(rounds=1, seconds=0, sample_seconds=1e-9)
-    interleave({'a': recording('a', log), 'b': recording('b', log)}, CPU, effort, warm=True)
-    assert ''.join(log) == 'ab' + 'ab'
+def test_rounds_end_at_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, '_SAMPLE_SECONDS', 1e-9)
+    monkeypatch.setattr(measuring, '_MAX_ROUNDS', 7)
+    assert interleave({'a': lambda: None}, effort(2, 3600))['a']['rounds'] == 7
 
 
-def test_rounds_end_at_the_limit() -> None:
-    effort = Effort(rounds=2, seconds=3600, sample_seconds=1e-9, max_rounds=7)
-    timing = interleave({'a': lambda: None}, CPU, effort)['a']
-    assert isinstance(timing, Timing) and len(timing.samples) == 7
-
-
-def test_out_of_memory_becomes_a_row_and_other_errors_stay_errors() -> None:
+def test_out_of_memory_becomes_a_row_and_other_errors_stay_errors(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     def greedy() -> object:
         return torch.empty(1 << 60, dtype=torch.uint8)
 
-    effort = Effort(rounds=1, seconds=0)
-    timings = interleave({'greedy': greedy, 'modest': lambda: None}, CPU, effort)
-    assert timings['greedy'] == OOM
-    assert isinstance(timings['modest'], Timing)
+    def refused() -> object:
+        raise RuntimeError('no kernel for this\nat line 3')
+
+    timings = interleave({'greedy': greedy, 'modest': lambda: None, 'none': refused}, effort())
+    assert timings['greedy'] == dict(status=OOM)
+    assert timings['none'] == dict(status='no kernel for this')
+    assert timings['modest']['status'] == 'ok'
+    assert capsys.readouterr().err == 'greedy: OOM\nnone: no kernel for this\n'
     with pytest.raises(ZeroDivisionError):
-        interleave({'wrong': lambda: 1 / 0}, CPU, effort)
+        interleave({'wrong': lambda: 1 / 0}, effort())
     assert is_out_of_memory(torch.OutOfMemoryError('x')) and is_out_of_memory(MemoryError())
     assert not is_out_of_memory(RuntimeError('shapes cannot be multiplied'))
     assert not is_out_of_memory(ValueError('out of memory'))
@@ -74,17 +75,34 @@ def test_out_of_memory_becomes_a_row_and_other_errors_stay_errors() -> None:
     assert is_out_of_memory(wrapped.value)
 
 
-@pytest.mark.parametrize('wrong', [dict(rounds=0), dict(rounds=200), dict(seconds=-1.0)])
-def test_impossible_efforts_are_refused(wrong: dict) -> None:
-    with pytest.raises(ValueError, match='rounds='):
-        Effort(**wrong)
+def test_a_contest_compares_with_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    def timed(calls: dict[str, Any], _: Namespace) -> dict[str, Any]:
+        log.append(list(calls))
+        return {name: dict(status='ok', seconds=2.0 ** len(name)) for name in calls}
+
+    def failing() -> Callable[[], object]:
+        raise ImportError('no such module')
+
+    log: list[Any] = []
+    monkeypatch.setattr(harness, 'interleave', timed)
+    x = torch.ones(MEBI // 4)
+    contenders = {'a': lambda: x.clone, 'bb': lambda: lambda: torch.cat((x, x)), 'c': failing}
+    rows = harness.contest(contenders, 'eager', effort(), {'loop': lambda: None}, {'a': MEBI})
+    assert log == [['a', 'bb', 'loop']] and list(rows) == ['a', 'bb', 'c', 'loop']
+    assert rows['c'] == dict(status='no such module')
+    assert rows['a'] == dict(
+        status='ok', seconds=2, peak_bytes=2 * MEBI, seconds_over_first=1, peak_bytes_over_first=1
+    )
+    assert rows['bb']['seconds_over_first'] == 2 and rows['bb']['peak_bytes_over_first'] == 1
+    rows = harness.contest({'c': failing, 'a': contenders['a']}, 'eager', effort())
+    assert rows['a'] == dict(status='ok', seconds=2, peak_bytes=MEBI)
 
 
-def test_median_and_quartiles() -> None:
-    timing = Timing((5.0, 1.0, 2.0, 3.0, 4.0), loops=1)
-    assert timing.median == 3
-    assert timing.spread == pytest.approx((4 - 2) / 3)
-    assert Timing((2.0,), loops=1).spread == 0
+def test_median_and_quartiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = iter([9.0, 9.0, 5.0, 1.0, 2.0, 3.0, 4.0])
+    monkeypatch.setattr(measuring, 'sample', lambda *_: next(samples))
+    timing = interleave({'a': lambda: None}, effort(rounds=5))['a']
+    assert timing == dict(status='ok', seconds=3, spread=pytest.approx((4 - 2) / 3), rounds=5)
 
 
 def test_peak_counts_what_is_alive_at_once() -> None:
@@ -99,15 +117,6 @@ def test_peak_counts_what_is_alive_at_once() -> None:
 
     assert peak_bytes(call, CPU) == 4 * MEBI
     assert peak_bytes(lambda: x.view(2, -1), CPU) == 0
-
-
-def test_resident_memory_counts_what_torch_does_not_see() -> None:
-    size = 96 * MEBI
-    peak = resident_peak_bytes(lambda: bytearray(b'x') * size)
-    if peak is None:
-        pytest.skip('the system does not report resident memory')
-    assert size - MEBI <= peak < size + 32 * MEBI  # the system counts in batches of pages
-    assert peak_bytes(lambda: bytearray(size), CPU) == 0
 
 
 def test_saved_bytes_of_known_ops() -> None:
@@ -125,88 +134,75 @@ def test_saved_bytes_of_known_ops() -> None:
 def test_saved_bytes_of_the_scan_are_its_inputs_and_states() -> None:
     from benchmarking.scan_cases import Case, make_work
 
-    case = Case('scan', 'nano', 1, 40, 'float32')
+    case = Case('scan', 'nano', 1, 'float32', 40)
     work = make_work('chunked', case, CPU)
     activations = sum(tensor.nbytes for tensor in work.activations)
-    saved = saved_bytes(work.forward_with_graph, work.parameters)
+    saved = saved_bytes(work.forward, work.parameters)
     state = 2 * case.channels * 16 * 4
     assert activations < saved and (saved - activations) % state == 0
     reference = make_work('reference', case, CPU)
-    assert saved_bytes(reference.forward_with_graph, reference.parameters) > 40 * state
+    assert saved_bytes(reference.forward, reference.parameters) > 40 * state
 
 
-def test_free_memory_is_less_than_all_of_it() -> None:
-    free = free_bytes()
-    assert free is None or 0 < free < 2**60
+def test_loops_of_exponentials_count_their_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarking import ceilings
+
+    loop = exp_loop(CPU)
+    assert loop.count % torch.get_num_threads() == 0
+    loop.call()
+    monkeypatch.setattr(ceilings.loading, 'problem', lambda: 'not built')
+    loop = exp_loop(CPU)
+    assert loop.name == 'torch.exp' and loop.count % torch.get_num_threads() == 0
+    assert 0 < loop.call().max() <= 1
 
 
-def test_loops_of_exponentials_count_their_threads() -> None:
-    loops = exp_loops(CPU)
-    assert loops[-1].name == 'torch.exp'
-    assert all(loop.count % torch.get_num_threads() == 0 for loop in loops)
-    for loop in loops:
-        loop.call()
+def test_a_copy_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarking import ceilings
 
-
-def test_special_function_rate_of_a_gpu() -> None:
-    # 132 multiprocessors at 1755 MHz: 403 M exponentials in 109 µs
-    assert mufu_rate(132, 1755) == pytest.approx(3.7066e12, rel=1e-4)
-
-
-def test_a_power_law_crosses_where_it_is_one() -> None:
-    sizes = [224, 384, 512, 768, 1024]
-    assert crossings(sizes, [(450 / size) ** 1.5 for size in sizes]) == pytest.approx([450])
-
-
-@pytest.mark.parametrize(
-    ('ratios', 'expected'),
-    [
-        ([2, 1.5, 1.1], []),
-        ([0.9, 0.8, 0.7], []),
-        ([2, 1, 0.5], [200]),
-        ([2, 1.5, 1], [400]),
-        ([2, 0.5, 2], [math.sqrt(100 * 200), math.sqrt(200 * 400)]),
-        ([1, 1, 1], [100, 200, 400]),
-    ],
-)
-def test_crossings(ratios: list[float], expected: list[float]) -> None:
-    assert crossings([100, 200, 400], ratios) == pytest.approx(expected)
-
-
-def test_crossings_of_nothing_and_of_nonsense() -> None:
-    assert crossings([], []) == [] == crossings([224], [0.5])
-    with pytest.raises(ValueError, match='increase'):
-        crossings([200, 100], [1, 2])
-    with pytest.raises(ValueError, match='one ratio a size'):
-        crossings([200, 300], [1])
-
-
-def test_the_verdict_names_the_sizes_where_we_lose() -> None:
-    text = verdict('Vim', 'DeiT', [224, 512, 1024], [1.25, 1.0, 0.4])
-    assert text == (
-        'Vim loses to DeiT at 224 (1.25), equals DeiT at 512 (1.00), beats DeiT at 1024 (0.40); '
-        'the times meet at about 512 pixels.'
-    )
-    assert 'the times do not meet there' in verdict('Vim', 'DeiT', [224, 384], [3.0, 2.0])
-    assert 'nothing was measured' in verdict('Vim', 'DeiT', [], [])
+    monkeypatch.setattr(ceilings, 'interleave', lambda *_: {'copy': dict(seconds=0.5)})
+    copy_bandwidth.cache_clear()
+    assert copy_bandwidth(CPU, 1) == 2 * 2**28 / 0.5
+    monkeypatch.setattr(ceilings, 'interleave', None)
+    assert copy_bandwidth(CPU, 1) == 2 * 2**28 / 0.5
+    copy_bandwidth.cache_clear()
 
 
 @pytest.mark.parametrize(
     ('value', 'text'),
-    [(123.4, '123'), (1234.5, '1230'), (0.04567, '0.0457'), (9.996, '10.0'), (0, '0'), (1, '1.00')],
+    [
+        (123.4, '123'),
+        (1234.4, '1234'),
+        (0.04567, '0.0457'),
+        (9.996, '10.0'),
+        (99.96, '100'),
+        (1, '1.00'),
+    ],
 )
 def test_significant_digits(value: float, text: str) -> None:
     assert significant(value) == text
 
 
 def test_tables_keep_their_columns() -> None:
-    lines = table([[1, None, 'a|b'], ['x', 2.5, '–']], ['p', 'q', 'r']).splitlines()
-    assert lines == ['| p | q | r |', '|---|---|---|', '| 1 | – | a\\|b |', '| x | 2.5 | – |']
+    columns = {name: (name, str) for name in 'pqrs'}
+    rows = [dict(status='ok', p=1, r='a|b'), dict(status='OOM', p=1, q=2, r=3, s=4)]
+    assert table(rows, columns).splitlines() == [
+        '| p | q | r | s |',
+        '|---|---|---|---|',
+        '| 1 | – | a\\|b | – |',
+        '| 1 | 2 | 3 | OOM |',
+    ]
 
 
-def test_json_refuses_what_is_no_number(tmp_path) -> None:
-    write(tmp_path, 'a', dict(a=1.5), '# A\n')
+def test_a_report_is_grouped_and_json_refuses_what_is_no_number(tmp_path: Path) -> None:
+    rows = [dict(status='ok', size=size, batch=b, x=b, y=1.5) for size in 'st' for b in (1, 2)]
+    result = dict(command='run it', machine=dict(cpu='z'), versions={}, rows=rows)
+    columns = {'b': ('batch', str)}
+    plot = dict(x='x', panels={'Y': 'y'}, line='{size}')
+    write(tmp_path, 'a', result, ['# A', 'read'], ('size', 'batch'), columns, **plot)
+    assert json.loads((tmp_path / 'a.json').read_text()) == result
+    text = (tmp_path / 'a.md').read_text()
+    assert text.startswith('# A\n\n```bash\nrun it\n```\n\n**Machine**: cpu z.\n')
+    assert text.count('\n## ') == 4 and '\n## t, B 2\n\n| b |\n|---|\n| 2 |\n' in text
+    assert (tmp_path / 'a.png').stat().st_size > 1000
     with pytest.raises(ValueError):
-        write(tmp_path, 'a', dict(a=math.nan), '')
-    assert json.loads((tmp_path / 'a.json').read_text()) == dict(a=1.5)
-    assert (tmp_path / 'a.md').read_text() == '# A\n'
+        write(tmp_path, 'a', dict(result, x=math.nan), [''], ('size',), columns, **plot)

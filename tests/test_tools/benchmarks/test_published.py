@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from benchmarking import published
-from benchmarking.memory import saved_bytes
-from benchmarking.scan_cases import Case, make_work
+from benchmarking.measuring import saved_bytes
+from benchmarking.scan_cases import PASSES, Case, make_work
 from torch import Tensor
 
 pytestmark = pytest.mark.usefixtures('published_kernels')
@@ -15,10 +15,10 @@ CPU = torch.device('cpu')
 
 
 def test_it_computes_what_ours_does() -> None:
-    case = Case('inner', 'nano', 3, 19, 'float32')
+    case = Case('inner', 'nano', 3, 'float32', 19)
     theirs, ours = make_work('published', case, CPU), make_work('reference', case, CPU)
     torch.testing.assert_close(theirs.forward(), ours.forward())
-    (first, *their_grads), (mine, *my_grads) = theirs.forward_backward(), ours.forward_backward()
+    (first, *their_grads), (mine, *my_grads) = theirs.call(PASSES[1]), ours.call(PASSES[1])
     torch.testing.assert_close(first.transpose(1, 2), mine)
     for a, b in zip(their_grads, my_grads, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=2e-5 * float(b.abs().max()))
@@ -63,23 +63,18 @@ def test_channels_are_outermost_and_nothing_is_copied_for_products() -> None:
 
 
 def test_the_input_of_out_proj_is_copied_in_training_alone() -> None:
-    work = make_work('published', Case('inner', 'nano', 2, 19, 'bfloat16'), CPU)
-    assert not work.forward().is_contiguous()
-    assert work.forward_with_graph().is_contiguous()
+    work = make_work('published', Case('inner', 'nano', 2, 'bfloat16', 19), CPU)
+    assert not work.call(PASSES[0]).is_contiguous()
+    assert work.forward().is_contiguous()
     assert work.forward().dtype == torch.bfloat16
 
 
 def test_it_saves_neither_convolution_nor_steps() -> None:
-    case = Case('inner', 'nano', 2, 40, 'bfloat16')
+    case = Case('inner', 'nano', 2, 'bfloat16', 40)
     work = make_work('published', case, CPU)
-    tokens, channels, columns = 2 * 40, case.channels, case.rank + 32
+    tokens, channels, rank = 2 * 40, case.channels, 4
+    columns = rank + 32
     direction = tokens * (2 * channels + channels + columns + 32) * 2  # xz, y, dbl, B and C
     direction += 2 * channels * 32 * 4  # the states between chunks of 2048 tokens
-    direction += (columns + case.rank) * channels * 2  # the rounded weights of x_proj and dt_proj
-    assert saved_bytes(work.forward_with_graph, work.parameters) == 2 * direction
-
-
-def test_what_cannot_be_imported_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert published.problem() is None
-    monkeypatch.setitem(__import__('sys').modules, 'selective_scan_cuda', None)
-    assert 'selective_scan_cuda cannot be imported' in (published.problem() or '')
+    direction += (columns + rank) * channels * 2  # the rounded weights of x_proj and dt_proj
+    assert saved_bytes(work.forward, work.parameters) == 2 * direction

@@ -1,5 +1,1 @@
-"""Shared parts of the benchmark scripts: timing, memory, ceilings, the machine, reports.
-
-Needs torch and mmvim_ops alone, but for :mod:`benchmarking.backbones`; matplotlib, rich and the
-command-line tools of a GPU are used where they are there.
-"""
+"""Shared parts of the benchmark scripts; torch and mmvim_ops do for all but `backbones`."""

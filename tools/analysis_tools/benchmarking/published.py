@@ -17,16 +17,6 @@ from torch import Tensor
 _CONVOLUTION, _SCAN = 'causal_conv1d_cuda', 'selective_scan_cuda'
 
 
-def problem() -> str | None:
-    """The reason for which the kernels cannot be imported, or None."""
-    for module in (_CONVOLUTION, _SCAN):
-        try:
-            importlib.import_module(module)
-        except Exception as error:  # a binary built for another torch fails in many ways
-            return f'{module} cannot be imported ({type(error).__name__}: {error})'
-    return None
-
-
 def as_in_proj_leaves_it(xz: Tensor) -> Tensor:
     """(B, L, 2E) -> (B, 2E, L) over memory laid out as (2E, B, L).
 

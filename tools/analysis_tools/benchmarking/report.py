@@ -1,118 +1,130 @@
-"""Parts of both reports: Markdown, JSON, plots."""
+"""Reports of both benchmarks: Markdown, JSON, plots."""
 
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 Row = dict[str, Any]
-Groups = list[tuple[dict[str, Any], list[Row]]]
+# A column's title to the key of its values and the text of one.
+Columns = Mapping[str, tuple[str, Callable[[Any], str]]]
 _PLOTTED_GROUPS = 6
 
 
-def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:
-    """A Markdown table; None becomes a dash."""
-
-    def line(cells: Sequence[object]) -> str:
-        texts = ('–' if cell is None else str(cell) for cell in cells)
-        return '| ' + ' | '.join(text.replace('|', '\\|') for text in texts) + ' |'
-
-    rule = '|' + '---|' * len(header)
-    return '\n'.join([line(header), rule, *(line(row) for row in rows)])
+def significant(value: float) -> str:
+    """A number to three significant digits or as an integer."""
+    return f'{value:.0f}' if abs(value) >= 99.95 else f'{value:#.3g}'
 
 
-def facts(title: str, values: Mapping[str, str]) -> str:
+def percent(value: float) -> str:
+    """A share as whole percent."""
+    return f'{100 * value:.0f}%'
+
+
+def mebibytes(value: float) -> str:
+    """Bytes in MiB."""
+    return significant(value / 2**20)
+
+
+def facts(title: str, values: Mapping[str, object]) -> str:
     """Name-value pairs as one Markdown paragraph."""
     return f'**{title}**: ' + '; '.join(f'{name} {value}' for name, value in values.items()) + '.'
 
 
-def preamble(title: str, result: Mapping[str, Any]) -> list[str]:
-    """The paragraphs that every report begins with."""
-    command = f'```bash\n{result["command"]}\n```'
-    about = [facts(name, result[name.lower()]) for name in ('Machine', 'Versions')]
-    return [f'# {title}', command, *about]
+def table(rows: Iterable[Row], columns: Columns) -> str:
+    """A Markdown table; what a row lacks becomes a dash.
 
+    The status of a row that failed follows its first three columns.
+    """
 
-def significant(value: float | None, digits: int = 3) -> str | None:
-    """A number to so many significant digits, never in exponential notation."""
-    if value is None:
-        return None
-    rounded = float(f'{value:.{digits}g}')
-    if not rounded:
-        return '0'
-    decimals = digits - 1 - math.floor(math.log10(abs(rounded)))
-    return f'{rounded:.{max(0, decimals)}f}'
+    def line(cells: Iterable[str]) -> str:
+        return '| ' + ' | '.join(cell.replace('|', '\\|') for cell in cells) + ' |'
 
-
-def percent(value: float | None) -> str | None:
-    """A share as whole percent."""
-    return None if value is None else f'{100 * value:.0f}%'
-
-
-def mebibytes(value: float | None) -> str | None:
-    """Bytes in MiB."""
-    return None if value is None else significant(value / 2**20)
-
-
-def threads_text(threads: int) -> str:
-    """'1 thread', '2 threads'."""
-    return f'{threads} thread{"" if threads == 1 else "s"}'
-
-
-def grouped(rows: Iterable[Row], keys: Sequence[str]) -> Groups:
-    """Rows that have all of these values in common, together."""
-    groups: dict[tuple[Any, ...], list[Row]] = {}
+    lines = [line(columns), '|' + '---|' * len(columns)]
     for row in rows:
-        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
-    return [(dict(zip(keys, values)), members) for values, members in groups.items()]
+        cells = ['–' if row.get(key) is None else text(row[key]) for key, text in columns.values()]
+        lines.append(line(cells if row['status'] == 'ok' else [*cells[:3], row['status']]))
+    return '\n'.join(lines)
 
 
-def write(folder: Path, name: str, result: Mapping[str, Any], markdown: str) -> None:
-    """Write the result as JSON, non-finite numbers refused, and as Markdown."""
+def write(
+    folder: Path,
+    name: str,
+    result: Mapping[str, Any],
+    texts: Sequence[str],
+    group: Sequence[str],
+    columns: Columns,
+    **plot: Any,
+) -> None:
+    """Write NAME.json, non-finite numbers refused, NAME.md and, with matplotlib, NAME.png.
+
+    Args:
+        folder (Path): Where to.
+        name (str): Of the files.
+        result (Mapping): The 'command', the 'machine', the 'versions' and the 'rows'.
+        texts (Sequence[str]): What the report says before the tables, its title first.
+        group (Sequence[str]): Keys of the values that the rows of a table have in common.
+        columns (Columns): Of every table.
+        **plot (Any): Of :func:`plot_groups`.
+    """
     content = json.dumps(result, indent=1, allow_nan=False) + '\n'
     (folder / f'{name}.json').write_text(content, encoding='utf-8')
-    (folder / f'{name}.md').write_text(markdown, encoding='utf-8')
-
-
-def plot(
-    file: Path,
-    groups: Groups,
-    x: str,
-    label: str,
-    draw: Callable[[dict[str, Any], list[Row], Any, Any], None],
-) -> None:
-    """Two panels a group, for the first groups; one line on stderr where matplotlib is missing.
-
-    ``x`` is the key of the horizontal axis, logarithmic with a tick a value. ``draw`` draws a group
-    into its left panel, which is logarithmic too, and its right one, which begins at zero.
-    """
+    groups: dict[str, list[Row]] = {}
+    for row in result['rows']:
+        values = (f'B {row[key]}' if key == 'batch' else row[key] for key in group)
+        groups.setdefault(', '.join(values), []).append(row)
+    about = [f'```bash\n{result["command"]}\n```']
+    about += [facts(key.capitalize(), result[key]) for key in ('machine', 'versions')]
+    tables = [f'## {title}\n\n{table(rows, columns)}' for title, rows in groups.items()]
+    text = '\n\n'.join([texts[0], *about, *texts[1:], *tables]) + '\n'
+    (folder / f'{name}.md').write_text(text, encoding='utf-8')
     try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import LogLocator
-    except ImportError:
-        print('no plot: matplotlib is not installed', file=sys.stderr)
-        return
-    groups = groups[:_PLOTTED_GROUPS]
-    if not groups:
-        return
+        plot_groups(folder / f'{name}.png', groups, **plot)
+    except ImportError as error:
+        print(f'no plot: {error}', file=sys.stderr)
+
+
+def plot_groups(
+    file: Path,
+    groups: Mapping[str, Sequence[Row]],
+    x: str,
+    panels: Mapping[str, str],
+    line: str,
+    stars: Mapping[str, Mapping[int, float]] = MappingProxyType({}),
+) -> None:
+    """A panel for each axis of the first groups.
+
+    Args:
+        file (Path): Where to.
+        groups (Mapping[str, Sequence[Row]]): Rows by the title of their panels.
+        x (str): Key of the horizontal axis, logarithmic with a tick a value.
+        panels (Mapping[str, str]): Label of a vertical axis, logarithmic too, to its key.
+        line (str): Name of the line that a row's point lies on, a template of its values.
+        stars (Mapping[str, Mapping[int, float]]): The paper's points, by a panel's key.
+    """
+    from matplotlib.figure import Figure
+
+    groups = dict(list(groups.items())[:_PLOTTED_GROUPS])
     figure = Figure(figsize=(10, 3.3 * len(groups)), layout='constrained')
-    axes = figure.subplots(len(groups), 2, squeeze=False)
-    for (group, members), (left, right) in zip(groups, axes):
-        draw(group, members, left, right)
-        left.set_yscale('log')
-        left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        left.yaxis.set_major_formatter('{x:g}')
-        right.set_ylim(bottom=0)
-        ticks = sorted({row[x] for row in members})
-        for axis in (left, right):
-            axis.set_xscale('log')
+    axes = figure.subplots(len(groups), len(panels), squeeze=False)
+    for (title, rows), pair in zip(groups.items(), axes):
+        ticks = sorted({row[x] for row in rows})
+        for axis, (label, key) in zip(pair, panels.items()):
+            for name in dict.fromkeys(line.format_map(row) for row in rows):
+                mine = [row for row in rows if line.format_map(row) == name]
+                points = [(row[x], row[key]) for row in mine if row.get(key) is not None]
+                if points:
+                    axis.plot(*zip(*points), marker='o', markersize=4, label=name)
+            if key in stars:
+                axis.plot(*zip(*stars[key].items()), 'k*', markersize=12, label='paper')
+            axis.set(title=title, xlabel=x, ylabel=label, xscale='log', yscale='log')
             axis.set_xticks(ticks, [str(tick) for tick in ticks])
+            axis.yaxis.set_major_formatter('{x:g}')
             axis.minorticks_off()
-            axis.set_xlabel(label)
             axis.grid(alpha=0.3)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc='outside lower center', ncols=3, fontsize='small')
