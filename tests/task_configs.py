@@ -22,6 +22,15 @@ test_pipeline = [
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
+tta_model = dict(type='SegTTAModel')
+tta_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='TestTimeAug', transforms=[
+        [dict(type='Resize', scale_factor=factor, keep_ratio=True) for factor in (1.0, 1.75)],
+        [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)],
+        [dict(type='LoadAnnotations')],
+        [dict(type='PackSegInputs')]]),
+]
 metainfo = dict(
     classes=('sky', 'sea', 'sand'), palette=[[0, 0, 255], [0, 255, 0], [255, 0, 0]])
 dataset = dict(

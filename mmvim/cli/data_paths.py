@@ -23,28 +23,20 @@ def check_data(cfg: Config, splits: Sequence[str]) -> None:
     Raises:
         UserError: Names the path, the key it comes from and how to change it.
     """
-    for split in splits:
-        for key, value, path, suffix in _paths(cfg, split):
-            if '://' in path:
-                continue
-            what = 'does not exist'
-            if os.path.isdir(path) and next(Path(path).rglob(f'*{suffix}'), None) is None:
-                what = f'holds no *{suffix}'
-            elif os.path.isdir(path) or (os.path.isfile(path) and not key.endswith('data_root')):
-                continue
-            # The other splits have the same path mostly, which has to change with it.
-            name = key.rpartition('.dataset.')[2]
-            others = [
-                (k, v) for other in ('train', 'val', 'test') for k, v, *_ in _paths(cfg, other)
-            ]
-            keys = [key] + [
-                k for k, v in others if k.endswith(f'.{name}') and v == value and k != key
-            ]
-            raise UserError(
-                f'{key} is {value!r}, but {os.path.abspath(path)} {what}: prepare the data as '
-                f'"Data" in the README says, or give its place with --cfg-options '
-                f'{" ".join(f"{entry}=..." for entry in keys)}'
-            )
+    for key, value, path, suffix in (entry for split in splits for entry in _paths(cfg, split)):
+        what = 'does not exist'
+        if os.path.isdir(path) and next(Path(path).rglob(f'*{suffix}'), None) is None:
+            what = f'holds no *{suffix}'
+        elif os.path.isdir(path) or (os.path.isfile(path) and not key.endswith('data_root')):
+            continue
+        # The other splits have the same path mostly, which has to change with it.
+        name, others = key.rpartition('.dataset.')[2], ('train', 'val', 'test')
+        like = [k for other in others for k, v, *_ in _paths(cfg, other) if v == value]
+        keys = dict.fromkeys([key, *(k for k in like if k.endswith(f'.{name}'))])
+        raise UserError(
+            f'{key} is {value!r}, but {os.path.abspath(path)} {what}: prepare the data as "Data" '
+            f'in the README says, or give its place with --cfg-options {"=... ".join(keys)}=...'
+        )
 
 
 def _paths(cfg: Config, split: str) -> Iterator[tuple[str, str, str, str]]:
@@ -55,19 +47,15 @@ def _paths(cfg: Config, split: str) -> Iterator[tuple[str, str, str, str]]:
         *_dicts(cfg.get(evaluator), evaluator),
     ]
     for key, node in found:
-        if node.get('backend_args'):
-            continue
         root, prefix = node.get('data_root') or '', node.get('data_prefix') or {}
         folders = prefix if isinstance(prefix, Mapping) else {'': prefix}
-        entries = [('data_root', root, '')]
-        for name, folder in folders.items():
-            suffix = node.get('img_suffix', '') if name == 'img_path' else ''
-            entries.append((f'data_prefix.{name}'.rstrip('.'), folder, suffix))
-        entries.append(('ann_file', node.get('ann_file'), ''))
-        for entry, value, suffix in entries:
-            if isinstance(value, str) and value:
-                path = value if entry == 'data_root' else os.path.join(root, value)
-                yield f'{key}.{entry}', value, path, suffix
+        entries = {f'data_prefix.{name}'.rstrip('.'): folder for name, folder in folders.items()}
+        for entry, value in dict(data_root='', **entries, ann_file=node.get('ann_file')).items():
+            given = root if entry == 'data_root' else value
+            if given and isinstance(given, str) and not node.get('backend_args'):
+                path, suffix = os.path.join(root, value), node.get('img_suffix', '')
+                if '://' not in path:
+                    yield f'{key}.{entry}', given, path, suffix if 'img_path' in entry else ''
 
 
 def _dicts(node: Any, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -14,10 +14,8 @@ from mmvim.errors import UserError
 
 # What a metric calls the place for its files, and what has to stand there under a folder.
 _FORMAT_OPTIONS = {'output_dir': '', 'outfile_prefix': 'results'}
-_LOCAL = dict(type='LocalVisBackend')
-_SEG_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of mmseg's stock test-time augmentation
-_TTA_MODELS: dict[str, dict[str, Any]] = {
-    'mmseg': dict(type='SegTTAModel'),
+# mmseg's configs bring theirs along; mmdet and mmpretrain keep theirs in scripts.
+_TTA_MODELS: dict[str | None, dict[str, Any]] = {
     'mmdet': dict(
         type='DetTTAModel',
         tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
@@ -53,7 +51,9 @@ def draw_predictions(cfg: Config, folder: Path, path: str) -> Path:
         hook[option] = str(folder.resolve())
         return folder
     cfg.visualizer.save_dir = str(folder)
-    cfg.visualizer.vis_backends = cfg.visualizer.get('vis_backends') or [_LOCAL]
+    cfg.visualizer.vis_backends = cfg.visualizer.get('vis_backends') or [
+        dict(type='LocalVisBackend')
+    ]
     return folder / 'vis_data' / 'vis_image'
 
 
@@ -97,21 +97,21 @@ def _has_ground_truth(cfg: Config, metric: Mapping[str, Any]) -> bool:
 def apply_tta(cfg: Config, path: str) -> None:
     """Wrap the config's model and replace its test pipeline, in place.
 
-    What the config lacks of ``tta_model`` and ``tta_pipeline`` is filled in for mmseg (scales 0.5
-    to 1.75, each flipped too), mmdet and mmpretrain (flipped).
+    What the config lacks of ``tta_model`` and ``tta_pipeline`` is filled in for mmdet and
+    mmpretrain: each image as it is, and flipped.
 
     Raises:
         UserError: If there is neither a setting in the config, of the file ``path``, nor a usual
             one, or if it would drop the masks that the model predicts.
     """
     scope = cfg.get('default_scope')
-    own = [key for key in ('tta_model', 'tta_pipeline') if cfg.get(key) is not None]
-    if scope not in _TTA_MODELS and len(own) < 2:
+    model = cfg.get('tta_model') or _TTA_MODELS.get(scope)
+    pipeline = cfg.get('tta_pipeline')
+    if model is None or (pipeline is None and scope not in _TTA_MODELS):
         raise UserError(
             f'--tta needs tta_model and tta_pipeline in {path}: there is no usual augmentation '
             f'for default_scope={scope!r}'
         )
-    model = cfg.get('tta_model') or _TTA_MODELS[scope]
     heads = {**cfg.model, **(cfg.model.get('roi_head') or {})}
     if model['type'] == 'DetTTAModel' and heads.get('mask_head') is not None:
         raise UserError(
@@ -119,24 +119,14 @@ def apply_tta(cfg: Config, path: str) -> None:
             'test it without --tta, or give a tta_model that merges masks'
         )
     owner = pipeline_owner(cfg.test_dataloader.dataset, f'--tta with {path}')
-    pipeline = cfg.get('tta_pipeline') or _usual_pipeline(scope, owner.pipeline)
+    if pipeline is None:
+        *steps, pack = deepcopy(list(owner.pipeline))
+        if scope == 'mmdet':
+            pack = dict(pack, meta_keys=_DET_META)
+        flips = [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)]
+        pipeline = [*steps, dict(type='TestTimeAug', transforms=[flips, [pack]])]
     if cfg.get('data_preprocessor') is not None:
         # The runner would give it to the wrapper, which never uses it.
         cfg.model.setdefault('data_preprocessor', cfg.pop('data_preprocessor'))
     cfg.model = ConfigDict(**model, module=cfg.model)
     owner.pipeline = pipeline
-
-
-def _usual_pipeline(scope: str, pipeline: list[Any]) -> list[Any]:
-    *steps, pack = deepcopy(list(pipeline))
-    flips = [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)]
-    if scope == 'mmseg':
-        images = [step for step in steps if is_loader(step, of='image')]
-        labels = [step for step in steps if is_loader(step, of='annotations')]
-        for flip in flips:
-            flip['direction'] = 'horizontal'
-        sizes = [dict(type='Resize', scale_factor=s, keep_ratio=True) for s in _SEG_SCALES]
-        return [*images, dict(type='TestTimeAug', transforms=[sizes, flips, labels, [pack]])]
-    if scope == 'mmdet':
-        pack = dict(pack, meta_keys=_DET_META)
-    return [*steps, dict(type='TestTimeAug', transforms=[flips, [pack]])]

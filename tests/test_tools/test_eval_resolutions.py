@@ -81,11 +81,10 @@ def test_a_classifier_at_every_size(
         'ResizeEdge.scale 36 → 27',
         'CenterCrop.crop_size 32 → 24',
     ]
-    text = Path('out/resolutions.md').read_text()
-    assert '| 32 (config) |' in text and '* 64: ResizeEdge.scale 36 → 72' in text
-    rows = [line for line in text.splitlines() if line.startswith('|')]
-    assert len(rows) == 2 + 3
-    assert f'{expected:.2f}' in rows[2] and '32 (config)' in outcome.out
+    assert '64: ResizeEdge.scale 36 → 72' in outcome.err
+    rows = [line for line in outcome.out.splitlines() if line.startswith('|')]
+    assert len(rows) == 2 + 3 and '| 32 (config) |' in rows[3]
+    assert f'{expected:.2f}' in rows[2]
     assert Path('out/resolutions.png').read_bytes().startswith(b'\x89PNG')
 
 

@@ -166,7 +166,7 @@ def test_format_without_ground_truth_measures_nothing(
     assert len(list(Path('format').glob('*.png'))) == 4
 
 
-def test_usual_augmentation_of_segmentation(run: Run, segmentation: Path, weights: Path) -> None:
+def test_augmentation_of_the_config(run: Run, segmentation: Path, weights: Path) -> None:
     plain = run('test', segmentation, weights, '--dump', 'plain.pkl', '--work-dir', 'w')
     tta = run('test', segmentation, weights, '--tta', '--dump', 'tta.pkl', '--work-dir', 'w2')
     assert plain.code == tta.code == 0
@@ -179,25 +179,6 @@ def test_usual_augmentation_of_segmentation(run: Run, segmentation: Path, weight
         not torch.equal(a['pred_sem_seg']['data'], b['pred_sem_seg']['data'])
         for a, b in zip(first, second, strict=True)
     )
-
-
-def test_own_augmentation_of_the_config(run: Run, segmentation: Path, weights: Path) -> None:
-    segmentation.write_text(
-        segmentation.read_text()
-        + """
-tta_model = dict(type='SegTTAModel')
-tta_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='TestTimeAug', transforms=[
-        [dict(type='Resize', scale=(48, 48), keep_ratio=True)],
-        [dict(type='RandomFlip', prob=1.0)],
-        [dict(type='LoadAnnotations')],
-        [dict(type='PackSegInputs')]])]
-"""
-    )
-    outcome = run('test', segmentation, weights, '--tta', '--work-dir', 'w')
-    assert outcome.code == 0
-    assert 'scale_factor' not in Path('w', segmentation.name).read_text()
 
 
 def test_missing_test_data(run: Run, segmentation: Path, weights: Path) -> None:

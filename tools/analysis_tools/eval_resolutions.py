@@ -92,13 +92,7 @@ def draw(results: Sequence[dict[str, Any]], own_size: int, file: Path) -> None:
 
 
 def write(results: Sequence[dict[str, Any]], own_size: int, args: Namespace) -> None:
-    """Table, JSON and plot of what is done so far."""
-    text = [
-        f'{args.checkpoint} with {args.config}, not trained again.\n',
-        f'{to_markdown(results, own_size)}\n\nReplaced in the config:\n',
-        *(f'* {result["size"]}: {", ".join(result["changes"])}' for result in results),
-    ]
-    write_atomically(args.out / 'resolutions.md', '\n'.join([*text, '']).encode())
+    """JSON and plot of what is done so far."""
     held = dict(
         config=args.config, checkpoint=args.checkpoint, config_size=own_size, results=results
     )
@@ -135,8 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         results.append(test_at(cfg, size, args))
         write(results, own_size, args)
     print(to_markdown(results, own_size))
-    for name in ('md', 'json', 'png'):
-        print(args.out / f'resolutions.{name}')
+    print(f'results: {args.out}/resolutions.json, {args.out}/resolutions.png')
 
 
 if __name__ == '__main__':
