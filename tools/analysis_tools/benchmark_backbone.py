@@ -18,11 +18,10 @@ import torch
 from benchmarking import harness, report
 from benchmarking.backbones import CONTENDERS, EMBED_DIMS, PATCH, build
 from benchmarking.measuring import Call
-from benchmarking.report import Row, mebibytes, percent, significant
+from benchmarking.report import Row, mebibytes, significant
 from torch import Tensor, nn
 
 MODES = ('inference', 'training')
-RESOLUTIONS = (224, 384, 512, 768, 1024, 1248)
 # Vim-Ti against DeiT-Ti with plain attention, batch inference on a GPU (arXiv 2401.09417, figure 1
 # and section 4): DeiT's time and memory over Vim's, by resolution.
 _PAPER = {'seconds_over_first': {512: 1.0, 1248: 2.8}, 'peak_bytes_over_first': {1248: 1 / 0.132}}
@@ -31,12 +30,9 @@ _READING = """\
 samples: below 1 {ours} is faster. `spread` is the distance between the quartiles over the median.
 `peak` is the most memory that torch held: weights, image, and in training gradients too;
 `{ours} ÷ peak` compares it. Training is a forward and a backward pass, without an optimizer. Plain
-attention keeps the whole score matrix, SDPA is `scaled_dot_product_attention`. {neck} Stars in the
-plot are the paper's figures: Vim-Ti and DeiT-Ti with plain attention, inference on a GPU."""
-_NECK = {
-    False: 'All end in the class token, as for classification.',
-    True: 'All give four taps to the feature pyramid of UperNet, Vim without a class token.',
-}
+attention keeps the whole score matrix, SDPA is `scaled_dot_product_attention`. Models end in the
+class token or, `--with-neck`, give four taps to UperNet's pyramid, Vim without a class token. Stars
+in a plot are the paper's figures for DeiT with plain attention, inference on a GPU."""
 
 
 class Setting(NamedTuple):
@@ -58,7 +54,7 @@ def parse_arguments(argv: Sequence[str]) -> Namespace:
     """The command line; dtypes other than float32 run under autocast."""
     parser = harness.measuring_parser(__doc__, EMBED_DIMS)
     add = parser.add_argument
-    add('--resolutions', nargs='+', type=harness.positive, default=list(RESOLUTIONS))
+    add('--resolutions', nargs='+', type=harness.positive, default=[224, 384, 512, 768, 1024, 1248])
     add('--modes', nargs='+', choices=MODES, default=list(MODES))
     add('--with-neck', action='store_true', help='four taps and the pyramid of UperNet (mmseg)')
     add(
@@ -102,7 +98,6 @@ def measure(setting: Setting, args: Namespace) -> list[Row]:
     generator = torch.Generator().manual_seed(0)
     shape = (setting.batch, 3, setting.resolution, setting.resolution)
     image = torch.randn(shape, generator=generator).to(args.device)
-
     held: dict[str, int] = {}
 
     def make(name: str) -> Call:
@@ -112,44 +107,38 @@ def measure(setting: Setting, args: Namespace) -> list[Row]:
         return make_step(model, setting, image)
 
     makers = {name: partial(make, name) for name in args.contenders}
-    found = harness.contest(makers, setting.execution, args, held=held)
+    found = harness.contest(makers, setting.execution, args, held, {})
     for name, row in found.items():
-        row.update(setting._asdict(), model=name, title=CONTENDERS[name].title)
-        row['tokens'] = (setting.resolution // PATCH) ** 2 + 1  # patches and the class token
-        if row['status'] == 'ok':
-            row['images_per_second'] = setting.batch / row['seconds']
+        row.update(setting._asdict(), model=name, title=CONTENDERS[name][0])
     return list(found.values())
 
 
 def write(result: dict[str, Any], args: Namespace) -> None:
     """The report. A CPU's absolute times stay out of the tables: they are the machine's mood."""
-    ours = CONTENDERS[args.contenders[0]].title
+    ours = CONTENDERS[args.contenders[0]][0]
     inverse = lambda ratio: significant(1 / ratio)  # noqa: E731
-    absolute = {
-        'ms': ('seconds', lambda seconds: significant(1e3 * seconds)),
-        'images/s': ('images_per_second', significant),
-    }
+    milliseconds = {'ms': ('seconds', lambda seconds: significant(1e3 * seconds))}
     columns = {
         'resolution': ('resolution', str),
-        'tokens': ('tokens', str),
         'model': ('title', str),
         f'{ours} ÷': ('seconds_over_first', inverse),
-        'spread': ('spread', percent),
-        **(absolute if args.device.type == 'cuda' else {}),
+        'spread': ('spread', '{:.0%}'.format),
+        **(milliseconds if args.device.type == 'cuda' else {}),
         'peak MiB': ('peak_bytes', mebibytes),
         f'{ours} ÷ peak': ('peak_bytes_over_first', inverse),
     }
+    compared = (args.contenders[:1], args.sizes, args.modes)
     report.write(
         args.out,
         'backbone',
         result,
-        ['# Backbones', _READING.format(ours=ours, neck=_NECK[args.with_neck])],
+        ['# Backbones', _READING.format(ours=ours)],
         group=('size', 'mode', 'batch', 'dtype', 'execution'),
         columns=columns,
         x='resolution',
         panels={f'time ÷ {ours}': 'seconds_over_first', f'peak ÷ {ours}': 'peak_bytes_over_first'},
         line='{title}',
-        stars=_PAPER if args.contenders[0] == 'vim' else {},
+        stars=_PAPER if compared == (['vim'], ['tiny'], ['inference']) else {},
     )
 
 

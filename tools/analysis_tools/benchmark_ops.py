@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from benchmarking import harness, report, scan_cases
 from benchmarking.ceilings import copy_bandwidth, exp_loop
-from benchmarking.measuring import contained, saved_bytes
-from benchmarking.report import Row, mebibytes, percent, significant
+from benchmarking.measuring import Call, contained, saved_bytes
+from benchmarking.report import Row, mebibytes, significant
 from benchmarking.scan_cases import PARTS, PASSES, PUBLISHED, SIZES, SPLITS, Case, Work, held_to
 from torch import Tensor
 
@@ -69,25 +69,26 @@ def measure(case: Case, args: Namespace) -> list[Row]:
         return []
     works = {name: scan_cases.make_work(name, case, args.device) for name in names}
     differences = compare(works)
-    copy, loop = copy_bandwidth(args.device, args.threads), exp_loop(args.device)
+    copy = copy_bandwidth(args.device, args.threads)
+    loop, count = exp_loop(args.device)
     rows: list[Row] = []
     for execution in args.execution:
         forward: dict[str, Row] = {}
         for kind in PASSES:
-            makers = {n: partial(held_to, n, partial(w.call, kind)) for n, w in works.items()}
+            makers = {name: partial(ready, name, work, kind) for name, work in works.items()}
             # The loop of exponentials is timed in the same rounds as what is compared with it.
-            found = harness.contest(makers, execution, args, {loop.name: loop.call})
+            found = harness.contest(makers, execution, args, {}, {'exp': loop})
             forward = forward or found
-            loop_rate = loop.count / found[loop.name].get('seconds', math.inf)
+            loop_rate = count / found['exp'].get('seconds', math.inf)
             for name, work in works.items():
                 about = dict(case._asdict(), execution=execution, kind=kind, contender=name)
                 row = {**about, **found[name], 'difference': differences.get(name)}
                 rows.append(row)
                 if row['status'] != 'ok':
                     continue
-                # A backward pass needs every decay once more: none of them is saved.
-                passes = 1 if kind == 'forward' else 2
-                rate = passes * case.exponentials / row['seconds']
+                # exp(dt A), B L E N a direction; a backward pass needs every one once more.
+                decays = (2 if kind == 'forward' else 4) * case.channels * scan_cases.STATES
+                rate = case.batch * case.length * decays / row['seconds']
                 row.update(
                     gigaexp_per_second=rate / 1e9,
                     gigaexp_per_second_of_loop=loop_rate / 1e9,
@@ -100,6 +101,12 @@ def measure(case: Case, args: Namespace) -> list[Row]:
                     if 'peak_bytes' in row:
                         row['saved_bytes'] = saved_bytes(work.forward, work.parameters)
     return rows
+
+
+def ready(name: str, work: Work, kind: str) -> Call:
+    """A pass of a contender."""
+    call = partial(work.call, kind)
+    return held_to(name)(call) if name in SPLITS else call
 
 
 def compare(works: dict[str, Work]) -> dict[str, float]:
@@ -127,11 +134,11 @@ def write(result: dict[str, Any], args: Namespace) -> None:
         'contender': ('contender', str),
         f'÷ {ours}': ('seconds_over_first', significant),
         '÷ forward': ('over_forward', significant),
-        'spread': ('spread', percent),
+        'spread': ('spread', '{:.0%}'.format),
         **(microseconds if on_gpu else {}),
         'G exp/s': ('gigaexp_per_second', significant),
-        'of exp': ('exp_share', percent),
-        'of copy': ('copy_share', percent),
+        'of exp': ('exp_share', '{:.0%}'.format),
+        'of copy': ('copy_share', '{:.0%}'.format),
         'peak MiB': ('peak_bytes', mebibytes),
         'saved MiB': ('saved_bytes', mebibytes),
         'rms': ('difference', '{:.0e}'.format),
@@ -153,6 +160,7 @@ def write(result: dict[str, Any], args: Namespace) -> None:
         x='length',
         panels={f'time ÷ {ours}': 'seconds_over_first', 'share of the exponentials': 'exp_share'},
         line='{contender}, {kind}',
+        stars={},
     )
 
 

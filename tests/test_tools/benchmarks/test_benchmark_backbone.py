@@ -54,7 +54,6 @@ def test_all_files_and_all_rows_are_there(report: tuple[Path, dict[str, Any]]) -
         for model in ('vim', 'deit-sdpa', 'deit-plain')
     ]
     assert all(row['status'] == 'ok' for row in result['rows'])
-    assert {row['tokens'] for row in result['rows']} == {5, 10}
 
 
 def test_ratios_follow_from_the_medians(report: tuple[Path, dict[str, Any]]) -> None:
@@ -64,7 +63,6 @@ def test_ratios_follow_from_the_medians(report: tuple[Path, dict[str, Any]]) -> 
         vim = rows[mode, size, 'vim']
         assert row['seconds_over_first'] == pytest.approx(row['seconds'] / vim['seconds'])
         assert row['peak_bytes_over_first'] == row['peak_bytes'] / vim['peak_bytes']
-        assert row['images_per_second'] == pytest.approx(1 / row['seconds'])
         # In training the gradients are there too.
         weights = sum(p.nbytes for p in backbones.build(row['model'], 'tiny', size).parameters())
         assert row['peak_bytes'] > (weights if mode == 'inference' else 2 * weights)
@@ -73,11 +71,11 @@ def test_ratios_follow_from_the_medians(report: tuple[Path, dict[str, Any]]) -> 
 def test_the_table_has_vims_time_over_the_others(report: tuple[Path, dict[str, Any]]) -> None:
     folder, result = report
     text = (folder / 'backbone.md').read_text()
-    assert '| resolution | tokens | model | Vim ÷ | spread | peak MiB | Vim ÷ peak |' in text
-    assert '| 32 | 5 | Vim | 1.00 |' in text
+    assert '| resolution | model | Vim ÷ | spread | peak MiB | Vim ÷ peak |' in text
+    assert '| 32 | Vim | 1.00 |' in text
     (row,) = (r for r in result['rows'][:3] if r['model'] == 'deit-plain')
     ratio = significant(1 / row['seconds_over_first'])
-    assert f'| 32 | 5 | DeiT, plain attention | {ratio} |' in text
+    assert f'| 32 | DeiT, plain attention | {ratio} |' in text
 
 
 def test_models_that_failed_have_a_row_without_figures(
@@ -86,11 +84,11 @@ def test_models_that_failed_have_a_row_without_figures(
     def full(*_: object) -> Any:
         raise torch.OutOfMemoryError('x')
 
-    plain = backbones.CONTENDERS['deit-plain']
-    monkeypatch.setitem(backbones.CONTENDERS, 'deit-plain', plain._replace(build=full))
+    title, _ = backbones.CONTENDERS['deit-plain']
+    monkeypatch.setitem(backbones.CONTENDERS, 'deit-plain', (title, full))
     argv = ['--out', str(tmp_path), '--resolutions', '32', '--modes', 'inference', *QUICK]
     assert benchmark_backbone.main([*argv, '--contenders', 'vim', 'deit-plain']) == 0
-    assert '| 32 | 5 | DeiT, plain attention | OOM |' in (tmp_path / 'backbone.md').read_text()
+    assert '| 32 | DeiT, plain attention | OOM |' in (tmp_path / 'backbone.md').read_text()
     vim, failed = json.loads((tmp_path / 'backbone.json').read_text())['rows']
     assert vim['status'] == 'ok' and 'seconds' not in failed
 
@@ -121,8 +119,6 @@ def test_plain_attention() -> None:
     q, k, v = torch.randn(3, 2, 3, 7, 8, generator=torch.Generator().manual_seed(0))
     ours = backbones.plain_attention(q, k, v)
     torch.testing.assert_close(ours, F.scaled_dot_product_attention(q, k, v))
-    with pytest.raises(ValueError, match='without dropout'):
-        backbones.plain_attention(q, k, v, dropout_p=0.1)
 
 
 @pytest.mark.parametrize('name', backbones.CONTENDERS)

@@ -10,7 +10,6 @@ import benchmark_ops
 import pytest
 import torch
 from benchmarking import harness, scan_cases
-from benchmarking.measuring import OOM
 from benchmarking.scan_cases import PASSES, Case, make_work
 
 CPU = torch.device('cpu')
@@ -152,7 +151,7 @@ def test_a_gpu_that_is_not_there_is_told(capsys: pytest.CaptureFixture[str]) -> 
 def test_failed_contenders_have_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(calls: dict[str, Any], _: object) -> dict[str, dict[str, Any]]:
         timing = dict(status='ok', seconds=2.0, spread=0.0, rounds=2)
-        return {**{name: dict(timing) for name in calls}, 'chunked': dict(status=OOM)}
+        return {**{name: dict(timing) for name in calls}, 'chunked': dict(status='OOM')}
 
     argv = ['--out', str(tmp_path), *QUICK, '--lengths', '16', '--parts', 'scan', '--no-memory']
     monkeypatch.setattr(harness, 'interleave', failing)

@@ -11,8 +11,10 @@ import pytest
 import torch
 from benchmarking import harness, measuring
 from benchmarking.ceilings import copy_bandwidth, exp_loop
-from benchmarking.measuring import OOM, interleave, is_out_of_memory, peak_bytes, saved_bytes
+from benchmarking.measuring import interleave, peak_bytes, saved_bytes
 from benchmarking.report import significant, table, write
+
+from mmvim_ops import loading
 
 CPU = torch.device('cpu')
 MEBI = 2**20
@@ -54,25 +56,21 @@ def test_out_of_memory_becomes_a_row_and_other_errors_stay_errors(
     def greedy() -> object:
         return torch.empty(1 << 60, dtype=torch.uint8)
 
+    def full() -> object:
+        raise torch.OutOfMemoryError('x')
+
     def refused() -> object:
         raise RuntimeError('no kernel for this\nat line 3')
 
-    timings = interleave({'greedy': greedy, 'modest': lambda: None, 'none': refused}, effort())
-    assert timings['greedy'] == dict(status=OOM)
+    calls = {'greedy': greedy, 'full': full, 'modest': lambda: None, 'none': refused}
+    timings = interleave(calls, effort())
+    assert "can't allocate memory" in timings['greedy']['status']
+    assert timings['full'] == dict(status='OOM')
     assert timings['none'] == dict(status='no kernel for this')
     assert timings['modest']['status'] == 'ok'
-    assert capsys.readouterr().err == 'greedy: OOM\nnone: no kernel for this\n'
+    assert capsys.readouterr().err.endswith('full: OOM\nnone: no kernel for this\n')
     with pytest.raises(ZeroDivisionError):
         interleave({'wrong': lambda: 1 / 0}, effort())
-    assert is_out_of_memory(torch.OutOfMemoryError('x')) and is_out_of_memory(MemoryError())
-    assert not is_out_of_memory(RuntimeError('shapes cannot be multiplied'))
-    assert not is_out_of_memory(ValueError('out of memory'))
-    with pytest.raises(RuntimeError) as wrapped:
-        try:
-            raise torch.OutOfMemoryError('x')
-        finally:
-            raise RuntimeError('the capture has failed')
-    assert is_out_of_memory(wrapped.value)
 
 
 def test_a_contest_compares_with_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,14 +85,14 @@ def test_a_contest_compares_with_the_first(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(harness, 'interleave', timed)
     x = torch.ones(MEBI // 4)
     contenders = {'a': lambda: x.clone, 'bb': lambda: lambda: torch.cat((x, x)), 'c': failing}
-    rows = harness.contest(contenders, 'eager', effort(), {'loop': lambda: None}, {'a': MEBI})
+    rows = harness.contest(contenders, 'eager', effort(), {'a': MEBI}, {'loop': lambda: None})
     assert log == [['a', 'bb', 'loop']] and list(rows) == ['a', 'bb', 'c', 'loop']
     assert rows['c'] == dict(status='no such module')
     assert rows['a'] == dict(
         status='ok', seconds=2, peak_bytes=2 * MEBI, seconds_over_first=1, peak_bytes_over_first=1
     )
     assert rows['bb']['seconds_over_first'] == 2 and rows['bb']['peak_bytes_over_first'] == 1
-    rows = harness.contest({'c': failing, 'a': contenders['a']}, 'eager', effort())
+    rows = harness.contest({'c': failing, 'a': contenders['a']}, 'eager', effort(), {}, {})
     assert rows['a'] == dict(status='ok', seconds=2, peak_bytes=MEBI)
 
 
@@ -144,16 +142,14 @@ def test_saved_bytes_of_the_scan_are_its_inputs_and_states() -> None:
     assert saved_bytes(reference.forward, reference.parameters) > 40 * state
 
 
-def test_loops_of_exponentials_count_their_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarking import ceilings
-
-    loop = exp_loop(CPU)
-    assert loop.count % torch.get_num_threads() == 0
-    loop.call()
-    monkeypatch.setattr(ceilings.loading, 'problem', lambda: 'not built')
-    loop = exp_loop(CPU)
-    assert loop.name == 'torch.exp' and loop.count % torch.get_num_threads() == 0
-    assert 0 < loop.call().max() <= 1
+def test_loops_of_exponentials_count_their_threads() -> None:
+    call, count = exp_loop(CPU)
+    assert count % torch.get_num_threads() == 0
+    if loading.problem() is None:
+        call()
+    else:
+        with pytest.raises(RuntimeError):
+            call()
 
 
 def test_a_copy_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,12 +180,12 @@ def test_significant_digits(value: float, text: str) -> None:
 
 def test_tables_keep_their_columns() -> None:
     columns = {name: (name, str) for name in 'pqrs'}
-    rows = [dict(status='ok', p=1, r='a|b'), dict(status='OOM', p=1, q=2, r=3, s=4)]
+    rows = [dict(status='ok', p=1, r='a|b'), dict(status='OOM', p=1, q=2, s=4)]
     assert table(rows, columns).splitlines() == [
         '| p | q | r | s |',
         '|---|---|---|---|',
         '| 1 | – | a\\|b | – |',
-        '| 1 | 2 | 3 | OOM |',
+        '| 1 | 2 | OOM |',
     ]
 
 
@@ -197,7 +193,7 @@ def test_a_report_is_grouped_and_json_refuses_what_is_no_number(tmp_path: Path) 
     rows = [dict(status='ok', size=size, batch=b, x=b, y=1.5) for size in 'st' for b in (1, 2)]
     result = dict(command='run it', machine=dict(cpu='z'), versions={}, rows=rows)
     columns = {'b': ('batch', str)}
-    plot = dict(x='x', panels={'Y': 'y'}, line='{size}')
+    plot: Any = dict(x='x', panels={'Y': 'y'}, line='{size}', stars={'y': {3: 1.0}})
     write(tmp_path, 'a', result, ['# A', 'read'], ('size', 'batch'), columns, **plot)
     assert json.loads((tmp_path / 'a.json').read_text()) == result
     text = (tmp_path / 'a.md').read_text()

@@ -6,26 +6,13 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 PATCH = 16
 EMBED_DIMS = {'tiny': 192, 'small': 384, 'base': 768}
-
-
-class Contender(NamedTuple):
-    """A row of the comparison.
-
-    Attributes:
-        title (str): In the report.
-        build (Callable): Size, resolution of the square images, and whether four feature maps are
-            asked for in place of the class token, to a model with random weights.
-    """
-
-    title: str
-    build: Callable[[str, int, bool], nn.Module]
 
 
 def build(name: str, size: str, resolution: int, with_neck: bool = False) -> nn.Module:
@@ -35,7 +22,7 @@ def build(name: str, size: str, resolution: int, with_neck: bool = False) -> nn.
     pyramid, of mmseg) it gives its four taps to it, and ends in maps at strides 4, 8, 16 and 32.
     """
     importlib.import_module('mmvim')  # first: it mends a torchvision that would fail to import
-    model = CONTENDERS[name].build(size, resolution, with_neck)
+    model = CONTENDERS[name][1](size, resolution, with_neck)
     if not with_neck:
         return model
     from mmseg.models.necks.featurepyramid import Feature2Pyramid
@@ -78,17 +65,17 @@ def plain_attention(query: Tensor, key: Tensor, value: Tensor, dropout_p: float 
     """Attention in three steps, as DeiT was published, with the whole score matrix in memory.
 
     Of (B, heads, L, C) each. The scale is applied to the queries, one pass over the scores less
-    than in mmpretrain's own plain version, which also passes ``dropout_p``.
+    than in mmpretrain's own plain version, which also passes ``dropout_p``: 0 here.
     """
-    if dropout_p:
-        raise ValueError(f'dropout_p={dropout_p}: the benchmark runs without dropout')
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)  # (B, heads, L, L)
     return scores.softmax(dim=-1) @ value
 
 
-CONTENDERS = {
-    'vim': Contender('Vim', _vim),
-    'vim-with-cp': Contender('Vim, blocks recomputed', partial(_vim, with_cp=True)),
-    'deit-sdpa': Contender('DeiT, SDPA', partial(_deit, plain=False)),
-    'deit-plain': Contender('DeiT, plain attention', partial(_deit, plain=True)),
+# Title and builder of a row: size, resolution of the square images, and whether four feature maps
+# are asked for in place of the class token, to a model with random weights.
+CONTENDERS: dict[str, tuple[str, Callable[[str, int, bool], nn.Module]]] = {
+    'vim': ('Vim', _vim),
+    'vim-with-cp': ('Vim, blocks recomputed', partial(_vim, with_cp=True)),
+    'deit-sdpa': ('DeiT, SDPA', partial(_deit, plain=False)),
+    'deit-plain': ('DeiT, plain attention', partial(_deit, plain=True)),
 }

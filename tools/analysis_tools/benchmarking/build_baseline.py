@@ -155,9 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         told = f'source distribution of {package.name} {package.version}'
         parser.add_argument(f'--{package.name}', type=Path, required=True, help=told)
     parser.add_argument('--out', type=Path, default=Path('build/baseline'), metavar='DIR')
-    parser.add_argument(
-        '--arch', help='like 9.0 (default: TORCH_CUDA_ARCH_LIST, or the GPUs that are there)'
-    )
+    parser.add_argument('--arch', help='like 9.0 (default: TORCH_CUDA_ARCH_LIST)')
     args = parser.parse_args(argv)
     if args.arch:
         os.environ['TORCH_CUDA_ARCH_LIST'] = args.arch

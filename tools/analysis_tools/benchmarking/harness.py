@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,10 +22,7 @@ from benchmarking.report import Row
 from mmvim_ops import loading
 
 ROOT = Path(__file__).parents[3]
-_PACKAGES = (
-    *('mmvim', 'mamba-ssm', 'causal-conv1d', 'triton'),
-    *('mmengine', 'mmcv', 'mmsegmentation', 'mmpretrain', 'timm'),
-)
+_PACKAGES = 'mmvim mamba-ssm causal-conv1d triton mmengine mmcv mmsegmentation mmpretrain timm'
 
 
 def positive(text: str) -> int:
@@ -47,14 +43,9 @@ def measuring_parser(description: str | None, sizes: Iterable[str]) -> ArgumentP
     add('--dtypes', nargs='+', choices=dtypes, default=['float32'])
     add('--device', choices=('cpu', 'cuda'), default='cpu')
     add('--threads', type=positive, default=torch.get_num_threads())
-    add(
-        '--execution',
-        nargs='+',
-        choices=('eager', 'graphs'),
-        default=['eager'],
-        help='as it is (default), or each pass replayed as a CUDA graph: small cases without the '
-        'time of their launches',
-    )
+    executions = ('eager', 'graphs')
+    told = 'graphs: each pass replayed as a CUDA graph, without the time of its launches'
+    add('--execution', nargs='+', choices=executions, default=['eager'], help=told)
     add('--rounds', type=positive, default=5, help='at least (default: %(default)s)')
     add('--seconds', type=float, default=2.0, help='a case, at least (default: %(default)s)')
     add('--no-memory', action='store_true', help='time alone')
@@ -80,8 +71,8 @@ def contest(
     contenders: Mapping[str, Callable[[], Call]],
     execution: str,
     args: Namespace,
-    beside: Mapping[str, Call] = MappingProxyType({}),
-    held: Mapping[str, int] = MappingProxyType({}),
+    held: Mapping[str, int],
+    beside: Mapping[str, Call],
 ) -> dict[str, Row]:
     """Measure contenders: peak memory of each alone, then times in the same rounds.
 
@@ -90,8 +81,8 @@ def contest(
             first is what the others are compared with.
         execution (str): 'eager' or 'graphs'; a replayed graph allocates nothing.
         args (Namespace): Of :func:`parse`.
-        beside (Mapping[str, Call]): What else takes part in the rounds.
         held (Mapping[str, int]): Bytes that count to a contender's peak, known once it is made.
+        beside (Mapping[str, Call]): What else takes part in the rounds.
 
     Returns:
         dict[str, Row]: What :func:`interleave` returns; with ``peak_bytes``, and with time and
@@ -153,9 +144,10 @@ def run(
 def circumstances(args: Namespace) -> dict[str, dict[str, str]]:
     """Properties of the machine, and versions of what may have a part in the figures."""
     machine = {'cpu': platform.processor() or platform.machine()}
-    with suppress(OSError, AttributeError):  # Linux alone
-        found = re.search(r'^model name\s*:\s*(.+)$', Path('/proc/cpuinfo').read_text(), re.M)
-        machine['cpu'] = found[1] if found else machine['cpu']
+    with suppress(OSError, TypeError):  # Linux alone, and not on every processor
+        text = Path('/proc/cpuinfo').read_text()
+        machine['cpu'] = re.search(r'^model name\s*:\s*(.+)$', text, re.M)[1]
+    with suppress(OSError, AttributeError):
         machine['cores'] = f'{len(os.sched_getaffinity(0))} of {os.cpu_count()}'
         machine['load before the run'] = f'{os.getloadavg()[0]:.2f}'
     machine['threads'] = str(args.threads)
@@ -167,10 +159,8 @@ def circumstances(args: Namespace) -> dict[str, dict[str, str]]:
     machine['system'] = platform.platform(terse=True)
     versions = {'python': platform.python_version(), 'torch': str(torch.__version__)}
     versions['float32 products'] = torch.get_float32_matmul_precision()
-    versions['native library'] = (
-        loading.problem() or f'{loading.isa()}, {loading.info()["compiler"]}'
-    )
-    for package in _PACKAGES:
+    versions['native library'] = loading.problem() or loading.isa()
+    for package in _PACKAGES.split():
         with suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
     with suppress(OSError, subprocess.SubprocessError):  # outside a repository

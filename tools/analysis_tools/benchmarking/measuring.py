@@ -17,36 +17,22 @@ from torch import Tensor
 from torch.profiler import DeviceType, ProfilerActivity, profile
 
 Call = Callable[[], object]
-OOM = 'OOM'
 # Short calls are repeated until a sample takes about so many seconds.
 _SAMPLE_SECONDS, _MAX_ROUNDS, _GRAPH_WARM_UPS = 0.01, 100, 3
-# How torch says on a CPU that memory is short, and in the middle of a capture on a GPU.
-_OUT_OF_MEMORY_TEXTS = ("can't allocate memory", 'out of memory')
 os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # the profiler writes lines of its own to stderr
-
-
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an exception, or one that it came upon, says that there is no memory left."""
-    while error is not None:
-        if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-            return True
-        text = str(error).lower()
-        if isinstance(error, RuntimeError) and any(part in text for part in _OUT_OF_MEMORY_TEXTS):
-            return True
-        error = error.__context__  # a capture that ran out of memory ends in an error of its own
-    return False
 
 
 @contextmanager
 def contained(failed: dict[str, dict[str, Any]], name: str) -> Iterator[None]:
     """Note under ``name`` why a contender cannot run, and go on.
 
-    ``status`` becomes 'OOM', or the first line of the error of torch, a kernel or an import.
+    ``status`` becomes 'OOM' on a GPU, else the first line of what torch, a kernel or an import
+    says.
     """
     try:
         yield
     except (RuntimeError, MemoryError, ImportError) as error:
-        status = OOM if is_out_of_memory(error) else str(error).splitlines()[0]
+        status = 'OOM' if isinstance(error, torch.OutOfMemoryError) else str(error).splitlines()[0]
         failed[name] = dict(status=status)
         print(f'{name}: {status}', file=sys.stderr)
     if name in failed:  # the error is gone here, and with it the frames that held tensors
@@ -118,10 +104,10 @@ def interleave(calls: Mapping[str, Call], args: Namespace) -> dict[str, dict[str
                 samples[name].append(sample(calls[name], loops[name], args.device))
     finally:
         gc.enable()
-    quarters = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
     for name, taken in samples.items():
-        cuts = torch.tensor(taken, dtype=torch.float64).quantile(quarters)
-        first, median, third = cuts.tolist()
+        first, median, third = (
+            torch.tensor(taken).quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
+        )
         spread = (third - first) / median
         rows[name] = dict(status='ok', seconds=median, spread=spread, rounds=len(taken))
     return rows
@@ -146,7 +132,6 @@ def peak_bytes(call: Call, device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         call()
-    assert profiled.profiler is not None and profiled.profiler.kineto_results is not None
     events = profiled.profiler.kineto_results.events()
     changes = [event for event in events if event.name() == '[memory]']
     held = peak = 0

@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_CONVOLUTION, _SCAN = 'causal_conv1d_cuda', 'selective_scan_cuda'
+
+def _kernels(name: str) -> Any:
+    return importlib.import_module(f'{name}_cuda')
 
 
 def as_in_proj_leaves_it(xz: Tensor) -> Tensor:
@@ -45,8 +47,7 @@ def inner(activations: list[Tensor], parameters: list[Tensor]) -> Tensor:
 def _convolve(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     """Causal, with silu: (B, E, L) to the same."""
     out = torch.empty_like(x)
-    convolution: Any = importlib.import_module(_CONVOLUTION)
-    convolution.causal_conv1d_fwd(x, w, b, None, None, out, None, True)
+    _kernels('causal_conv1d').causal_conv1d_fwd(x, w, b, None, None, out, None, True)
     return out
 
 
@@ -71,17 +72,8 @@ class _Direction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        xz: Tensor,
-        w: Tensor,
-        b: Tensor,
-        x_proj: Tensor,
-        dt_w: Tensor,
-        dt_b: Tensor,
-        A: Tensor,
-        D: Tensor,
-    ) -> Tensor:
+    def forward(ctx: Any, xz: Tensor, *weights: Tensor) -> Tensor:
+        w, b, x_proj, dt_w, dt_b, A, D = weights
         batch, states = xz.shape[0], A.shape[1]
         x_proj, dt_w = x_proj.to(xz.dtype), dt_w.to(xz.dtype)
         x, z = xz.chunk(2, dim=1)
@@ -93,9 +85,8 @@ class _Direction(torch.autograd.Function):
             return columns.view(batch, -1, states).transpose(1, 2).unsqueeze(1).contiguous()
 
         B, C = (channels_first(m) for m in dbl[:, -2 * states :].split(states, dim=1))
-        scan: Any = importlib.import_module(_SCAN)
-        delta = _steps(dbl, dt_w, batch)
-        y, checkpoints, out = scan.fwd(u, delta, A, B, C, D, z, dt_b, True)
+        scan = (u, _steps(dbl, dt_w, batch), A, B, C, D, z, dt_b, True)
+        y, checkpoints, out = _kernels('selective_scan').fwd(*scan)
         ctx.save_for_backward(xz, w, b, x_proj, dt_w, dt_b, A, D, dbl, B, C, y, checkpoints)
         gated: Tensor = out
         return gated
@@ -110,11 +101,10 @@ class _Direction(torch.autograd.Function):
         # The gradients of x and z are written side by side, where they are one tensor.
         grad_xz = torch.empty_like(xz)
         grad_x, grad_z = grad_xz.chunk(2, dim=1)
-        scan: Any = importlib.import_module(_SCAN)
         # The published code also lets the kernel write the gated output once more (the last True).
-        grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_dt_b, *_ = scan.bwd(
-            *(u, delta, A, B, C, D, z, dt_b, grad_out, checkpoints, y, grad_z, True, True)
-        )
+        scan = (u, delta, A, B, C, D, z, dt_b, grad_out, checkpoints, y, grad_z, True, True)
+        grads = _kernels('selective_scan').bwd(*scan)
+        grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_dt_b, *_ = grads
         grad_dbl = torch.empty_like(dbl)
         for columns, grad in zip(grad_dbl[:, rank:].split(states, dim=1), (grad_B, grad_C)):
             columns.view(batch, -1, states).copy_(grad.squeeze(1).transpose(1, 2))
@@ -126,8 +116,7 @@ class _Direction(torch.autograd.Function):
         grad_u = grad_u.view(u.shape[1], batch, -1).transpose(0, 1)
         grad_w = torch.zeros_like(w, dtype=torch.float32)
         grad_b = torch.zeros_like(b, dtype=torch.float32)
-        convolution: Any = importlib.import_module(_CONVOLUTION)
-        convolution.causal_conv1d_bwd(
+        _kernels('causal_conv1d').causal_conv1d_bwd(
             *(x, w, b, grad_u, None, None, None, grad_x, grad_w, grad_b, None, True)
         )
         return grad_xz, grad_w, grad_b, grad_x_proj, grad_dt_w, grad_dt_b, grad_A, grad_D

@@ -8,14 +8,14 @@ scan, gate, sum.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from benchmarking import published
-from benchmarking.measuring import Call
 from mmvim_ops import MixerWeights, ScanInputs, bidirectional_selective_scan, loading, vim_inner
 
 # Embedding dims D of the published sizes (Vim, section 3.4); 'nano' is the demo's.
@@ -44,11 +44,6 @@ class Case(NamedTuple):
     def channels(self) -> int:
         """Inner channels E."""
         return 2 * SIZES[self.size]
-
-    @property
-    def exponentials(self) -> int:
-        """exp(dt A) of a forward pass: B L E N, twice."""
-        return 2 * self.batch * self.length * self.channels * STATES
 
 
 class Work(NamedTuple):
@@ -89,19 +84,14 @@ class Work(NamedTuple):
         return inputs + output if kind == 'forward' else 3 * inputs + 2 * output
 
 
-def held_to(name: str, call: Call) -> Call:
-    """A call whose CUDA kernels have the threads a channel of a contender of :data:`SPLITS`."""
-    if name not in SPLITS:
-        return call
-
-    def held() -> object:
-        loading.force_splits(*SPLITS[name])
-        try:
-            return call()
-        finally:
-            loading.force_splits(0, 0)
-
-    return held
+@contextmanager
+def held_to(name: str) -> Iterator[None]:
+    """Let the CUDA kernels have the threads a channel of a contender of :data:`SPLITS`."""
+    loading.force_splits(*SPLITS[name])
+    try:
+        yield
+    finally:
+        loading.force_splits(0, 0)
 
 
 def make_work(name: str, case: Case, device: torch.device) -> Work:
