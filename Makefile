@@ -1,7 +1,7 @@
 # Everything runs in a virtual environment of its own; nothing has to be installed by hand.
-#   PYTHON           interpreter that makes it, 3.11 or 3.12 with its headers;
-#                    with STACK=onedl 3.13 too                                   (python3)
+#   PYTHON           interpreter that makes it, 3.11 to 3.13 with its headers    (python3)
 #   STACK            openmmlab, or onedl for the maintained forks                (openmmlab)
+#   MMCV             lite, or full to compile mmcv's operators                   (lite)
 #   TORCH            the torch to install                                        (torch==2.13.0)
 #   TORCH_INDEX_URL  another package index for torch, e.g. of CPU-only builds    (none)
 #   ABI_PYTHON       the interpreter of test-abi, 3.10 or newer                  (PYTHON)
@@ -11,6 +11,7 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 STACK ?= openmmlab
+MMCV ?= lite
 TORCH ?= torch==2.13.0
 TORCH_INDEX_URL ?=
 ABI_PYTHON ?= $(PYTHON)
@@ -28,60 +29,91 @@ NATIVE := ops/build.py ops/mmvim_ops/library_file.py $(shell find ops/csrc -type
 export MMVIM_FORCE_EXT ?= 1
 
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+# Python compiles the modules that it imports, a third of those that are installed.
+INSTALL := $(PIP) install --no-compile --no-warn-conflicts
 STAMPS := $(VENV)/.stamps
+TORCH_STAMP := $(STAMPS)/torch-$(subst =,-,$(TORCH))
 # A file's tests stay in one process, which builds their fixtures once.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo demo-quick demo-det demo-cls test smoke smoke-onedl lint format slow slow-tests \
-	wheel test-abi test-pure clean
+.PHONY: help packages packages-onedl install demo demo-quick demo-det demo-cls test smoke smoke-onedl \
+	operators operators-full lint format slow slow-tests wheel test-abi test-pure clean
 
 help: ## this list
-	@echo 'make TARGET [STACK=onedl] [PYTHON=python3.12] [TORCH_INDEX_URL=...]'
+	@echo 'make TARGET [STACK=onedl] [MMCV=full] [PYTHON=python3.12] [TORCH_INDEX_URL=...]'
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | \
-		awk -F '\t' '{printf "  %-12s %s\n", $$1, $$2}'
+		awk -F '\t' '{printf "  %-14s %s\n", $$1, $$2}'
 
 ifeq ($(filter $(STACK),openmmlab onedl),)
 $(error STACK=$(STACK) is unknown: valid are openmmlab and onedl)
 endif
+ifeq ($(filter $(MMCV),lite full),)
+$(error MMCV=$(MMCV) is unknown: valid are lite and full)
+endif
 
 # --- the environment, step by step; each step is done again when its inputs change ---
 
-$(STAMPS)/venv:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "error: $(PYTHON) is older than 3.11; name a newer one: make PYTHON=python3.12"; exit 1; }
-	@[ $(STACK) != openmmlab ] || \
-		$(PYTHON) -c 'import sys; sys.exit(sys.version_info >= (3, 13))' || \
-		{ echo "error: mmcv 2.1.0 cannot be built by $(PYTHON): make PYTHON=python3.12, or STACK=onedl"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+$(STAMPS)/venv: requirements/build.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+		"error: $(PYTHON) is older than 3.11; name a newer one: make PYTHON=python3.12")'
+	@echo 'Making $(VENV).'
+	@$(PYTHON) -m venv $(VENV)
+	@$(INSTALL) -r $<
 	@mkdir -p $(STAMPS) && touch $@
 
-$(STAMPS)/torch-$(subst =,-,$(TORCH)): $(STAMPS)/venv requirements/build.txt
-	$(PIP) install -q -r requirements/build.txt
-	$(PIP) install -q $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) $(TORCH)
+$(TORCH_STAMP): $(STAMPS)/venv
+	@echo 'Installing $(TORCH).'
+	@$(INSTALL) $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) $(TORCH)
 	@touch $@
 
-$(STAMPS)/stack: $(STAMPS)/torch-$(subst =,-,$(TORCH)) requirements/$(STACK).txt requirements/runtime.txt
-	@echo 'Installing the $(STACK) stack; the first time mmcv is compiled (about 7 minutes on 2 cores).'
-	PATH="$(abspath $(BIN)):$$PATH" MMCV_WITH_OPS=1 \
-		$(PIP) install -q --no-deps --no-build-isolation -r requirements/$(STACK).txt
+# Pure Python all of it, mmcv too: mmvim computes the few operators that are needed.
+$(STAMPS)/stack-lite: $(STAMPS)/venv requirements/$(STACK).txt requirements/runtime.txt
+	@echo 'Installing the $(STACK) stack.'
+	@rm -f $(STAMPS)/stack-*
+	@$(PIP) uninstall -y mmcv onedl-mmcv
+	@$(INSTALL) --no-deps -r requirements/$(STACK).txt
 	@touch $@
 
-$(STAMPS)/project: $(STAMPS)/stack setup.py pyproject.toml $(NATIVE)
-	$(PIP) install -q --no-deps --no-build-isolation -e .
+# The same with mmcv compiled, without debug information, which takes a third of the time. An
+# earlier build in pip's cache may lack the operators.
+MMCV_FULL = $(subst mmcv-lite,mmcv,$(shell grep -E '^(onedl-)?mmcv' requirements/$(STACK).txt))
+$(STAMPS)/stack-full: $(TORCH_STAMP) requirements/$(STACK).txt requirements/runtime.txt
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 13) and "$(STACK)" == "openmmlab" and \
+		"error: $(MMCV_FULL) cannot be built by Python 3.13: make PYTHON=python3.12, or STACK=onedl")'
+	@$(MAKE) -s $(STAMPS)/stack-lite
+	@echo 'Installing $(MMCV_FULL); without a wheel it is compiled, about 10 minutes on 2 cores.'
+	@rm -f $(STAMPS)/stack-*
+	@$(PIP) uninstall -y mmcv-lite onedl-mmcv
+	@flags="$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_config_var("CFLAGS"))') -g0"; \
+		PATH="$(abspath $(BIN)):$$PATH" MMCV_WITH_OPS=1 CFLAGS="$$flags" CXXFLAGS="$$flags" \
+		$(INSTALL) --no-deps --no-build-isolation --no-cache-dir $(MMCV_FULL)
+	@$(BIN)/python -c 'import torch, mmcv._ext'
 	@touch $@
 
-$(STAMPS)/test: $(STAMPS)/project requirements/test.txt
-	$(PIP) install -q -r requirements/test.txt
+$(STAMPS)/project: $(TORCH_STAMP) setup.py pyproject.toml $(NATIVE)
+	@echo 'Compiling the scan kernels.'
+	@$(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
 
-$(STAMPS)/dev: $(STAMPS)/project requirements/dev.txt
-	$(PIP) install -q -r requirements/dev.txt
+# Two steps at a time, unless this make is told how many.
+STEPS = @$(MAKE) -s $(if $(findstring --jobserver,$(MAKEFLAGS)),,-j2)
+
+packages:
+	$(STEPS) $(TORCH_STAMP) $(STAMPS)/stack-$(MMCV)
+
+install: ## make the environment with the pinned stack
+	$(STEPS) $(TORCH_STAMP) $(STAMPS)/stack-$(MMCV) $(STAMPS)/project
+
+$(STAMPS)/test: requirements/test.txt | install
+	@$(INSTALL) -r $<
 	@touch $@
 
-install: $(STAMPS)/project ## make the environment with the pinned stack
+$(STAMPS)/dev: requirements/dev.txt | install
+	@$(INSTALL) -r $<
+	@touch $@
 
 # --- what one does with it ---
 
@@ -103,8 +135,16 @@ test: $(STAMPS)/test ## the test suite
 smoke: $(STAMPS)/test ## the tests that depend on the stack (2 minutes)
 	$(PYTEST) -m 'stack and not slow'
 
+ONEDL := STACK=onedl VENV=.venv-onedl
 smoke-onedl: ## the same part, on the other stack in an environment of its own
-	$(MAKE) STACK=onedl VENV=.venv-onedl smoke
+	$(MAKE) $(ONEDL) smoke
+
+operators: $(STAMPS)/test ## the tests that call mmcv's operators
+	$(PYTEST) -m 'operators and not slow'
+
+operators-full: ## the same on compiled ones, which ours must equal, in both stacks
+	$(MAKE) MMCV=full operators
+	$(MAKE) MMCV=full $(ONEDL) operators
 
 lint: $(STAMPS)/dev ## format, lint and type check
 	$(BIN)/ruff format --check .
@@ -115,15 +155,20 @@ format: $(STAMPS)/dev ## rewrite the sources in the house format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# A few files take most of the time, so their tests are shared.
 slow-tests: $(STAMPS)/test ## the tests that `make test` leaves out
-	$(PYTEST) -m slow
+	$(PYTEST) --dist worksteal -m slow
 
-# The other torch is downloaded beside the tests. All else shares the cores or writes into the
+packages-onedl:
+	$(MAKE) $(ONEDL) packages
+
+# The other environments are filled beside the tests. All else shares the cores or writes into the
 # checkout, so one follows the other.
-slow: ## long sweeps, the wheels, another torch, the onedl stack, the demos
-	$(MAKE) -j2 slow-tests $(ABI)/.stamp
+slow: ## long sweeps, the wheels, another torch, the onedl stack, compiled operators, the demos
+	$(MAKE) -j3 slow-tests $(ABI)/.stamp packages-onedl
 	$(MAKE) test-abi test-pure
 	$(MAKE) smoke-onedl
+	$(MAKE) operators-full
 	$(MAKE) demo
 	$(MAKE) demo-det
 	$(MAKE) demo-cls
@@ -131,14 +176,14 @@ slow: ## long sweeps, the wheels, another torch, the onedl stack, the demos
 wheel: $(STAMPS)/test ## build the wheel under dist/ and test it as installed
 	rm -rf build/lib* build/bdist* dist
 	TORCH_CUDA_ARCH_LIST="$(WHEEL_CUDA_ARCHS)" \
-		$(PIP) wheel -q --no-deps --no-build-isolation -w dist .
+		$(PIP) wheel --no-deps --no-build-isolation -w dist .
 	$(BIN)/python tests/check_wheel.py --workers $(WORKERS) dist/mmvim-*.whl
 
 $(ABI)/.stamp: requirements/abi.txt
-	rm -rf $(ABI)
-	$(ABI_PYTHON) -m venv $(ABI)
 	@echo 'Installing torch 2.10 and the CUDA libraries it does not import without (5.6 GB of disk).'
-	$(ABI)/bin/python -m pip --disable-pip-version-check install -q --no-deps -r requirements/abi.txt
+	@rm -rf $(ABI)
+	@$(ABI_PYTHON) -m venv $(ABI)
+	@$(subst $(VENV),$(ABI),$(INSTALL)) --no-deps -r $<
 	@touch $@
 
 test-abi: wheel $(ABI)/.stamp ## test the ops of the same wheel under another torch
@@ -146,7 +191,7 @@ test-abi: wheel $(ABI)/.stamp ## test the ops of the same wheel under another to
 
 test-pure: wheel ## test the ops of a wheel without the native library
 	rm -rf build/lib* build/bdist*
-	MMVIM_NO_EXT=1 MMVIM_FORCE_EXT=0 $(PIP) wheel -q --no-deps --no-build-isolation -w dist/pure .
+	MMVIM_NO_EXT=1 MMVIM_FORCE_EXT=0 $(PIP) wheel --no-deps --no-build-isolation -w dist/pure .
 	MMVIM_FORCE_EXT=0 $(BIN)/python tests/check_wheel.py --workers $(WORKERS) --pure dist/pure/mmvim-*.whl
 
 clean: ## remove environments, builds and caches; data/ and work_dirs/ stay

@@ -17,7 +17,7 @@ from mmvim.errors import UserError
 from mmvim.mmcv_ops import roi_align, suppression
 from mmvim.mmcv_ops.torchvision_ops import has_torchvision_ops
 
-pytestmark = pytest.mark.stack
+pytestmark = [pytest.mark.stack, pytest.mark.operators]
 
 spec = importlib.util.find_spec('mmcv._ext')
 HAS_COMPILED = spec is not None and isinstance(spec.loader, ExtensionFileLoader)

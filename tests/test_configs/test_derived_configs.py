@@ -87,8 +87,6 @@ def test_mmengines_hub_finds_them(name: str) -> None:
     pytest.importorskip(DERIVED[name])
     config = get_config(f'mmvim::{name}')
     assert Path(config.filename).resolve() == CONFIGS / name
-    if DERIVED[name] == 'mmdet':
-        pytest.importorskip('mmcv.ops')
     assert isinstance(get_model(f'mmvim::{name}').backbone, mmvim.VisionMamba)
 
 
@@ -106,7 +104,6 @@ def test_inferencer_of_mmseg() -> None:
 
 def test_inferencer_of_mmdet() -> None:
     apis = pytest.importorskip('mmdet.apis')
-    pytest.importorskip('mmcv.ops')
     config = get_config('mmvim::vitdet/vitdet_mask-rcnn_vim-tiny_lsj-100e_coco.py')
     inferencer = apis.DetInferencer(config, device='cpu')
     assert isinstance(inferencer.model.backbone, mmvim.VisionMamba)

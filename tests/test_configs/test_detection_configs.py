@@ -44,6 +44,7 @@ def in_mmdet():
         yield
 
 
+@pytest.mark.operators
 @pytest.mark.parametrize(
     'name',
     [
@@ -113,6 +114,7 @@ def samples(model, boxes):
     return model.data_preprocessor(dict(inputs=inputs, data_samples=data_samples), training=True)
 
 
+@pytest.mark.operators
 @pytest.mark.parametrize('boxes', [([[8, 6, 40, 36]], []), ([], [])], ids=['one empty', 'both'])
 @pytest.mark.parametrize('name', KINDS)
 def test_empty_ground_truth(name, boxes, tmp_path):

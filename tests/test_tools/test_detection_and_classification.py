@@ -43,6 +43,7 @@ def trained(run: Run, task: str, library: str) -> Path:
     return checkpoint
 
 
+@pytest.mark.operators
 def test_detector_test_formats_draws_and_dumps(run: Run) -> None:
     checkpoint = trained(run, 'detection', 'mmdet')
     where = ('--show-dir', 'drawn', '--format-dir', 'json', '--dump', 'det.pkl')
@@ -73,6 +74,7 @@ def test_detector_on_a_split_without_ground_truth(run: Run) -> None:
     assert Path('only/results.bbox.json').is_file()
 
 
+@pytest.mark.operators
 def test_detector_usual_augmentation(run: Run) -> None:
     checkpoint = trained(run, 'detection', 'mmdet')
     sentence = run('test', 'detection.py', checkpoint, '--tta', '--work-dir', 'w3').sentence
@@ -88,6 +90,7 @@ def test_detector_usual_augmentation(run: Run) -> None:
     assert "type='DetTTAModel'" in Path('w3/detection.py').read_text()
 
 
+@pytest.mark.operators
 def test_detector_predicts_boxes_and_masks(run: Run) -> None:
     coco_masks = pytest.importorskip('pycocotools.mask')
     checkpoint = trained(run, 'detection', 'mmdet')

@@ -1,7 +1,8 @@
 """Random outlines of objects, drawn without any knowledge of the object's class.
 
-An outline is a function ``(rng, radius) -> polygons``: closed, (n, 2), around the origin, in
-pixels. The first is the object, the others are cut out of it.
+An outline is a function ``(rng, radius) -> [(polygon, ink), ...]``: closed polygons around the
+origin, in pixels, painted one after another, each either adding to the object (ink True) or
+cutting a hole out of it.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from mmvim.datasets.patterns.textures import FloatMap
 
 Polygon = NDArray[np.float64]
-Outline = Callable[[np.random.Generator, float], list[Polygon]]
+Outline = Callable[[np.random.Generator, float], list[tuple[Polygon, bool]]]
 
 _SUBPIXEL_BITS = 4
 
@@ -38,50 +39,50 @@ def _circle(radius: float) -> Polygon:
     return _polar(np.full(64, radius))
 
 
-def disc(rng: np.random.Generator, radius: float) -> list[Polygon]:
+def disc(rng: np.random.Generator, radius: float) -> list[tuple[Polygon, bool]]:
     """A circle, a little smaller than the others so that areas stay alike."""
-    return [_circle(0.9 * radius)]
+    return [(_circle(0.9 * radius), True)]
 
 
-def ellipse(rng: np.random.Generator, radius: float) -> list[Polygon]:
+def ellipse(rng: np.random.Generator, radius: float) -> list[tuple[Polygon, bool]]:
     """An ellipse of any direction."""
     axes = np.array([1.0, rng.uniform(0.55, 0.8)])
-    return [_turned(_circle(1.1 * radius) * axes, _turn(rng))]
+    return [(_turned(_circle(1.1 * radius) * axes, _turn(rng)), True)]
 
 
-def polygon(rng: np.random.Generator, radius: float) -> list[Polygon]:
+def polygon(rng: np.random.Generator, radius: float) -> list[tuple[Polygon, bool]]:
     """A triangle, quadrangle, pentagon or hexagon with uneven corners."""
     corners = int(rng.integers(3, 7))
     radii = (1.3 if corners == 3 else 1.1) * radius * rng.uniform(0.85, 1.1, corners)
-    return [_polar(radii, _turn(rng))]
+    return [(_polar(radii, _turn(rng)), True)]
 
 
-def star(rng: np.random.Generator, radius: float) -> list[Polygon]:
+def star(rng: np.random.Generator, radius: float) -> list[tuple[Polygon, bool]]:
     """A star of five to seven points."""
     points = int(rng.integers(5, 8))
     radii = np.tile([1.25, 1.25 * rng.uniform(0.5, 0.65)], points) * radius
-    return [_polar(radii, _turn(rng))]
+    return [(_polar(radii, _turn(rng)), True)]
 
 
-def ring(rng: np.random.Generator, radius: float) -> list[Polygon]:
+def ring(rng: np.random.Generator, radius: float) -> list[tuple[Polygon, bool]]:
     """A disc with a round hole."""
-    return [_circle(1.1 * radius), _circle(radius * rng.uniform(0.3, 0.48))]
+    return [(_circle(1.1 * radius), True), (_circle(radius * rng.uniform(0.3, 0.48)), False)]
 
 
-def crescent(rng: np.random.Generator, radius: float) -> list[Polygon]:
+def crescent(rng: np.random.Generator, radius: float) -> list[tuple[Polygon, bool]]:
     """A disc bitten by another disc."""
     bite = _circle(radius * rng.uniform(0.7, 0.9))
     bite[:, 0] += radius * rng.uniform(0.8, 1.0)
-    return [_circle(1.15 * radius), _turned(bite, _turn(rng))]
+    return [(_circle(1.15 * radius), True), (_turned(bite, _turn(rng)), False)]
 
 
-def blob(rng: np.random.Generator, radius: float) -> list[Polygon]:
+def blob(rng: np.random.Generator, radius: float) -> list[tuple[Polygon, bool]]:
     """A closed curve with three random harmonics."""
     angles = np.linspace(0, 2 * np.pi, 72, endpoint=False)
     radii = np.ones_like(angles)
     for harmonic in (2, 3, 4):
         radii += rng.uniform(0.05, 0.16) * np.cos(harmonic * angles + _turn(rng))
-    return [_polar(radii * radius)]
+    return [(_polar(radii * radius), True)]
 
 
 OUTLINES: dict[str, Outline] = {
@@ -106,7 +107,7 @@ def draw_outline(
         on.
     """
     canvas = np.zeros((size, size), np.uint8)
-    for number, points in enumerate(OUTLINES[name](rng, radius)):
+    for points, ink in OUTLINES[name](rng, radius):
         fixed = np.rint((points + centre) * (1 << _SUBPIXEL_BITS)).astype(np.int32)
-        cv2.fillPoly(canvas, [fixed], 0 if number else 255, cv2.LINE_AA, _SUBPIXEL_BITS)
+        cv2.fillPoly(canvas, [fixed], 255 if ink else 0, cv2.LINE_AA, _SUBPIXEL_BITS)
     return canvas.astype(np.float32) / np.float32(255)
