@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from benchmarking import harness, report, scan_cases
 from benchmarking.ceilings import copy_bandwidth, exp_loop
-from benchmarking.measuring import Call, contained, saved_bytes
+from benchmarking.measuring import contained, saved_bytes
 from benchmarking.report import Row, mebibytes, significant
-from benchmarking.scan_cases import PARTS, PASSES, PUBLISHED, SIZES, SPLITS, Case, Work, held_to
+from benchmarking.scan_cases import PARTS, PASSES, PUBLISHED, SIZES, SPLITS, Case, Work
 from torch import Tensor
 
 from mmvim_ops import BACKENDS
@@ -75,7 +75,7 @@ def measure(case: Case, args: Namespace) -> list[Row]:
     for execution in args.execution:
         forward: dict[str, Row] = {}
         for kind in PASSES:
-            makers = {name: partial(ready, name, work, kind) for name, work in works.items()}
+            makers = {name: partial(partial, work.call, kind) for name, work in works.items()}
             # The loop of exponentials is timed in the same rounds as what is compared with it.
             found = harness.contest(makers, execution, args, {}, {'exp': loop})
             forward = forward or found
@@ -101,12 +101,6 @@ def measure(case: Case, args: Namespace) -> list[Row]:
                     if 'peak_bytes' in row:
                         row['saved_bytes'] = saved_bytes(work.forward, work.parameters)
     return rows
-
-
-def ready(name: str, work: Work, kind: str) -> Call:
-    """A pass of a contender."""
-    call = partial(work.call, kind)
-    return held_to(name)(call) if name in SPLITS else call
 
 
 def compare(works: dict[str, Work]) -> dict[str, float]:

@@ -93,7 +93,7 @@ def contenders(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> Gpu:
             gpu.run(name)
             return on_cpu.run(*inputs)
 
-        return on_cpu._replace(run=run)
+        return on_cpu._replace(run=run, within=here(name, case, CPU).within)
 
     loop = (lambda: gpu.run('loop'), LOOP)
     monkeypatch.setattr(scan_cases, 'make_work', make_work)
@@ -137,6 +137,13 @@ def test_a_whole_run(contenders: Gpu, tmp_path: Path) -> None:
     for said in ('| µs |', '| of exp |', ', bfloat16, eager', ', bfloat16, graphs', 'H200, 132'):
         assert said in text
     assert '| 16 | forward | cuda S8 | a block needs too much memory |' in text
+
+
+def test_every_pass_of_a_split_is_held_to_it(contenders: Gpu) -> None:
+    work = scan_cases.make_work('cuda S4', Case('scan', 'nano', 1, 'float32', 8), CUDA)
+    for call in (work.forward, lambda: work.call(PASSES[0]), lambda: work.call(PASSES[1])):
+        call()
+    assert contenders.splits == 3 * [(4, 4), (0, 0)]
 
 
 def test_a_loop_that_does_not_compile_costs_its_share_alone(

@@ -124,7 +124,6 @@ def run(
         if name in os.environ
     ]
     result: dict[str, Any] = dict(
-        tool=tool,
         command=' '.join([*variables, f'python tools/analysis_tools/{tool}.py', shlex.join(argv)]),
         **circumstances(args),
         rows=[],
@@ -144,10 +143,9 @@ def run(
 def circumstances(args: Namespace) -> dict[str, dict[str, str]]:
     """Properties of the machine, and versions of what may have a part in the figures."""
     machine = {'cpu': platform.processor() or platform.machine()}
-    with suppress(OSError, TypeError):  # Linux alone, and not on every processor
+    with suppress(OSError, TypeError, AttributeError):  # Linux alone, and not every processor
         text = Path('/proc/cpuinfo').read_text()
         machine['cpu'] = re.search(r'^model name\s*:\s*(.+)$', text, re.M)[1]
-    with suppress(OSError, AttributeError):
         machine['cores'] = f'{len(os.sched_getaffinity(0))} of {os.cpu_count()}'
         machine['load before the run'] = f'{os.getloadavg()[0]:.2f}'
     machine['threads'] = str(args.threads)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -53,24 +54,28 @@ class Work(NamedTuple):
         activations (list[Tensor]): What the block's forward pass produced; they have gradients.
         parameters (list[Tensor]): The block's weights; they have gradients too.
         run (Callable): Activations and parameters to the output, (B, L, E).
+        within (Callable): The context that both passes run in.
     """
 
     activations: list[Tensor]
     parameters: list[Tensor]
     run: Callable[[list[Tensor], list[Tensor]], Tensor]
+    within: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def forward(self) -> Tensor:
         """The forward pass as training runs it."""
-        return self.run(self.activations, self.parameters)
+        with self.within():
+            return self.run(self.activations, self.parameters)
 
     def call(self, kind: str) -> object:
         """One of :data:`PASSES`: the output without gradients; the gradients of all tensors."""
         if kind == 'forward':
             with torch.no_grad():
                 return self.forward()
-        out = self.forward()
-        leaves = [*self.activations, *self.parameters]
-        return torch.autograd.grad(out, leaves, torch.ones_like(out))
+        with self.within():
+            out = self.run(self.activations, self.parameters)
+            leaves = [*self.activations, *self.parameters]
+            return torch.autograd.grad(out, leaves, torch.ones_like(out))
 
     def least_bytes(self, kind: str) -> int:
         """Bytes that no implementation can avoid to move in one of :data:`PASSES`.
@@ -85,7 +90,7 @@ class Work(NamedTuple):
 
 
 @contextmanager
-def held_to(name: str) -> Iterator[None]:
+def _held_to(name: str) -> Iterator[None]:
     """Let the CUDA kernels have the threads a channel of a contender of :data:`SPLITS`."""
     loading.force_splits(*SPLITS[name])
     try:
@@ -139,4 +144,5 @@ def make_work(name: str, case: Case, device: torch.device) -> Work:
         [tensor.to(device, dtype).requires_grad_() for tensor in activations],
         [tensor.to(device).requires_grad_() for tensor in parameters],
         run,
+        partial(_held_to, name) if name in SPLITS else nullcontext,
     )
