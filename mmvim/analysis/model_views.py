@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from mmengine.config import Config, ConfigDict
-from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS
 from mmengine.utils import to_2tuple
@@ -136,11 +135,9 @@ def untrained(cfg: Config, device: torch.device) -> Any:
     """The config's model at a seeded random start, nothing loaded."""
     torch.manual_seed(0)
     model = build_model(cfg, _without_checkpoints(cfg.model.to_dict()))
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel(logging.WARNING)  # mmengine logs how every parameter was drawn
+    logging.disable(logging.INFO)  # mmengine logs how every parameter was drawn
     model.init_weights()
-    logger.setLevel(level)
+    logging.disable(logging.NOTSET)
     return model.to(device).eval()
 
 

@@ -120,14 +120,13 @@ def raise_failed(failed: Mapping[Path, Exception], total: int) -> None:
     """
     if not failed:
         return
-    first = next(iter(failed.values()))
-    if len(failed) == total and isinstance(first, _BUGS):
+    first, done = next(iter(failed.values())), total - len(failed)
+    if not done and isinstance(first, _BUGS):
         raise first
     said = f': {sentence(first)}' if len(failed) == 1 else ''
-    raise UserError(
-        f'{len(failed)} of {total} pictures failed, {", ".join(map(str, failed))}{said}'
-        + ('' if len(failed) == total else '; the others are done')
-    ) from first
+    others = '; the others are done' if done else ''
+    names = ', '.join(map(str, failed))
+    raise UserError(f'{len(failed)} of {total} pictures failed, {names}{said}{others}') from first
 
 
 def to_rgb(packed: Tensor, pipeline: Sequence[Any]) -> np.ndarray:

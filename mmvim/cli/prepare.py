@@ -27,7 +27,6 @@ _ENVIRONMENT = {
     'mpi': ('OMPI_COMM_WORLD_LOCAL_RANK', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_RANK',
             'MASTER_ADDR'),
 }  # fmt: skip
-_TEXT = ('MASTER_ADDR', 'SLURM_NODELIST')  # the others are numbers
 
 
 class Prepared(NamedTuple):
@@ -91,14 +90,13 @@ def load_model(cfg: Config, args: Namespace, checkpoint: Mapping[str, Any]) -> A
 def check_launcher(launcher: str, local_rank: int) -> None:
     """Pass the local rank of an older launcher on, and check the environment of any."""
     os.environ.setdefault('LOCAL_RANK', str(local_rank))
-    values = {name: os.environ.get(name, '') for name in _ENVIRONMENT[launcher]}
-    wrong = [n for n, value in values.items() if not (value if n in _TEXT else value.isdigit())]
-    if wrong:
-        given = ', '.join(f'{name}={values[name]!r}' for name in wrong)
+    names = _ENVIRONMENT[launcher]
+    missing = [name for name in names if not os.environ.get(name)]
+    if missing:
         raise UserError(
-            f'--launcher {launcher} needs {", ".join(values)} in the environment, all but '
-            f'{" and ".join(_TEXT)} as numbers, but has {given}: start the processes with '
-            'torchrun, srun or mpirun, or leave --launcher out for one process'
+            f'--launcher {launcher} needs {", ".join(names)} in the environment, which lacks '
+            f'{", ".join(missing)}: start the processes with torchrun, srun or mpirun, or leave '
+            '--launcher out for one process'
         )
 
 

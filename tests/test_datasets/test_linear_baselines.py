@@ -1,7 +1,6 @@
 """Linear classifiers of raw pixels: low on the patterns, high where colour is the class."""
 
 import json
-from dataclasses import asdict
 
 import cv2
 import numpy as np
@@ -20,16 +19,16 @@ from mmvim.datasets.patterns import (
 from mmvim.datasets.patterns.linear_baselines import (
     FEATURES,
     PENALTIES,
+    WINDOW_PENALTY,
     confusion,
     fit,
-    fit_windows,
     image_baseline,
     intersection_over_union,
     load_objects,
     load_scenes,
     pixel_baseline,
     reduce_features,
-    sample_windows,
+    windows,
 )
 from mmvim.errors import UserError
 
@@ -61,18 +60,13 @@ def objects(objects_root):
 def test_scenes_are_honest(scenes):
     result = pixel_baseline(*scenes)
     assert result.score <= 25
-    assert result.score == max(result.scores.values())
-    assert set(result.scores) == {'pixels', 'classes'}
     assert result.score == pytest.approx(np.mean(result.per_class), abs=0.01)
 
 
 def test_objects_are_honest(objects):
     result = image_baseline(*objects)
     assert result.score <= 30
-    assert result.score == max(result.scores.values()) and len(result.scores) == len(PENALTIES)
     assert result.score == pytest.approx(np.mean(result.per_class), abs=0.01)  # equally often
-    held = json.loads(json.dumps(asdict(result)))
-    assert held['classes'] == list(TEXTURE_CLASSES)
 
 
 def test_classes_that_have_a_colour_are_found_in_scenes(scenes, monkeypatch):
@@ -99,41 +93,33 @@ def test_objects_that_have_a_colour_are_found(objects):
     assert image_baseline(*((tinted(*split), split[1]) for split in objects)).score > 90
 
 
-def test_classifier_is_the_logistic_regression_of_windows(scenes):
-    """Convolution of an image equals the linear map of its windows, standardisation included."""
-    (images, labels), _ = scenes
-    features, targets = sample_windows(images, labels, 20_000, seed=0)
-    assert features.shape == (len(targets), FEATURES)
-    classifier = fit_windows(features, targets, len(CLASSES), equal_classes=True)
-    inputs = torch.from_numpy(images[:1]).permute(0, 3, 1, 2).float() / 255
-    windows = F.unfold(inputs, 5)
-    logits = classifier.weight.reshape(len(CLASSES), -1) @ windows[0] + classifier.bias[:, None]
-    predicted = classifier(inputs).argmax(dim=1)
-    inner = predicted[0, 2:-2, 2:-2]
-    assert (logits.argmax(dim=0).reshape(inner.shape) == inner).float().mean() > 0.999
-    assert predicted.shape == labels[:1].shape
-
-
-def test_windows_belong_to_their_labels():
-    """Images that hold their own label as colour give windows whose middle is the label."""
-    labels = np.random.default_rng(0).integers(0, 9, (3, 20, 30)).astype(np.uint8)
-    images = np.repeat(labels[..., None], 3, axis=-1)
-    features, targets = sample_windows(images, labels, 300, seed=0)
-    middle = features.reshape(-1, 3, 5, 5)[:, :, 2, 2] * 255
-    assert torch.equal(middle.round().long(), targets[:, None].expand(-1, 3))
+def test_windows_are_around_their_pixels():
+    image = np.random.default_rng(0).integers(0, 256, (9, 12, 3)).astype(np.uint8)
+    found = (windows(image) * 255).round().reshape(9, 12, 3, 5, 5)
+    assert windows(image).shape == (9 * 12, FEATURES)
+    mirrored = np.pad(image, [(2, 2), (2, 2), (0, 0)], mode='reflect')
+    for y, x in ((0, 0), (4, 7), (8, 11)):
+        expected = mirrored[y : y + 5, x : x + 5].transpose(2, 0, 1)
+        np.testing.assert_array_equal(found[y, x], expected)
 
 
 def test_fit_of_windows_reaches_the_minimum():
-    """The gradient of the penalised loss vanishes at the solution."""
+    """The gradient of the penalised loss vanishes at the solution, up to the tolerance."""
     generator = torch.Generator().manual_seed(0)
-    features = torch.rand(4000, FEATURES, generator=generator)
-    labels = (features[:, 0] * 2 + torch.rand(4000, generator=generator)).long()
-    classifier = fit_windows(features, labels, 3, equal_classes=False)
-    weight = classifier.weight.reshape(3, -1).clone().requires_grad_()
-    loss = F.cross_entropy(features @ weight.T + classifier.bias, labels)
-    penalty = 1e-4 * (weight * features.std(dim=0)).square().sum()
-    (gradient,) = torch.autograd.grad(loss + penalty, weight)
+    features = torch.randn(4000, FEATURES, generator=generator)
+    labels = (features[:, 0] + torch.rand(4000, generator=generator) > 0.5).long()
+    weight, bias = fit(features, labels, 3, WINDOW_PENALTY, tolerance=1e-4)
+    weight.requires_grad_()
+    loss = F.cross_entropy(features @ weight.T + bias, labels)
+    (gradient,) = torch.autograd.grad(loss + WINDOW_PENALTY * weight.square().sum(), weight)
     assert gradient.abs().max() < 2e-4
+
+
+def test_an_unfinished_fit_is_no_result(monkeypatch):
+    monkeypatch.setattr(linear_baselines, '_STEPS', 2)
+    features = torch.randn(400, 9, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(RuntimeError, match='no convergence after 2 steps'):
+        fit(features, (features[:, 0] > 0).long(), 2, 1e-4)
 
 
 @pytest.mark.parametrize('penalty', PENALTIES)
@@ -195,16 +181,9 @@ def test_iou_is_that_of_mmseg():
     np.testing.assert_allclose(intersection_over_union(counts), expected, rtol=1e-6)
 
 
-def test_confusion_counts_every_pixel(scenes):
-    train, (images, labels) = scenes
-    classifier = fit_windows(*sample_windows(*train, 5000, seed=0), len(CLASSES), True)
-    counts = confusion(classifier, images, labels, len(CLASSES), batch=7)
-    np.testing.assert_array_equal(
-        counts.sum(axis=1), np.bincount(labels.ravel(), minlength=len(CLASSES))
-    )
-    np.testing.assert_array_equal(
-        counts, confusion(classifier, images, labels, len(CLASSES), batch=40)
-    )
+def test_confusion_has_rows_of_true_classes():
+    truth, predicted = np.array([[0, 1], [2, 2]], np.uint8), np.array([[0, 2], [2, 1]])
+    assert confusion(truth, predicted, 3).tolist() == [[1, 0, 0], [0, 0, 1], [0, 1, 1]]
 
 
 def test_folders_are_read_in_the_order_of_the_classes(objects_root, objects):
@@ -216,24 +195,16 @@ def test_folders_are_read_in_the_order_of_the_classes(objects_root, objects):
     assert (images[labels == 3][0] == first).all()
 
 
-def test_missing_broken_and_foreign_pictures(tmp_path):
-    with pytest.raises(UserError, match=r'no images in .*--layouts ade'):
-        load_scenes(tmp_path, 'train')
-    with pytest.raises(UserError, match=r'no images in .*--layouts imagefolder'):
-        load_objects(tmp_path, 'train')
+def test_missing_and_broken_pictures(tmp_path):
+    for load in (load_scenes, load_objects):
+        with pytest.raises(UserError, match=r'no pictures: make the data with .*make_patterns\.py'):
+            load(tmp_path, 'train')
     generate(tmp_path, PatternsSpec(train=2, val=1, size=64, layouts=('ade', 'imagefolder')))
-    labels = tmp_path / 'ade' / 'annotations' / 'training'
-    cv2.imwrite(str(labels / '000001.png'), np.full((64, 64), 9, np.uint8))  # no such class
-    with pytest.raises(UserError, match='are not the label maps of those in'):
-        load_scenes(tmp_path, 'train')
-    cv2.imwrite(str(labels / '000001.png'), np.zeros((64, 32), np.uint8))
-    with pytest.raises(UserError, match=r'000001\.png has another size'):
-        load_scenes(tmp_path, 'train')
-    (labels / '000001.png').write_bytes(b'')
-    with pytest.raises(UserError, match=r'000001\.png is missing or no picture'):
+    (tmp_path / 'ade' / 'annotations' / 'training' / '000001.png').write_bytes(b'')
+    with pytest.raises(UserError, match=r'training/000001\.png is no picture'):
         load_scenes(tmp_path, 'train')
     next((tmp_path / 'imagefolder' / 'train').rglob('*.png')).write_bytes(b'nothing')
-    with pytest.raises(UserError, match=r'\.png is missing or no picture'):
+    with pytest.raises(UserError, match=r'\.png is no picture'):
         load_objects(tmp_path, 'train')
 
 

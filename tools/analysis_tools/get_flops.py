@@ -82,7 +82,7 @@ def count_anyhow(cfg: Config, shapes: Sequence[Shape]) -> tuple[nn.Module, list[
 
 
 def remarks(model: nn.Module, counts: Sequence[Count]) -> list[str]:
-    """Notes on the numbers."""
+    """Notes on the numbers, and warnings of what has none."""
     found = []
     regions = ' and '.join(f'{number} {kind}' for kind, number in counts[0].regions.items())
     if regions:
@@ -90,9 +90,19 @@ def remarks(model: nn.Module, counts: Sequence[Count]) -> list[str]:
     elif hasattr(model, 'roi_head'):
         found.append('roi_head: as many regions as the untrained first stage proposed')
     idle = [part for part in count_parameters(model) if not any(part in c.parts for c in counts)]
-    if idle:
-        what = 'without counted operations, such as what runs in training only'
-        found.append(f'{what}: {", ".join(idle)}')
+    names = dict.fromkeys(name for count in counts for name in count.uncounted)
+    layers = dict.fromkeys(name for count in counts for name in count.invisible)
+    numbers = ', '.join(
+        f'{sum(count.uncounted.values()) / 1e6:,.1f} M at {"×".join(map(str, count.shape))}'
+        for count in counts
+    )
+    for what, which in (
+        ('without counted operations, such as what runs in training only', idle),
+        (f'warning: operators that were not counted ({numbers} results)', names),
+        ("warning: not counted, for torch's dispatcher does not see their kernels", layers),
+    ):
+        if which:
+            found.append(f'{what}: {", ".join(which)}')
     return found
 
 
@@ -121,22 +131,6 @@ def to_table(model: nn.Module, counts: Sequence[Count]) -> Table:
     if all(scans):
         add('scan, 3M(2D)N + M(2D)N (paper)', '', scans, shares=False)
     return table
-
-
-def warn(counts: Sequence[Count]) -> None:
-    """Name on stderr what has no count."""
-    names = dict.fromkeys(name for found in counts for name in found.uncounted)
-    layers = dict.fromkeys(name for found in counts for name in found.invisible)
-    if names:
-        numbers = ', '.join(
-            f'{sum(found.uncounted.values()) / 1e6:,.1f} M at {"×".join(map(str, found.shape))}'
-            for found in counts
-        )
-        what = f'operators that were not counted ({numbers} results)'
-        print(f'warning: {what}: {", ".join(names)}', file=sys.stderr)
-    if layers:
-        what = "layers whose own kernels torch's dispatcher does not see, so not counted"
-        print(f'warning: {what}: {", ".join(layers)}', file=sys.stderr)
 
 
 def to_json(model: nn.Module, counts: Sequence[Count]) -> str:
@@ -191,7 +185,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     console = Console(width=max(90, 44 + 20 * len(counts)), highlight=False)
     console.print(to_table(model, counts))
     print('\n'.join(remarks(model, counts)))
-    warn(counts)
     if args.file is not None:
         Path(args.file).write_text(to_json(model, counts))
         print(f'counts: {args.file}')

@@ -14,21 +14,22 @@ from mmvim.cli.run_tool import run_tool
 from mmvim.datasets.patterns import LAYOUTS, PatternsSpec, generate
 from mmvim.errors import UsageError
 
+NUMBERS = {
+    'train': 'training images',
+    'val': 'validation images',
+    'size': 'side in pixels',
+    'seed': 'of all chance',
+}
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Make the dataset, unless it is there and may be kept."""
     parser = PlainParser('Make the patterns dataset: textured objects on shaded backgrounds.')
     parser.add_argument('--out', type=Path, required=True, help='folder of the dataset')
-    spec = PatternsSpec()
-    for name, what in (
-        ('train', 'training images'),
-        ('val', 'validation images'),
-        ('size', 'side in pixels'),
-        ('seed', 'of all chance'),
-    ):
-        default = getattr(spec, name)
+    for name, what in NUMBERS.items():
+        default = getattr(PatternsSpec, name)
         parser.add_argument(f'--{name}', type=int, default=default, help=f'{what} ({default})')
-    parser.add_argument('--layouts', nargs='+', choices=LAYOUTS, default=list(LAYOUTS))
+    parser.add_argument('--layouts', nargs='+', choices=LAYOUTS, default=LAYOUTS)
     parser.add_argument('--workers', type=int, default=os.cpu_count() or 1, help='processes')
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument(
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         '--if-missing', action='store_true', help='do nothing if --out holds this very dataset'
     )
     args = parser.parse_args(sys.argv[1:] if argv is None else argv)
-    spec = PatternsSpec(args.train, args.val, args.size, args.seed, tuple(args.layouts))
+    spec = PatternsSpec(args.train, args.val, args.size, args.seed, args.layouts)
     if args.workers < 1:
         raise UsageError(f'--workers is {args.workers}: at least 1 process is needed')
 

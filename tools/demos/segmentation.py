@@ -1,38 +1,40 @@
 """The demo: generate data, train UperNet on Vision Mamba, test it, and show what it learnt.
 
-Beside it stand a ViT of equal width, depth and budget, and a classifier of single pixels. All
-figures are measured in the run that prints them.
+Beside it stand a ViT of equal width, depth and budget, and a classifier of single pixels.
+Interrupted, the same command goes on where it was; finished, it shows the same again.
 """
 
-import argparse
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from common import (
     DATA,
-    PICTURES,
     ROOT,
-    begin_anew,
-    chosen,
+    Check,
+    begin,
     conclude,
     draw_curves,
-    draw_sheet,
-    make_data,
-    read_curves,
-    run,
+    draw_predictions,
+    evenly,
+    show,
+    test,
+    train,
 )
 from matplotlib.patches import Patch
 from mmengine.config import Config
-from mmengine.fileio import load
-from mmseg.evaluation import IoUMetric
-from rich.console import Console
-from rich.table import Table
 
-from mmvim.checkpoints import load_checkpoint_file
-from mmvim.datasets.patterns.linear_baselines import load_scenes, pixel_baseline
+from mmvim.cli.arguments import PlainParser
+from mmvim.cli.run_tool import run_tool
+from mmvim.datasets.patterns.linear_baselines import (
+    confusion,
+    intersection_over_union,
+    load_scenes,
+    pixel_baseline,
+)
 
 OUT = Path('work_dirs/demo')
 CONFIGS = {
@@ -45,140 +47,74 @@ OURS, VIT = CONFIGS
 MIN_MIOU, MIN_CLASS_IOU, MIN_RATIO_TO_VIT = 60.0, 20.0, 0.95
 
 
-@dataclass
-class Result:
-    """IoU per class in per cent, NaN for one that is nowhere; and what training took, as text."""
-
-    iou: np.ndarray
-    minutes: str = '-'
-    params: str = '-'
-
-    @property
-    def miou(self) -> float:
-        """Mean over the classes, in per cent."""
-        return float(np.nanmean(self.iou))
+def label_maps(sample: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Truth and prediction (H, W) of a sample."""
+    truth, predicted = (sample[key]['data'][0] for key in ('gt_sem_seg', 'pred_sem_seg'))
+    return truth.numpy(), predicted.numpy()
 
 
-def baseline() -> Result:
-    """Train and test the classifier of single pixels."""
-    print('\nLogistic regression on the pixels and their neighbours', flush=True)
-    result = pixel_baseline(load_scenes(ROOT / DATA, 'train'), load_scenes(ROOT / DATA, 'val'))
-    return Result(np.array([np.nan if iou is None else iou for iou in result.per_class]))
+def per_class_iou(samples: Sequence[Mapping[str, Any]], num_classes: int) -> list[float]:
+    """IoU per class of predictions, in per cent; NaN for one that is nowhere."""
+    counts = sum(confusion(*label_maps(sample), num_classes) for sample in samples)
+    return intersection_over_union(counts).tolist()
 
 
-def train_and_test(name: str) -> Result:
-    """Train and test one model through the tools of the project."""
-    work_dir, config = OUT / name.lower(), Config.fromfile(ROOT / CONFIGS[name])
-    minutes = run('tools/train.py', CONFIGS[name], '--work-dir', work_dir / 'train')
-    checkpoint = work_dir / 'train' / f'iter_{config.train_cfg.max_iters}.pth'
-    dump = work_dir / 'predictions.pkl'
-    test = ('--work-dir', work_dir / 'test', '--dump', dump)
-    run('tools/test.py', CONFIGS[name], checkpoint, *test)
-    weights = load_checkpoint_file(ROOT / checkpoint, 'cpu')['state_dict']
-    trained = [value for key, value in weights.items() if 'running' not in key]
-    params = sum(value.numel() for value in trained if value.is_floating_point())
-    iou = per_class_iou(ROOT / dump, len(config.metainfo.classes))
-    return Result(iou, f'{minutes:.1f} min', f'{params / 1e6:.2f} M')
+def draw(samples: Sequence[Mapping[str, Any]], metainfo: Mapping[str, Any]) -> None:
+    """Pictures of image | truth | prediction."""
+    palette = np.array(metainfo['palette'], dtype=np.uint8)
 
-
-def per_class_iou(dump: Path, num_classes: int) -> np.ndarray:
-    """IoU per class of dumped predictions, in per cent, by mmseg's own metric."""
-    areas = [
-        IoUMetric.intersect_and_union(
-            sample['pred_sem_seg']['data'].squeeze(0),
-            sample['gt_sem_seg']['data'].squeeze(0),
-            num_classes,
-            ignore_index=255,
-        )
-        for sample in load(dump)
-    ]
-    totals = [sum(columns) for columns in zip(*areas)]
-    return IoUMetric.total_area_to_metrics(*totals, metrics=['mIoU'])['IoU'] * 100
-
-
-def to_table(results: dict[str, Result], classes: list[str]) -> Table:
-    """All results side by side."""
-    table = Table(title='Patterns, validation split: IoU in per cent')
-    table.add_column('')
-    for name in results:
-        table.add_column(name, justify='right')
-    for i, name in enumerate(classes):
-        table.add_row(name, *(f'{result.iou[i]:.1f}' for result in results.values()))
-    table.add_section()
-    table.add_row('mIoU', *(f'{result.miou:.1f}' for result in results.values()), style='bold')
-    table.add_row('parameters', *(result.params for result in results.values()))
-    table.add_row('training', *(result.minutes for result in results.values()))
-    return table
-
-
-def draw_predictions(dump: Path, folder: Path, config: Config) -> None:
-    """Write pictures of image | truth | prediction, and one sheet of them all beside the folder."""
-    folder.mkdir(parents=True)
-    palette = np.array(config.metainfo.palette, dtype=np.uint8)
-    rows = []
-    for sample in chosen(load(dump)):
-        image = cv2.imread(str(ROOT / sample['img_path']))[..., ::-1]
-        truth, prediction = (
-            palette[sample[key]['data'].squeeze(0).numpy()]
-            for key in ('gt_sem_seg', 'pred_sem_seg')
-        )
+    def beside(image: np.ndarray, sample: Mapping[str, Any]) -> np.ndarray:
+        truth, predicted = (palette[labels] for labels in label_maps(sample))
         gap = np.full((len(image), 4, 3), 255, dtype=np.uint8)
-        row = np.hstack([image, gap, truth, gap, prediction])
-        row = cv2.resize(row, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
-        cv2.imwrite(str(folder / Path(sample['img_path']).name), row[..., ::-1])
-        rows.append(row)
-    names = zip(config.metainfo.classes, palette)
+        row = np.hstack([image, gap, truth, gap, predicted])
+        return cv2.resize(row, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
+
+    names = zip(metainfo['classes'], palette)
     legend = [Patch(color=colour / 255, label=name) for name, colour in names]
-    draw_sheet(rows, 'image  |  truth  |  prediction', folder.with_suffix('.png'), legend)
+    draw_predictions(evenly(samples), OUT / 'predictions', beside, handles=legend)
 
 
-def shortcomings(results: dict[str, Result], classes: list[str]) -> list[str]:
-    """Shortfalls that the gate finds in our result; empty if it passes."""
-    ours = results[OURS]
-    found = []
-    if not ours.miou >= MIN_MIOU:
-        found.append(f'mIoU {ours.miou:.1f} is below {MIN_MIOU}')
-    for name, iou in zip(classes, ours.iou):
-        if not iou >= MIN_CLASS_IOU:
-            found.append(f'class {name} has IoU {iou:.1f}, below {MIN_CLASS_IOU}')
-    if VIT in results and not ours.miou >= MIN_RATIO_TO_VIT * results[VIT].miou:
-        found.append(
-            f'mIoU {ours.miou:.1f} is below {MIN_RATIO_TO_VIT} of the ViT ({results[VIT].miou:.1f})'
-        )
-    return found
+def gate(columns: Mapping[str, Sequence[Any]], classes: Sequence[str]) -> list[Check]:
+    """What must hold of our mean and classes, and of the mean beside the ViT's."""
+    *iou, miou = columns[OURS][: len(classes) + 1]
+    checks = [('mIoU', miou, MIN_MIOU, 100.0)]
+    checks += [(f'IoU of {name}', x, MIN_CLASS_IOU, 100.0) for name, x in zip(classes, iou)]
+    if VIT in columns:
+        least = MIN_RATIO_TO_VIT * columns[VIT][len(classes)]
+        checks.append(("mIoU beside the ViT's", miou, least, 100.0))
+    return checks
 
 
-def main() -> int:
-    """Run the demo; the exit code is 1 if the gate is missed."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(argv: Sequence[str]) -> None:
+    """Run the demo; it fails if the gate is missed."""
+    parser = PlainParser('Train, test and picture UperNet on Vision Mamba.')
     parser.add_argument('--quick', action='store_true', help='leave the ViT out')
-    names = [OURS] if parser.parse_args().quick else [OURS, VIT]
-    make_data()
-    begin_anew(OUT)
-    results = {name: train_and_test(name) for name in names}
-    results['pixels'] = baseline()
+    names = [OURS] if parser.parse_args(argv).quick else [OURS, VIT]
+    begin()
+    metainfo = Config.fromfile(ROOT / CONFIGS[OURS]).metainfo
+    columns, trainings = {}, []
+    for name in names:
+        trainings.append(train(CONFIGS[name], OUT / name.lower()))
+        _, samples = test(trainings[-1])
+        iou = per_class_iou(samples, len(metainfo.classes))
+        columns[name] = [*iou, np.nanmean(iou), f'{trainings[-1].minutes:.1f} min']
+        if name == OURS:
+            draw(samples, metainfo)
+    print('\nLogistic regression on the pixels and their neighbours', flush=True)
+    pixels = pixel_baseline(load_scenes(DATA, 'train'), load_scenes(DATA, 'val'))
+    columns['pixels'] = [*pixels.per_class, pixels.score]
 
-    config = Config.fromfile(ROOT / CONFIGS[OURS])
-    classes = list(config.metainfo.classes)
-    draw_predictions(
-        ROOT / OUT / OURS.lower() / 'predictions.pkl', ROOT / OUT / 'predictions', config
-    )
-    curves = {name: read_curves(OUT / name.lower() / 'train') for name in names}
-    draw_curves(
-        {name: own['loss'] for name, own in curves.items()},
-        {name: own['mIoU'] for name, own in curves.items()},
-        *('validation mIoU (%)', MIN_MIOU, ROOT / OUT / 'curves.png'),
-    )
-    Console().print('', to_table(results, classes), sep='\n')
+    draw_curves(OUT / 'curves.png', trainings, 'mIoU')
+    rows = [*metainfo.classes, 'mIoU', 'training']
+    show('Patterns, validation split: IoU in per cent', rows, columns)
     places = {
-        'the data': DATA / 'preview.png',
-        f'{PICTURES} pictures of image | truth | prediction': OUT / 'predictions',
+        'pictures of image | truth | prediction': OUT / 'predictions',
         'all of them on one sheet': OUT / 'predictions.png',
         'loss and mIoU': OUT / 'curves.png',
         'logs and checkpoints': OUT / OURS.lower(),
     }
-    return conclude(places, shortcomings(results, classes))
+    conclude(places, gate(columns, metainfo.classes))
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_tool(main))

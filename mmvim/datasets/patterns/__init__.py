@@ -6,20 +6,17 @@
 linear classifiers get, of single pixels and their nearest neighbours and of whole pictures.
 """
 
-from mmvim.datasets.patterns.classes import BACKGROUND, CLASSES, PALETTE, TEXTURE_CLASSES
 from mmvim.datasets.patterns.generation import generate
-from mmvim.datasets.patterns.layouts import LAYOUTS, SPLITS, PatternsSpec
-from mmvim.datasets.patterns.scenes import Scene, make_scene
+from mmvim.datasets.patterns.layouts import LAYOUTS, PatternsSpec
+from mmvim.datasets.patterns.scenes import make_scene
+from mmvim.datasets.patterns.textures import CLASSES, PALETTE, TEXTURE_CLASSES
 
 __all__ = [
-    'BACKGROUND',
     'CLASSES',
     'LAYOUTS',
     'PALETTE',
-    'SPLITS',
     'TEXTURE_CLASSES',
     'PatternsSpec',
-    'Scene',
     'generate',
     'make_scene',
 ]

@@ -9,23 +9,19 @@ import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import cv2
+from torch.utils.data import DataLoader, Dataset
 
 from mmvim.atomic_files import write_atomically
 from mmvim.datasets.patterns.layouts import (
     SPLITS,
     Item,
     PatternsSpec,
-    Split,
     files,
     folders,
     items,
@@ -39,54 +35,27 @@ from mmvim.errors import UsageError, UserError
 MANIFEST = 'patterns.json'
 
 IfExists = Literal['refuse', 'replace', 'keep']
-# Shows how far the work is: items -> the same items.
-Track = Callable[[Sequence[Item]], Iterable[Item]]
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """Content of a folder.
+def write_manifest(out: Path, spec: PatternsSpec, complete: bool) -> None:
+    """Put the manifest into a folder, in one step."""
+    document = {'dataset': 'mmvim patterns', 'complete': complete, 'spec': asdict(spec)}
+    write_atomically(out / MANIFEST, (json.dumps(document, indent=1) + '\n').encode())
 
-    Attributes:
-        spec (PatternsSpec): The dataset, and the version of the code that wrote it.
-        complete (bool): Whether all of its files were written.
+
+def read_manifest(out: Path) -> tuple[PatternsSpec | None, bool]:
+    """The dataset of a folder, and whether it was completed and has all of its files still.
+
+    The first is None where there is no manifest that this module wrote.
     """
-
-    spec: PatternsSpec
-    complete: bool
-
-    def write(self, out: Path) -> None:
-        """Put the manifest into a folder, in one step."""
-        document = {
-            'dataset': 'mmvim patterns',
-            'complete': self.complete,
-            'spec': self.spec.to_json(),
-        }
-        write_atomically(out / MANIFEST, (json.dumps(document, indent=1) + '\n').encode())
-
-    def is_whole(self, out: Path) -> bool:
-        """Whether the dataset was completed and has all of its files still."""
-        return self.complete and all((out / path).is_file() for path in files(self.spec))
-
-
-def read_manifest(out: Path) -> Manifest | None:
-    """The manifest of a folder, or None where there is none that this module wrote."""
     try:
         document = json.loads((out / MANIFEST).read_text())
-        return Manifest(PatternsSpec.from_json(document['spec']), document['complete'] is True)
+        spec, complete = PatternsSpec(**document['spec']), document['complete'] is True
     except (FileNotFoundError, ValueError, KeyError, TypeError, UsageError):
-        return None
-
-
-def _remove(out: Path, spec: PatternsSpec) -> None:
-    """Remove the files of a dataset and the folders that this leaves empty, but not ``out``."""
-    Manifest(spec, complete=False).write(out)
-    for path in files(spec):
-        (out / path).unlink(missing_ok=True)
-    nested = {parent for folder in folders(spec) for parent in (folder, *folder.parents)}
-    for folder in sorted(nested - {Path('.')}, key=lambda path: -len(path.parts)):
-        if (out / folder).is_dir() and not any((out / folder).iterdir()):
-            (out / folder).rmdir()
+        return None, False
+    if asdict(spec) != document['spec']:
+        return None, False
+    return spec, complete and all((out / path).is_file() for path in files(spec))
 
 
 def _make_room(out: Path, spec: PatternsSpec, if_exists: IfExists) -> bool:
@@ -100,78 +69,54 @@ def _make_room(out: Path, spec: PatternsSpec, if_exists: IfExists) -> bool:
         OSError: If the folder cannot be made or written to.
     """
     out.mkdir(parents=True, exist_ok=True)
-    if not any(out.iterdir()):
-        return True
-
-    old = read_manifest(out)
-    whole = old is not None and old.is_whole(out)
-    if if_exists == 'keep' and whole and old == Manifest(spec, complete=True):
+    old, whole = read_manifest(out)
+    if if_exists == 'keep' and whole and old == spec:
         return False
     unfinished = old is not None and not whole
-    if if_exists == 'refuse' or (if_exists == 'keep' and not unfinished):
+    may_replace = if_exists == 'replace' or (if_exists == 'keep' and unfinished)
+    advice = 'or give --out another folder'
+    if any(out.iterdir()) and not may_replace:
         content = 'is not empty'
         if old is not None:
-            content = f'holds a patterns dataset ({old.spec}; wanted: {spec})'
-        if unfinished:
-            content = 'holds an unfinished patterns dataset'
+            kind = 'an unfinished' if unfinished else 'a'
+            content = f'holds {kind} patterns dataset ({old}; wanted: {spec})'
         raise UserError(
-            f'{out} {content}: add --force to replace what this tool wrote there, '
-            'or give --out another folder'
+            f'{out} {content}: add --force to replace what this tool wrote there, {advice}'
         )
 
-    ours = set() if old is None else {Path(MANIFEST), *files(old.spec)}
-    for path in (Path(MANIFEST), *files(spec)):
-        if path not in ours and os.path.lexists(out / path):
+    ours = [] if old is None else [Path(MANIFEST), *files(old)]
+    for path in {Path(MANIFEST), *files(spec)}.difference(ours):
+        if os.path.lexists(out / path):
             raise UserError(
-                f'{out / path} exists and was not written by this tool: move it away, '
-                'or give --out another folder'
+                f'{out / path} exists and was not written by this tool: move it away, {advice}'
             )
     if old is not None:
-        _remove(out, old.spec)
+        write_manifest(out, old, complete=False)
+        for path in ours[1:]:
+            (out / path).unlink(missing_ok=True)
+        for folder in reversed(folders(old)):
+            if (out / folder).is_dir() and not any((out / folder).iterdir()):
+                (out / folder).rmdir()
     return True
 
 
-def _start_worker() -> None:
+class _Writer(Dataset[list[dict[str, Any]]]):
+    """Writes an item when it is asked for it, and gives its COCO annotations."""
+
+    def __init__(self, out: Path, spec: PatternsSpec) -> None:
+        self.out, self.spec, self.items = out.absolute(), spec, items(spec)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> list[dict[str, Any]]:
+        return write_item(self.out, self.spec, self.items[index])
+
+
+def _start_worker(number: int) -> None:
     """Keep a worker from starting threads of its own, and leave Ctrl-C to the main process."""
     cv2.setNumThreads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-@contextmanager
-def _mapper(workers: int) -> Iterator[Any]:
-    """A ``map`` that keeps order: the built-in one, or one over several processes."""
-    if workers == 1:
-        yield map
-        return
-    # A plain fork would copy the locks of threads that torch or BLAS may have started.
-    method = 'forkserver' if 'forkserver' in multiprocessing.get_all_start_methods() else 'spawn'
-    context = multiprocessing.get_context(method)
-    if method == 'forkserver':  # one import for all workers
-        context.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
-        try:
-            yield partial(pool.map, chunksize=16)
-        except BrokenProcessPool:
-            raise UserError(
-                'a worker process was killed, perhaps for want of memory: try fewer --workers'
-            ) from None
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _write_items(out: Path, spec: PatternsSpec, workers: int, track: Track) -> None:
-    """Write all pictures and the COCO annotation files."""
-    work = items(spec)
-    # Workers need not share the current folder of the main process.
-    write = partial(write_item, out.absolute(), spec)
-    annotations: dict[Split, list[dict[str, Any]]] = {split: [] for split in SPLITS}
-    with _mapper(workers) as ordered_map:
-        for item, found in zip(track(work), ordered_map(write, work), strict=True):
-            annotations[item.split] += found
-    if 'coco' in spec.layouts:
-        for split in SPLITS:
-            write_coco(out, spec, split, annotations[split])
 
 
 def generate(
@@ -180,7 +125,7 @@ def generate(
     *,
     workers: int = 1,
     if_exists: IfExists = 'refuse',
-    track: Track = iter,
+    track: Callable[[Iterable[Item]], Iterable[Item]] = iter,
 ) -> bool:
     """Write a patterns dataset into a folder.
 
@@ -192,7 +137,7 @@ def generate(
         if_exists (IfExists): What to do if ``out`` is not empty. 'refuse': raise. 'replace': remove
             the patterns dataset that is there, and no other file. 'keep': do nothing if it is the
             very dataset asked for; begin anew if it is an unfinished one; else raise.
-        track (Track): Shows the progress. Defaults to nothing.
+        track (Callable): Shows the progress: items to the same items. Defaults to nothing.
 
     Returns:
         bool: False if nothing was done because the dataset was there, else True.
@@ -203,12 +148,28 @@ def generate(
     """
     if not _make_room(out, spec, if_exists):
         return False
-    Manifest(spec, complete=False).write(out)
+    write_manifest(out, spec, complete=False)
     for folder in folders(spec):
         (out / folder).mkdir(parents=True, exist_ok=True)
     write_classes(out)
     # The preview comes before the bulk: it can be looked at meanwhile.
     write_preview(out, spec)
-    _write_items(out, spec, workers, track)
-    Manifest(spec, complete=True).write(out)
+    # A plain fork would copy the locks of threads that torch or BLAS may have started.
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['__main__', __name__])  # one import for all workers
+    writer = _Writer(out, spec)
+    written = DataLoader(
+        writer,
+        batch_size=None,
+        collate_fn=list,
+        num_workers=workers if workers > 1 else 0,
+        worker_init_fn=_start_worker,
+        multiprocessing_context=context if workers > 1 else None,
+    )
+    annotations: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+    for item, found in zip(track(writer.items), written, strict=True):
+        annotations[item.split] += [] if item.single else found
+    for split in SPLITS if 'coco' in spec.layouts else ():
+        write_coco(out, spec, split, annotations[split])
+    write_manifest(out, spec, complete=True)
     return True

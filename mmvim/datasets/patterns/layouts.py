@@ -15,8 +15,8 @@ any order by any number of processes.
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -25,23 +25,21 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from mmvim.datasets.patterns.classes import CLASSES, PALETTE, TEXTURE_CLASSES
 from mmvim.datasets.patterns.scenes import Scene, make_scene
+from mmvim.datasets.patterns.textures import CLASSES, PALETTE, TEXTURE_CLASSES
 from mmvim.errors import UsageError
 
 Split = Literal['train', 'val']
 SPLITS: tuple[Split, ...] = get_args(Split)
 LAYOUTS: tuple[str, ...] = ('ade', 'coco', 'imagefolder')
-SIZES = (64, 2048)
 # Raised whenever the same request would give other pictures than before.
 VERSION = 1
 
 CLASSES_FILE = 'classes.json'
 PREVIEW_FILE = 'preview.png'
-
 ADE_FOLDERS = {'train': 'training', 'val': 'validation'}
-# Part of every item's seed: scenes and single objects are different draws.
-_SCENE, _SINGLE = 0, 1
+# Textures repeat every 5 to 14 pixels, whatever the size.
+_VALID = {'train': (1, 10**6), 'val': (1, 10**6), 'size': (64, 2048), 'seed': (0, 2**63)}
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class PatternsSpec:
         val (int): Number of validation images.
         size (int): Side of an image, in pixels.
         seed (int): Seed of all chance, not negative.
-        layouts (tuple[str, ...]): Subset of ``LAYOUTS``, kept in their order.
+        layouts (Sequence[str]): Subset of ``LAYOUTS``, kept in their order.
         version (int): Version of the generator; files of another one are not taken for these.
 
     Raises:
@@ -64,28 +62,16 @@ class PatternsSpec:
     val: int = 200
     size: int = 128
     seed: int = 0
-    layouts: tuple[str, ...] = LAYOUTS
+    layouts: Sequence[str] = LAYOUTS
     version: int = VERSION
 
     def __post_init__(self) -> None:
-        for split in SPLITS:
-            if self.count(split) < 1:
-                raise UsageError(
-                    f'--{split} is {self.count(split)}: every split needs at least 1 image'
-                )
-        if not SIZES[0] <= self.size <= SIZES[1]:
-            raise UsageError(
-                f'--size is {self.size}: images are {SIZES[0]} to {SIZES[1]} pixels wide, since '
-                'textures repeat every 5 to 14 pixels whatever the size'
-            )
-        if self.seed < 0:
-            raise UsageError(f'--seed is {self.seed}: seeds are not negative')
-        unknown = sorted(set(self.layouts) - set(LAYOUTS))
-        if unknown or not self.layouts:
-            raise UsageError(
-                f'--layouts is {" ".join(unknown) or "empty"}: choose from {" ".join(LAYOUTS)}'
-            )
-        ordered = tuple(name for name in LAYOUTS if name in self.layouts)
+        for name, (least, most) in _VALID.items():
+            if not least <= getattr(self, name) <= most:
+                raise UsageError(f'--{name} is {getattr(self, name)}: valid are {least} to {most}')
+        ordered = [name for name in LAYOUTS if name in self.layouts]
+        if not ordered or set(ordered) != set(self.layouts):
+            raise UsageError(f'--layouts is {self.layouts}: choose from {" ".join(LAYOUTS)}')
         object.__setattr__(self, 'layouts', ordered)
 
     def __str__(self) -> str:
@@ -93,19 +79,6 @@ class PatternsSpec:
         version = '' if self.version == VERSION else f', of version {self.version}'
         counts = f'{self.train} + {self.val} images of {self.size} pixels, seed {self.seed}'
         return f'{counts}, {" ".join(self.layouts)}{version}'
-
-    def count(self, split: Split) -> int:
-        """Number of images of a split."""
-        return self.train if split == 'train' else self.val
-
-    def to_json(self) -> dict[str, Any]:
-        """The spec as JSON types."""
-        return {**asdict(self), 'layouts': list(self.layouts)}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> 'PatternsSpec':
-        """The spec that ``to_json`` wrote; TypeError, KeyError or UsageError for anything else."""
-        return cls(**{**data, 'layouts': tuple(data['layouts'])})
 
 
 @dataclass(frozen=True)
@@ -135,33 +108,24 @@ class Item:
 
 def items(spec: PatternsSpec) -> list[Item]:
     """All items of a dataset, those of one kind and split in order of their numbers."""
-    kinds = [False] * bool({'ade', 'coco'} & {*spec.layouts}) + [True] * (
-        'imagefolder' in spec.layouts
-    )
+    kinds = {layout == 'imagefolder' for layout in spec.layouts}
     return [
         Item(single, split, index)
-        for single in kinds
+        for single in sorted(kinds)
         for split in SPLITS
-        for index in range(spec.count(split))
+        for index in range(getattr(spec, split))
     ]
 
 
-def item_paths(spec: PatternsSpec, item: Item) -> dict[str, Path]:
-    """The files of an item below the dataset's folder, by what they hold.
-
-    Returns:
-        dict[str, Path]: Of the keys 'ade', 'ade_labels', 'coco' and 'imagefolder' those that apply.
-    """
+def item_paths(spec: PatternsSpec, item: Item) -> tuple[list[Path], Path | None]:
+    """The files of an item below the dataset's folder: its image, once a layout, and its labels."""
     if item.single:
         folder = Path('imagefolder', item.split, TEXTURE_CLASSES[item.label - 1])
-        return {'imagefolder': folder / item.file_name}
-    paths = {}
-    if 'ade' in spec.layouts:
-        for name, kind in (('ade', 'images'), ('ade_labels', 'annotations')):
-            paths[name] = Path('ade', kind, ADE_FOLDERS[item.split], item.file_name)
-    if 'coco' in spec.layouts:
-        paths['coco'] = Path('coco', item.split, item.file_name)
-    return paths
+        return [folder / item.file_name], None
+    ade = Path(ADE_FOLDERS[item.split], item.file_name)
+    paths = {'ade': 'ade/images' / ade, 'coco': Path('coco', item.split, item.file_name)}
+    images = [path for layout, path in paths.items() if layout in spec.layouts]
+    return images, 'ade/annotations' / ade if 'ade' in spec.layouts else None
 
 
 def coco_path(split: Split) -> Path:
@@ -169,33 +133,30 @@ def coco_path(split: Split) -> Path:
     return Path('coco', 'annotations', f'instances_{split}.json')
 
 
-def folders(spec: PatternsSpec) -> list[Path]:
-    """Every folder that holds files of a dataset, below the dataset's folder."""
-    every = {
-        'ade': [
-            f'{kind}/{name}' for kind in ('images', 'annotations') for name in ADE_FOLDERS.values()
-        ],
-        'coco': [*SPLITS, 'annotations'],
-        # All classes even where a tiny split has none: readers number the folders they see.
-        'imagefolder': [f'{split}/{name}' for split in SPLITS for name in TEXTURE_CLASSES],
-    }
-    return [Path(layout, name) for layout in spec.layouts for name in every[layout]]
-
-
-def files(spec: PatternsSpec) -> Iterator[Path]:
+def files(spec: PatternsSpec) -> list[Path]:
     """Every file of a dataset but its manifest, below the dataset's folder."""
-    yield Path(CLASSES_FILE)
-    yield Path(PREVIEW_FILE)
+    found = [Path(CLASSES_FILE), Path(PREVIEW_FILE)]
     if 'coco' in spec.layouts:
-        yield from map(coco_path, SPLITS)
+        found += map(coco_path, SPLITS)
     for item in items(spec):
-        yield from item_paths(spec, item).values()
+        images, labels = item_paths(spec, item)
+        found += images if labels is None else [*images, labels]
+    return found
+
+
+def folders(spec: PatternsSpec) -> list[Path]:
+    """Every folder below the dataset's folder, the outer ones first."""
+    inner = {path.parent for path in files(spec)}
+    if 'imagefolder' in spec.layouts:
+        # All classes even where a tiny split has none: readers number the folders they see.
+        inner |= {Path('imagefolder', split, name) for split in SPLITS for name in TEXTURE_CLASSES}
+    return sorted(inner.union(*(folder.parents for folder in inner)) - {Path('.')})
 
 
 def make_item(spec: PatternsSpec, item: Item) -> Scene:
     """Draw the scene of an item."""
-    key = (spec.seed, _SINGLE if item.single else _SCENE, SPLITS.index(item.split), item.index)
-    rng = np.random.default_rng(key)
+    # Scenes and single objects are different draws.
+    rng = np.random.default_rng((spec.seed, int(item.single), SPLITS.index(item.split), item.index))
     return make_scene(rng, spec.size, (item.label,) if item.single else ())
 
 
@@ -212,30 +173,21 @@ def write_item(out: Path, spec: PatternsSpec, item: Item) -> list[dict[str, Any]
     """Draw an item and write its pictures into folders that exist.
 
     Returns:
-        list: The COCO annotations of the item's objects, without ``id``; empty where the COCO
-        layout has no part in the item.
+        list: The COCO annotations of the item's objects, without ``id``.
     """
     scene = make_item(spec, item)
-    paths = item_paths(spec, item)
-    images = [out / paths[name] for name in LAYOUTS if name in paths]
-    write_png(images[0], scene.image)
-    for copy in images[1:]:
-        _link_or_copy(images[0], copy)
-    if 'ade_labels' in paths:
-        write_png(out / paths['ade_labels'], scene.labels)
-    if 'coco' not in paths:
-        return []
+    (first, *copies), labels = item_paths(spec, item)
+    write_png(out / first, scene.image)
+    for copy in copies:
+        try:
+            os.link(out / first, out / copy)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links
+            shutil.copyfile(out / first, out / copy)
+    if labels is not None:
+        write_png(out / labels, scene.labels)
     return [coco_annotation(thing.mask, thing.label, item.index) for thing in scene.objects]
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    """Give a file a second name, or copy it where the file system has no hard links."""
-    try:
-        os.link(source, target)
-    except FileExistsError:
-        raise
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def coco_annotation(mask: NDArray[np.bool_], label: int, image_id: int) -> dict[str, Any]:
@@ -264,7 +216,7 @@ def write_coco(
                 'width': spec.size,
                 'height': spec.size,
             }
-            for index in range(spec.count(split))
+            for index in range(getattr(spec, split))
         ],
         'categories': [
             {'id': label, 'name': name, 'supercategory': 'texture'}

@@ -1,8 +1,7 @@
 """Random outlines of objects, drawn without any knowledge of the object's class.
 
-An outline is a function ``(rng, radius) -> [(polygon, ink), ...]``: closed polygons around the
-origin, in pixels, painted one after another, each either adding to the object (ink True) or
-cutting a hole out of it.
+An outline is a function ``(rng, radius) -> polygons``: closed, (n, 2), around the origin, in
+pixels. The first is the object, the others are cut out of it.
 """
 
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from mmvim.datasets.patterns.textures import FloatMap
 
 Polygon = NDArray[np.float64]
-Outline = Callable[[np.random.Generator, float], list[tuple[Polygon, bool]]]
+Outline = Callable[[np.random.Generator, float], list[Polygon]]
 
 _SUBPIXEL_BITS = 4
 
@@ -39,50 +38,50 @@ def _circle(radius: float) -> Polygon:
     return _polar(np.full(64, radius))
 
 
-def disc(rng: np.random.Generator, radius: float) -> list[tuple[Polygon, bool]]:
+def disc(rng: np.random.Generator, radius: float) -> list[Polygon]:
     """A circle, a little smaller than the others so that areas stay alike."""
-    return [(_circle(0.9 * radius), True)]
+    return [_circle(0.9 * radius)]
 
 
-def ellipse(rng: np.random.Generator, radius: float) -> list[tuple[Polygon, bool]]:
+def ellipse(rng: np.random.Generator, radius: float) -> list[Polygon]:
     """An ellipse of any direction."""
     axes = np.array([1.0, rng.uniform(0.55, 0.8)])
-    return [(_turned(_circle(1.1 * radius) * axes, _turn(rng)), True)]
+    return [_turned(_circle(1.1 * radius) * axes, _turn(rng))]
 
 
-def polygon(rng: np.random.Generator, radius: float) -> list[tuple[Polygon, bool]]:
+def polygon(rng: np.random.Generator, radius: float) -> list[Polygon]:
     """A triangle, quadrangle, pentagon or hexagon with uneven corners."""
     corners = int(rng.integers(3, 7))
     radii = (1.3 if corners == 3 else 1.1) * radius * rng.uniform(0.85, 1.1, corners)
-    return [(_polar(radii, _turn(rng)), True)]
+    return [_polar(radii, _turn(rng))]
 
 
-def star(rng: np.random.Generator, radius: float) -> list[tuple[Polygon, bool]]:
+def star(rng: np.random.Generator, radius: float) -> list[Polygon]:
     """A star of five to seven points."""
     points = int(rng.integers(5, 8))
     radii = np.tile([1.25, 1.25 * rng.uniform(0.5, 0.65)], points) * radius
-    return [(_polar(radii, _turn(rng)), True)]
+    return [_polar(radii, _turn(rng))]
 
 
-def ring(rng: np.random.Generator, radius: float) -> list[tuple[Polygon, bool]]:
+def ring(rng: np.random.Generator, radius: float) -> list[Polygon]:
     """A disc with a round hole."""
-    return [(_circle(1.1 * radius), True), (_circle(radius * rng.uniform(0.3, 0.48)), False)]
+    return [_circle(1.1 * radius), _circle(radius * rng.uniform(0.3, 0.48))]
 
 
-def crescent(rng: np.random.Generator, radius: float) -> list[tuple[Polygon, bool]]:
+def crescent(rng: np.random.Generator, radius: float) -> list[Polygon]:
     """A disc bitten by another disc."""
     bite = _circle(radius * rng.uniform(0.7, 0.9))
     bite[:, 0] += radius * rng.uniform(0.8, 1.0)
-    return [(_circle(1.15 * radius), True), (_turned(bite, _turn(rng)), False)]
+    return [_circle(1.15 * radius), _turned(bite, _turn(rng))]
 
 
-def blob(rng: np.random.Generator, radius: float) -> list[tuple[Polygon, bool]]:
+def blob(rng: np.random.Generator, radius: float) -> list[Polygon]:
     """A closed curve with three random harmonics."""
     angles = np.linspace(0, 2 * np.pi, 72, endpoint=False)
     radii = np.ones_like(angles)
     for harmonic in (2, 3, 4):
         radii += rng.uniform(0.05, 0.16) * np.cos(harmonic * angles + _turn(rng))
-    return [(_polar(radii * radius), True)]
+    return [_polar(radii * radius)]
 
 
 OUTLINES: dict[str, Outline] = {
@@ -107,7 +106,7 @@ def draw_outline(
         on.
     """
     canvas = np.zeros((size, size), np.uint8)
-    for points, ink in OUTLINES[name](rng, radius):
+    for number, points in enumerate(OUTLINES[name](rng, radius)):
         fixed = np.rint((points + centre) * (1 << _SUBPIXEL_BITS)).astype(np.int32)
-        cv2.fillPoly(canvas, [fixed], 255 if ink else 0, cv2.LINE_AA, _SUBPIXEL_BITS)
+        cv2.fillPoly(canvas, [fixed], 0 if number else 255, cv2.LINE_AA, _SUBPIXEL_BITS)
     return canvas.astype(np.float32) / np.float32(255)

@@ -5,15 +5,20 @@ separate draws: none depends on another. A layout in which an object is hardly v
 again by its geometry alone, which cannot tie geometry to class either.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from mmvim.datasets.patterns.classes import BACKGROUND, TEXTURE_CLASSES
 from mmvim.datasets.patterns.outlines import OUTLINES, draw_outline
-from mmvim.datasets.patterns.textures import FloatMap, render_texture, standardise
+from mmvim.datasets.patterns.textures import (
+    BACKGROUND,
+    TEXTURE_CLASSES,
+    FloatMap,
+    render_texture,
+    standardise,
+)
 
 # Shares of the image side (radius) or of its area (visible pixels).
 RADIUS = (0.16, 0.31)
@@ -26,8 +31,7 @@ _MIN_COLOUR_DISTANCE = 95.0
 _ATTEMPTS = 200
 
 
-@dataclass(frozen=True)
-class SceneObject:
+class SceneObject(NamedTuple):
     """One object of a scene.
 
     Attributes:
@@ -41,32 +45,25 @@ class SceneObject:
     mask: NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class Scene:
+class Scene(NamedTuple):
     """A picture and what is in it.
 
     Attributes:
         image (np.ndarray): (S, S, 3) uint8, RGB.
         labels (np.ndarray): (S, S) uint8, 0 for background, else the class of the topmost object.
-        objects (tuple[SceneObject, ...]): From the lowest to the topmost.
+        objects (list[SceneObject]): From the lowest to the topmost.
     """
 
     image: NDArray[np.uint8]
     labels: NDArray[np.uint8]
-    objects: tuple[SceneObject, ...]
+    objects: list[SceneObject]
 
 
-@dataclass(frozen=True)
-class _Shape:
+class _Shape(NamedTuple):
     """Geometry of an object: name and (S, S) float32 coverage in [0, 1] of its outline."""
 
     outline: str
     coverage: FloatMap
-
-    @property
-    def mask(self) -> NDArray[np.bool_]:
-        """(S, S) bool, covered by others or not."""
-        return self.coverage >= 0.5
 
 
 def _draw_colours(rng: np.random.Generator) -> tuple[FloatMap, FloatMap]:
@@ -85,11 +82,8 @@ def _smooth_field(rng: np.random.Generator, size: int) -> FloatMap:
     angle = rng.uniform(0, 2 * np.pi)
     axis = np.linspace(-0.5, 0.5, size, dtype=np.float32)
     slope = np.float32(np.cos(angle)) * axis[None, :] + np.float32(np.sin(angle)) * axis[:, None]
-    hills = cv2.resize(
-        rng.uniform(-0.5, 0.5, (5, 5)).astype(np.float32),
-        (size, size),
-        interpolation=cv2.INTER_CUBIC,
-    )
+    coarse = rng.uniform(-0.5, 0.5, (5, 5)).astype(np.float32)
+    hills = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
     field = slope + np.float32(rng.uniform(0.3, 1.0)) * hills
     return field / np.abs(field).max()
 
@@ -100,27 +94,27 @@ def _draw_shape(rng: np.random.Generator, size: int) -> _Shape:
     return _Shape(name, draw_outline(name, rng, size, (x, y), rng.uniform(*RADIUS) * size))
 
 
-def _visible_masks(shapes: list[_Shape]) -> list[NDArray[np.bool_]]:
-    """Visible part of each shape under those drawn after it, in the order given."""
+def _visible_masks(shapes: list[_Shape]) -> list[NDArray[np.bool_]] | None:
+    """(S, S) visible part of each shape under those drawn after it; None if one has too little."""
     masks: list[NDArray[np.bool_]] = []
-    covered = np.zeros_like(shapes[0].mask)
+    covered = np.zeros(shapes[0].coverage.shape, np.bool_)
     for shape in reversed(shapes):
-        masks.append(shape.mask & ~covered)
-        covered |= shape.mask
+        whole = shape.coverage >= 0.5
+        masks.append(whole & ~covered)
+        least = max(MIN_VISIBLE_AREA * whole.size, MIN_VISIBLE_SHARE * whole.sum())
+        if masks[-1].sum() < least:
+            return None
+        covered |= whole
     return masks[::-1]
 
 
-def _all_visible(shapes: list[_Shape]) -> bool:
-    """Whether enough of every shape can be seen."""
-    for shape, visible in zip(shapes, _visible_masks(shapes), strict=True):
-        area = visible.sum()
-        if area < MIN_VISIBLE_AREA * visible.size or area < MIN_VISIBLE_SHARE * shape.mask.sum():
-            return False
-    return True
-
-
-def _draw_shapes(rng: np.random.Generator, size: int, count: int) -> list[_Shape]:
+def _draw_shapes(
+    rng: np.random.Generator, size: int, count: int
+) -> tuple[list[_Shape], list[NDArray[np.bool_]]]:
     """Draw shapes one on another; one that hides another is drawn again.
+
+    Returns:
+        tuple: The shapes, and the visible mask of each.
 
     Raises:
         RuntimeError: If no arrangement was found, which the constants above rule out in practice.
@@ -129,10 +123,11 @@ def _draw_shapes(rng: np.random.Generator, size: int, count: int) -> list[_Shape
         shapes: list[_Shape] = []
         for _ in range(_ATTEMPTS):
             candidate = [*shapes, _draw_shape(rng, size)]
-            if _all_visible(candidate):
+            masks = _visible_masks(candidate)
+            if masks is not None:
                 shapes = candidate
-            if len(shapes) == count:
-                return shapes
+                if len(shapes) == count:
+                    return shapes, masks
     raise RuntimeError(f'no arrangement of {count} visible objects on {size}x{size} pixels found')
 
 
@@ -167,19 +162,17 @@ def make_scene(rng: np.random.Generator, size: int, labels: tuple[int, ...] = ()
     if not labels:
         count = int(rng.integers(OBJECTS[0], OBJECTS[1] + 1))
         labels = tuple(int(k) for k in rng.integers(1, len(TEXTURE_CLASSES) + 1, count))
-    shapes = _draw_shapes(rng, size, len(labels))
+    shapes, masks = _draw_shapes(rng, size, len(labels))
 
     mean, contrast = _draw_colours(rng)
     image = mean + contrast * _smooth_field(rng, size)[..., None]
     label_map = np.full((size, size), BACKGROUND, np.uint8)
-    objects = tuple(
-        SceneObject(label, shape.outline, mask)
-        for label, shape, mask in zip(labels, shapes, _visible_masks(shapes), strict=True)
-    )
-    for shape, thing in zip(shapes, objects, strict=True):
+    objects = []
+    for label, shape, mask in zip(labels, shapes, masks, strict=True):
         inside = shape.coverage[..., None]
-        image = image * (1 - inside) + _paint(thing.label, rng, thing.mask) * inside
-        label_map[thing.mask] = thing.label
+        image = image * (1 - inside) + _paint(label, rng, mask) * inside
+        label_map[mask] = label
+        objects.append(SceneObject(label, shape.outline, mask))
 
     # One light and one sensor for the whole scene: objects are shaded and noisy as well.
     image = image * (1 + np.float32(rng.uniform(0.05, 0.25)) * _smooth_field(rng, size)[..., None])

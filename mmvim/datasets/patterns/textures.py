@@ -10,13 +10,12 @@ both diagonals are one class, and the three bands of stripes lie 22 degrees apar
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-
-from mmvim.datasets.patterns.classes import TEXTURE_CLASSES
 
 FloatMap = NDArray[np.floating[Any]]
 Texture = Callable[[np.random.Generator, int, int], FloatMap]
@@ -60,17 +59,7 @@ def _stripes(rng: np.random.Generator, height: int, width: int, degrees: float) 
     return soft_step(distance, _edge(rng))
 
 
-def stripes_vertical(rng: np.random.Generator, height: int, width: int) -> FloatMap:
-    """Upright stripes."""
-    return _stripes(rng, height, width, 0)
-
-
-def stripes_horizontal(rng: np.random.Generator, height: int, width: int) -> FloatMap:
-    """Lying stripes."""
-    return _stripes(rng, height, width, 90)
-
-
-def stripes_diagonal(rng: np.random.Generator, height: int, width: int) -> FloatMap:
+def _diagonal_stripes(rng: np.random.Generator, height: int, width: int) -> FloatMap:
     """Stripes along either diagonal."""
     return _stripes(rng, height, width, 45 if rng.random() < 0.5 else 135)
 
@@ -139,13 +128,35 @@ def noise(rng: np.random.Generator, height: int, width: int) -> FloatMap:
     return soft_step(_smooth_noise(rng, height, width, sigma), _edge(rng))
 
 
+# In alphabetical order, so that a label map's number, a COCO category id and (less one) the index
+# that an ImageFolder reader gives to the sorted folders all agree.
 TEXTURES: dict[str, Texture] = {
-    texture.__name__: texture
-    for texture in (
-        *(blobs, checker, dots, grid, noise),
-        *(stripes_diagonal, stripes_horizontal, stripes_vertical),
-    )
+    'blobs': blobs,
+    'checker': checker,
+    'dots': dots,
+    'grid': grid,
+    'noise': noise,
+    'stripes_diagonal': _diagonal_stripes,
+    'stripes_horizontal': partial(_stripes, degrees=90),
+    'stripes_vertical': partial(_stripes, degrees=0),
 }
+TEXTURE_CLASSES: tuple[str, ...] = tuple(TEXTURES)
+
+BACKGROUND = 0
+CLASSES: tuple[str, ...] = ('background', *TEXTURES)
+# RGB. Okabe and Ito's colours for colour-blind readers, its black replaced by violet; the
+# background stays a dark grey so that objects stand out of an overlay.
+PALETTE: tuple[tuple[int, int, int], ...] = (
+    (58, 62, 70),
+    (0, 158, 115),
+    (230, 159, 0),
+    (86, 180, 233),
+    (213, 94, 0),
+    (240, 228, 66),
+    (204, 121, 167),
+    (0, 114, 178),
+    (148, 103, 230),
+)
 
 
 def render_texture(label: int, rng: np.random.Generator, height: int, width: int) -> FloatMap:
