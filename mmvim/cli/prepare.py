@@ -102,22 +102,27 @@ def check_launcher(launcher: str, local_rank: int) -> None:
 
 def check_channels(model: Mapping[str, Any]) -> None:
     """Compare the channels that neck and heads take with those that they are given."""
-    neck = model.get('neck')
-    if not isinstance(neck, Mapping):
+    neck, given = model.get('neck'), _map_channels(model.get('backbone') or {})
+    source, levels = 'the width of model.backbone', given[0] if given else None
+    if isinstance(neck, Mapping):
+        key = 'embed_dim' if 'embed_dim' in neck else 'in_channels'
+        taken = neck.get(key)
+        if key == 'embed_dim':  # mmseg's Feature2Pyramid hands channels on as they are
+            taken = [taken] * len(neck.get('rescales', (4, 2, 1, 0.5)))
+        taken = [taken] if isinstance(taken, int) else taken
+        if given is not None and taken is not None and list(taken) != given:
+            raise UserError(
+                f'model.backbone gives maps of {given} channels, but model.neck.{key} says '
+                f'{taken}: make arch and out_indices of the backbone and {key} of the neck agree'
+            )
+        source = 'model.neck.embed_dim' if key == 'embed_dim' else 'model.neck.out_channels'
+        levels = neck.get(source.rpartition('.')[2])
+    elif neck is not None:
         return
-    given, taken = _map_channels(model.get('backbone') or {}), neck.get('in_channels')
-    taken = [taken] if isinstance(taken, int) else taken
-    if given is not None and taken is not None and list(taken) != given:
-        raise UserError(
-            f'model.backbone gives maps of {given} channels, but model.neck.in_channels says '
-            f'{taken}: make arch and out_indices of the backbone and in_channels of the neck agree'
-        )
-    levels = neck.get('out_channels')
     for name, channels in _level_readers(model):
         if isinstance(levels, int) and set(channels) != {levels}:
             raise UserError(
-                f'model.neck.out_channels is {levels}, but model.{name} is {channels}: '
-                'make them equal'
+                f'{source} is {levels}, but model.{name} is {channels}: make them equal'
             )
 
 
@@ -128,7 +133,7 @@ def _map_channels(backbone: Mapping[str, Any]) -> list[int] | None:
     arch, indices = backbone.get('arch', 'tiny'), backbone.get('out_indices', -1)
     arch = VisionMamba.arch_zoo.get(arch.lower(), {}) if isinstance(arch, str) else arch
     width = arch.get('embed_dims')
-    if not isinstance(width, int) or backbone.get('out_type', 'featmap') != 'featmap':
+    if not isinstance(width, int):
         return None
     return [width] * (len(indices) if isinstance(indices, Sequence) else 1)
 
