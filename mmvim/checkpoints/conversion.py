@@ -21,7 +21,7 @@ from mmvim.checkpoints.vim import (
 )
 from mmvim.errors import UserError
 from mmvim.models import VisionMamba
-from mmvim.models.pos_embed import resize_pos_embed, square_grid
+from mmvim.models.pos_embed import resize_pos_embed, stored_grid
 
 # The linear classifier: as published, and in mmpretrain's ImageClassifier with LinearClsHead.
 HEADS = {'head.weight': 'head.fc.weight', 'head.bias': 'head.fc.bias'}
@@ -103,7 +103,7 @@ def published_to_ours(
     cls_token = choose_cls_token(own, cls_token, noted)
     try:
         ours = convert_official(own, cls_token)
-        stored = square_grid(ours['pos_embed'].shape[1]) if 'pos_embed' in ours else None
+        stored = stored_grid(None, ours['pos_embed'].shape[1]) if 'pos_embed' in ours else None
         if stored is not None:
             ours['pos_embed'] = resize_pos_embed(ours['pos_embed'], stored, grid or stored)
             ours['pos_embed_grid'] = torch.tensor(grid or stored)

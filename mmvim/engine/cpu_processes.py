@@ -12,13 +12,7 @@ from typing import Any
 
 import torch.distributed as torch_dist
 from mmengine.config import Config
-from mmengine.device import (
-    get_device,
-    is_cuda_available,
-    is_mlu_available,
-    is_musa_available,
-    is_npu_available,
-)
+from mmengine.device import get_device
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
 from mmengine.registry import MODEL_WRAPPERS
@@ -29,7 +23,7 @@ from mmvim.errors import UserError
 
 def has_amp_accelerator() -> bool:
     """Whether there is a device that mmengine's ``AmpOptimWrapper`` accepts."""
-    return is_cuda_available() or is_npu_available() or is_mlu_available() or is_musa_available()
+    return get_device() in ('cuda', 'npu', 'mlu', 'musa')
 
 
 @MODEL_WRAPPERS.register_module()

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from io import StringIO
 from typing import Any
 
 from mmengine.logging import MMLogger
 from mmengine.optim import DefaultOptimWrapperConstructor
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from mmvim.models.arguments import unknown_name
@@ -185,16 +182,11 @@ def _undecayed(model: nn.Module) -> set[str]:
 
 
 def _as_table(groups: list[dict[str, Any]]) -> str:
-    table = Table('layer', 'lr', 'lr scale', 'weight decay', 'tensors', 'first of them')
+    row = '{:>5} {:>10} {:>10} {:>12} {:>7}  {}'
+    lines = [row.format('layer', 'lr', 'lr scale', 'weight decay', 'tensors', 'first of them')]
     for group in groups:
-        table.add_row(
-            str(group['layer_id']),
-            f'{group["lr"]:.3g}',
-            f'{group["lr_scale"]:.3g}',
-            f'{group["weight_decay"]:.3g}' if 'weight_decay' in group else '-',
-            str(len(group['params'])),
-            group['param_names'][0],
+        rates = (f'{group.get(key, 0.0):.3g}' for key in ('lr', 'lr_scale', 'weight_decay'))
+        lines.append(
+            row.format(group['layer_id'], *rates, len(group['params']), group['param_names'][0])
         )
-    text = StringIO()
-    Console(file=text, width=110).print(table)
-    return text.getvalue()
+    return '\n'.join(lines)

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mmengine.model import BaseModule
 from mmengine.utils import to_2tuple
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 _ESSENTIAL_ARCH = ('embed_dims', 'num_layers')
 _OPTIONAL_ARCH = ('d_state', 'd_conv', 'expand', 'dt_rank', 'conv_bias', 'proj_bias')
@@ -25,19 +20,6 @@ def unknown_name(given: Mapping[str, Any], valid: Collection[str]) -> str:
             hint = f'did you mean {near[0]!r}? ' if near else ''
             return f'{name!r} (given {value!r}): {hint}Valid are {", ".join(valid)}.'
     return ''
-
-
-class CheckedModule(BaseModule):
-    """A module that answers a misspelt argument with the nearest valid one."""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Check the keywords."""
-        _, *own = inspect.signature(cls.__init__).parameters.values()
-        takes_any = own[-1].kind is inspect.Parameter.VAR_KEYWORD
-        unknown = unknown_name(kwargs, [parameter.name for parameter in own])
-        if unknown and not takes_any:
-            raise TypeError(f'{cls.__name__} has no argument {unknown}')
-        return super().__new__(cls)
 
 
 def check_choice(name: str, value: object, valid: Collection[str]) -> None:

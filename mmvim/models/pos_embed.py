@@ -60,25 +60,10 @@ def pad_to_patches(
     # no maximum: torch.export would not know the size of the result.)
     bottom = max(bottom, 0) if patch_stride[0] > patch_size[0] else bottom
     right = max(right, 0) if patch_stride[1] > patch_size[1] else right
-    return F.pad(image, (0, right, 0, bottom)), grid
-
-
-def square_grid(rows: int) -> tuple[int, int]:
-    """The square grid of a position embedding that comes without its grid.
-
-    Args:
-        rows (int): Number of patch rows.
-
-    Raises:
-        ValueError: If ``rows`` is no square of a positive number.
-    """
-    side = math.isqrt(max(rows, 0))
-    if rows < 1 or side * side != rows:
-        raise ValueError(
-            f'it has {rows} patch rows, which is no square grid, and no pos_embed_grid beside it '
-            'tells its shape.'
-        )
-    return side, side
+    # Padding by nothing copies the image. (A graph for any size cannot ask whether it is nothing.)
+    if torch.compiler.is_compiling() or bottom or right:
+        image = F.pad(image, (0, right, 0, bottom))
+    return image, grid
 
 
 def stored_grid(grid: Any, rows: int) -> tuple[int, int]:
@@ -92,7 +77,13 @@ def stored_grid(grid: Any, rows: int) -> tuple[int, int]:
         ValueError: If the grid is none of these rows, or there is none and they are no square.
     """
     if grid is None:
-        return square_grid(rows)
+        side = math.isqrt(max(rows, 0))
+        if rows < 1 or side * side != rows:
+            raise ValueError(
+                f'it has {rows} patch rows, which is no square grid, and no pos_embed_grid beside '
+                'it tells its shape.'
+            )
+        return side, side
     try:
         height, width = (int(n) for n in grid)
     except (TypeError, ValueError, RuntimeError):
@@ -125,16 +116,13 @@ def fit_pos_embed(
     Raises:
         ValueError: If this is no position embedding, or its grid is unknown or wrong.
     """
-    if not isinstance(pos_embed, torch.Tensor):
-        raise ValueError(f'it must be a tensor (1, rows, embed_dims), got {pos_embed!r}.')
-    if (
-        pos_embed.layout != torch.strided
-        or pos_embed.ndim != 3
-        or not pos_embed.is_floating_point()
-    ):
+    is_tensor = isinstance(pos_embed, torch.Tensor) and pos_embed.layout == torch.strided
+    if not is_tensor or pos_embed.ndim != 3 or not pos_embed.is_floating_point():
+        given = repr(pos_embed)
+        if isinstance(pos_embed, torch.Tensor):
+            given = f'{pos_embed.dtype}, {pos_embed.layout} of shape {tuple(pos_embed.shape)}'
         raise ValueError(
-            f'it must be a dense floating-point tensor (1, rows, embed_dims), got '
-            f'{pos_embed.dtype}, {pos_embed.layout} of shape {tuple(pos_embed.shape)}.'
+            f'it must be a dense floating-point tensor (1, rows, embed_dims), got {given}.'
         )
     rows = pos_embed.shape[1]
     if grid is None and rows == math.prod(target):

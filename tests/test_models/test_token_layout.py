@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmvim.models.pos_embed import square_grid
+from mmvim.models.pos_embed import stored_grid
 from mmvim.models.token_layout import CLS_TOKENS, cls_positions, insert_tokens, split_tokens
 
 
@@ -42,7 +42,7 @@ def test_bad_layouts_are_named():
 
 
 def test_square_grid():
-    assert [square_grid(n) for n in (1, 196, 10**12)] == [(1, 1), (14, 14), (10**6, 10**6)]
+    assert [stored_grid(None, n) for n in (1, 196, 10**12)] == [(1, 1), (14, 14), (10**6, 10**6)]
     for rows in (0, -4, 2, 195, 197):
         with pytest.raises(ValueError, match=f'{rows} patch rows, which is no square grid'):
-            square_grid(rows)
+            stored_grid(None, rows)

@@ -14,8 +14,7 @@ from torch.nn.modules.module import (
 from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
 from torch.testing._internal.two_tensor import TwoTensor
 
-from mmvim.models import VisionMamba
-from mmvim.models.layers import VimMixer
+from mmvim.models import VimMixer, VisionMamba
 from mmvim.models.layers.plain import is_plain
 
 SHARED = ['in_proj', 'conv1d', 'x_proj', 'dt_proj', 'out_proj']

@@ -113,7 +113,7 @@ def test_non_square_position_embedding_keeps_its_shape_through_a_checkpoint():
         (dict(pos_embed_grid=torch.tensor([-2, -9])), ['18 patch rows', '[-2, -9]']),
         (dict(pos_embed_grid=torch.tensor(18)), ['18 patch rows', 'tensor(18)']),
         (dict(pos_embed_grid='2x9'), ['18 patch rows', "'2x9'"]),
-        (dict(pos_embed='rows'), ['must be a tensor', "'rows'"]),
+        (dict(pos_embed='rows'), ['dense floating-point tensor', "'rows'"]),
         (dict(pos_embed=torch.tensor(1.0)), ['dense floating-point tensor', 'shape ()']),
         (dict(pos_embed=torch.zeros(1, 18, 16).to_sparse()), ['dense', 'torch.sparse_coo']),
         (dict(pos_embed=torch.zeros(1, 18, 16, dtype=torch.int64)), ['dense', 'torch.int64']),

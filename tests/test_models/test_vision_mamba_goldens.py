@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from mmvim.checkpoints import convert_official
-from mmvim.models import VisionMamba
-from mmvim.models.layers import VimMixer
+from mmvim.models import VimMixer, VisionMamba
 
 pytestmark = pytest.mark.stack
 ARCH = dict(embed_dims=64, num_layers=4)

@@ -23,11 +23,7 @@ class NonFiniteLossHook(Hook):
     priority = 'ABOVE_NORMAL'
 
     def after_train_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: Any = None,
-        outputs: dict[str, Any] | None = None,
+        self, runner: Runner, *args: Any, outputs: Any = None, **kwargs: Any
     ) -> None:
         """Check ``outputs['loss']`` and name the parts of the loss that are not finite.
 

@@ -56,25 +56,13 @@ class SaveOnSignalHook(Hook):
         for number in _SIGNALS:
             self._previous[number] = signal.signal(number, self._receive)
 
-    def after_train_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: Any = None,
-        outputs: dict[str, Any] | None = None,
-    ) -> None:
+    def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         """Save and leave if told to."""
         if self._agreed():
             # The loop counts this iteration only after its hooks.
             self._leave(runner, runner.epoch, runner.iter + 1)
 
-    def after_val_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: Any = None,
-        outputs: Any = None,
-    ) -> None:
+    def after_val_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         """Save and leave if told to; several processes may have shares of different lengths."""
         if get_world_size() == 1 and self._received:
             for hook in runner.hooks:
@@ -82,7 +70,7 @@ class SaveOnSignalHook(Hook):
                     hook.after_val_epoch(runner)
             self._leave(runner, runner.epoch, runner.iter)
 
-    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+    def after_val_epoch(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         """Save and leave if told to."""
         if self._agreed():
             self._leave(runner, runner.epoch, runner.iter)

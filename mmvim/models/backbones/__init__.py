@@ -1,5 +1,1 @@
-"""Backbones registered in scope ``mmvim``."""
-
-from mmvim.models.backbones.vision_mamba import VisionMamba
-
-__all__ = ['VisionMamba']
+"""Backbones, one file each."""

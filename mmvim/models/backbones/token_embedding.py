@@ -10,12 +10,15 @@ from mmcv.cnn.bricks.transformer import PatchEmbed
 from mmengine.logging import MMLogger
 from torch import nn
 
-from mmvim.models.arguments import CheckedModule, parse_pair
+from mmvim.models.arguments import parse_pair
+from mmvim.models.base_module import CheckedModule
 from mmvim.models.pos_embed import fit_pos_embed, pad_to_patches, patch_grid, resize_pos_embed
 from mmvim.models.token_layout import CLS_TOKENS, insert_tokens
 
 # Factor of the standard deviation lost by truncating a normal draw at two of them.
 _TRUNCATED_STD = 0.87962566103423978
+# Names of the parameters that are token rows.
+TOKENS = ('cls_token', 'pos_embed', 'cls_pos_embed')
 
 
 class TokenEmbedding(CheckedModule):
@@ -27,15 +30,7 @@ class TokenEmbedding(CheckedModule):
 
     Args:
         embed_dims (int): Number of channels D.
-        img_size (int | tuple[int, int]): Image size (H, W) whose grid ``pos_embed`` is stored for.
-        patch_size (int | tuple[int, int]): Patch size in pixels.
-        patch_stride (int | tuple[int, int] | None): Steps between patches, None: ``patch_size``.
-        in_channels (int): Channels of the image.
-        cls_token (str): Placement of the class tokens, see :mod:`mmvim.models.token_layout`.
-        pos_embed (bool): Whether tokens get a learnt position embedding.
-        interpolate_mode (str): How it is resized.
-        drop_rate (float): Dropout after the position embedding.
-        init_cfg (dict, optional): Initialisation config of mmengine. Defaults to None.
+        *others (Any): See :class:`mmvim.models.VisionMamba`.
 
     Raises:
         ValueError: If a size is not positive, or the image is smaller than a patch.
@@ -83,7 +78,7 @@ class TokenEmbedding(CheckedModule):
         self.pos_embed_grid: torch.Tensor | None
         self.register_buffer('pos_embed_grid', torch.tensor(self.grid_size) if pos_embed else None)
         self.drop_after_pos = nn.Dropout(drop_rate)
-        self._register_load_state_dict_pre_hook(self._fit_pos_embed)
+        self._register_load_state_dict_pre_hook(self._fit_state_dict)
 
     def _rows(self, count: int) -> nn.Parameter | None:
         """A parameter of ``count`` token rows, (1, count, D), or None for no rows."""
@@ -105,12 +100,9 @@ class TokenEmbedding(CheckedModule):
 
     def _tokens(self) -> list[nn.Parameter]:
         """The class tokens and position embeddings that there are."""
-        tokens = (self.cls_token, self.pos_embed, self.cls_pos_embed)
-        return [param for param in tokens if param is not None]
+        return [param for name in TOKENS if (param := getattr(self, name)) is not None]
 
-    def _fit_pos_embed(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
+    def _fit_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Resize the patch rows of a state dict that was made for another grid."""
         name = prefix + 'pos_embed'
         if self.pos_embed is None:

@@ -8,15 +8,17 @@ from typing import Any
 
 import torch
 from mmcv.cnn.bricks import DropPath
+from mmengine.logging import MMLogger
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from mmvim.models.arguments import check_choice, parse_arch, parse_out_indices
-from mmvim.models.backbones.token_embedding import TokenEmbedding
-from mmvim.models.layers import VimBlock, VimMixer, build_norm
+from mmvim.models.backbones.token_embedding import TOKENS, TokenEmbedding
 from mmvim.models.layers.direction import DIRECTIONS
-from mmvim.models.layers.norm import normalise
+from mmvim.models.layers.norm import build_norm, normalise
 from mmvim.models.layers.rope import rope_table, rotate
+from mmvim.models.layers.vim_block import VimBlock
+from mmvim.models.layers.vim_mixer import VimMixer
 from mmvim.models.token_layout import CLS_TOKENS, OUT_TYPES, format_output
 from mmvim.registry import MODELS
 from mmvim_ops.backends import BACKENDS
@@ -63,8 +65,9 @@ class VisionMamba(TokenEmbedding):
             tokens: 'none', 'hidden' (the stream that enters a block apart from its residual) or
             'both' (the residual too). Defaults to 'none'.
         out_indices (int | Sequence[int]): Blocks whose output is tapped, negatives count from
-            the end. Taps come in the order given. With 'block_published' a tap sits after a
-            whole pair, at an odd index. Defaults to -1.
+            the end. Taps come in the order given. Blocks behind the deepest are not built, and
+            skipped when weights are loaded. With 'block_published' a tap sits after a whole
+            pair, at an odd index. Defaults to -1.
         out_type (str): 'featmap' (B, D, H, W); 'cls_token' (B, D); 'avg_featmap' (B, D), the
             mean of the patch tokens; 'featmap_cls', pairs of the first two; 'raw' (B, L, D),
             all tokens. Defaults to 'featmap'.
@@ -174,18 +177,9 @@ class VisionMamba(TokenEmbedding):
                 f'rope={rope!r} rotates pairs of channels per axis: embed_dims must be a multiple '
                 f'of 4, got {embed_dims}.'
             )
-        super().__init__(
-            embed_dims,
-            img_size,
-            patch_size,
-            patch_stride,
-            in_channels,
-            cls_token,
-            pos_embed,
-            interpolate_mode,
-            drop_rate,
-            init_cfg,
-        )
+        image = (img_size, patch_size, patch_stride, in_channels)
+        tokens = (cls_token, pos_embed, interpolate_mode, drop_rate)
+        super().__init__(embed_dims, *image, *tokens, init_cfg)
         self.num_layers = num_layers
         self.direction = direction
         self._scans = DIRECTIONS[direction]
@@ -210,8 +204,8 @@ class VisionMamba(TokenEmbedding):
         self.frozen_stages = frozen_stages
         self.with_cp = with_cp
 
-        steps = max(num_layers - 1, 1)
-        rates = [drop_path_rate * i / steps for i in range(num_layers)]
+        # What lies behind the deepest tap would learn nothing, and stop distributed training.
+        rates = [drop_path_rate * i / max(num_layers - 1, 1) for i in range(self._deepest)]
         self.layers = nn.ModuleList(
             VimBlock(
                 embed_dims,
@@ -223,7 +217,7 @@ class VisionMamba(TokenEmbedding):
                 scan_backend=scan_backend,
                 **mixer_settings,
             )
-            for rate in [0.0, *rates[:-1]]
+            for rate in [0.0, *rates]
         )
         final_rate = 0.0 if out_type in ('featmap', 'featmap_cls') else drop_path_rate
         self.drop_path = DropPath(final_rate) if final_rate > 0 else nn.Identity()
@@ -246,6 +240,20 @@ class VisionMamba(TokenEmbedding):
             if isinstance(module, VimMixer):
                 nn.init.kaiming_uniform_(module.out_proj.weight, a=math.sqrt(5))
                 module.out_proj.weight /= math.sqrt(self.num_layers)
+
+    def _fit_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Leave out blocks that are not built, and fit the position embedding."""
+        super()._fit_state_dict(state_dict, prefix, *args)
+        unbuilt = range(len(self.layers), self.num_layers)
+        starts = tuple(f'{prefix}layers.{i}.' for i in unbuilt)
+        keys = [key for key in state_dict if key.startswith(starts)] if starts else []
+        for key in keys:
+            del state_dict[key]
+        if keys:
+            MMLogger.get_current_instance().info(
+                f'Skip {len(keys)} tensors of the blocks {unbuilt[0]} to {unbuilt[-1]}: they lie '
+                'behind the deepest tap and are not built.'
+            )
 
     def _freeze_stages(self) -> None:
         if self.frozen_stages < 0:
@@ -289,8 +297,11 @@ class VisionMamba(TokenEmbedding):
         hidden: torch.Tensor = tokens
         residual: torch.Tensor | None = None
         taps: dict[int, torch.Tensor] = {}
-        for index in range(0, self._deepest + 1, self._stride):
-            hidden, residual = self._rotate(hidden, residual, table)
+        for index in range(0, len(self.layers), self._stride):
+            if table is not None:
+                hidden = rotate(hidden, table)
+                if residual is not None and self.rope == 'both':
+                    residual = rotate(residual, table)
             hidden, residual = self._run(index, hidden, residual, flipped)
             self._keep_tap(taps, index + self._stride - 1, hidden, residual)
         return tuple(
@@ -302,19 +313,6 @@ class VisionMamba(TokenEmbedding):
             )
             for index in self.out_indices
         )
-
-    def _rotate(
-        self,
-        hidden: torch.Tensor,
-        residual: torch.Tensor | None,
-        table: tuple[torch.Tensor, torch.Tensor] | None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Apply rope to what enters a block, as ``rope`` says."""
-        if table is None:
-            return hidden, residual
-        if residual is not None and self.rope == 'both':
-            residual = rotate(residual, table)
-        return rotate(hidden, table), residual
 
     def _run(
         self, first: int, hidden: torch.Tensor, residual: torch.Tensor | None, flipped: bool
@@ -355,11 +353,10 @@ class VisionMamba(TokenEmbedding):
 
     def _normalise(self, tokens: torch.Tensor, index: int, dtype: torch.dtype) -> torch.Tensor:
         """Apply the output norm of tap ``index``, if it has one, to tokens (B, L, D)."""
-        if self.out_norm != 'none' and index == self._deepest:
-            return normalise(self.norm_f, tokens, dtype)
+        norm = getattr(self, 'norm_f', None) if index == self._deepest else None
         if str(index) in self.tap_norms:
-            return normalise(self.tap_norms[str(index)], tokens, dtype)
-        return tokens
+            norm = self.tap_norms[str(index)]
+        return tokens if norm is None else normalise(norm, tokens, dtype)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Depth of a parameter for layer-wise learning-rate decay.
@@ -374,13 +371,11 @@ class VisionMamba(TokenEmbedding):
             ``num_layers + 2``.
         """
         num_depths = self.num_layers + 2
-        if not param_name.startswith(prefix):
-            return num_depths - 1, num_depths
-        name = param_name[len(prefix) :]
-        if name in ('cls_token', 'pos_embed', 'cls_pos_embed') or name.startswith('patch_embed.'):
+        part, *rest = param_name.removeprefix(prefix).split('.')
+        if part in (*TOKENS, 'patch_embed') and param_name.startswith(prefix):
             return 0, num_depths
-        if name.startswith('layers.'):
-            return int(name.split('.')[1]) + 1, num_depths
+        if part == 'layers' and param_name.startswith(prefix):
+            return int(rest[0]) + 1, num_depths
         return num_depths - 1, num_depths
 
     def no_weight_decay(self) -> set[str]:
@@ -390,9 +385,5 @@ class VisionMamba(TokenEmbedding):
             set[str]: Every ``A_log``, position embedding and class token; read by
             :class:`mmvim.engine.LayerDecayOptimWrapperConstructor`.
         """
-        kept = {'cls_token', 'pos_embed', 'cls_pos_embed'}
-        return {
-            name
-            for name, _ in self.named_parameters()
-            if name in kept or name.endswith(('.A_log', '.A_b_log'))
-        }
+        names = (name for name, _ in self.named_parameters())
+        return {name for name in names if name in TOKENS or name.endswith(('.A_log', '.A_b_log'))}

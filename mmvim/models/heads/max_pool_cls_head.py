@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmvim.models.arguments import CheckedModule
+from mmvim.models.base_module import CheckedModule
 from mmvim.registry import MODELS
 
 

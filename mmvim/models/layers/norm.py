@@ -108,20 +108,17 @@ def build_norm(norm_cfg: dict[str, Any], num_features: int) -> nn.Module:
     if not isinstance(norm_cfg, dict) or 'type' not in norm_cfg:
         raise ValueError(f"norm_cfg must be a dict with a 'type', {_EXAMPLES}; got {norm_cfg!r}.")
     args = dict(norm_cfg)
-    requires_grad = args.pop('requires_grad', True)
-    layer_type = args.pop('type')
-    if isinstance(layer_type, str):
-        layer = MODELS.get(layer_type)
+    requires_grad, layer = args.pop('requires_grad', True), args.pop('type')
+    if isinstance(layer, str):
         scope = DefaultScope.get_current_instance()
-        if layer is None and scope is not None:
-            layer = MODELS.get(f'{scope.scope_name}.{layer_type}')
-        if layer is None:
+        names = [layer] if scope is None else [layer, f'{scope.scope_name}.{layer}']
+        found = next(filter(None, map(MODELS.get, names)), None)
+        if found is None:
             raise ValueError(
-                f'norm_cfg type {layer_type!r} is in no registry; valid is a normalisation over '
+                f'norm_cfg type {layer!r} is in no registry; valid is a normalisation over '
                 f'the last axis, {_EXAMPLES}, or of a library in use, with its scope.'
             )
-    else:
-        layer = layer_type
+        layer = found
     try:
         with torch.device('cpu'):
             _check_last_axis(layer(num_features, **args), num_features)
@@ -132,18 +129,12 @@ def build_norm(norm_cfg: dict[str, Any], num_features: int) -> nn.Module:
             f'norm_cfg={norm_cfg!r} gives no normalisation of tokens (B, L, {num_features}) over '
             f'their channels, {_EXAMPLES}: {error}'
         ) from error
-    for param in norm.parameters():
-        param.requires_grad = requires_grad
-    return norm
+    return norm.requires_grad_(requires_grad)
 
 
 @torch.no_grad()
 def _check_last_axis(norm: nn.Module, num_features: int) -> None:
-    """Try whether a norm treats every token for itself and takes its scale away.
-
-    Raises:
-        ValueError: If it does not.
-    """
+    """Try whether a norm treats every token for itself and takes its scale away."""
     # Another number of tokens than of channels: a layer over another axis must not fit by chance.
     shape = (2, 2 + (num_features == 2), num_features)
     tokens = 1e3 * torch.arange(1.0, 1 + math.prod(shape)).sin().view(shape)
@@ -151,9 +142,8 @@ def _check_last_axis(norm: nn.Module, num_features: int) -> None:
         return  # no numbers to be had: FakeTensorMode
     try:
         normed, alone, doubled = norm(tokens), norm(tokens[:1, :1]), norm(2 * tokens)
+        same = normed.shape == tokens.shape and torch.allclose(normed[:1, :1], alone, atol=1e-3)
+        if not same or not torch.allclose(normed, doubled, atol=1e-3):
+            raise ValueError('what it makes of a token depends on the others, or on its size.')
     except Exception as error:
         raise ValueError(f'{type(error).__name__}: {error}') from error
-    if normed.shape != tokens.shape or not torch.allclose(normed[:1, :1], alone, atol=1e-3):
-        raise ValueError('what it makes of a token depends on the others.')
-    if not torch.allclose(normed, doubled, atol=1e-3):
-        raise ValueError('it lets a token of twice the size pass at twice the size.')

@@ -34,15 +34,7 @@ def rope_table(
 
     Returns:
         tuple[torch.Tensor, torch.Tensor]: Both float32 of shape (L, D).
-
-    Raises:
-        ValueError: If ``dims`` is no multiple of 4.
     """
-    if dims % 4:
-        raise ValueError(
-            f'rope rotates pairs of channels per axis: embed_dims must be a multiple of 4, got '
-            f'{dims}.'
-        )
     half = dims // 2
     exponents = torch.arange(0, half, 2, dtype=torch.float32, device=device) / half
     frequencies = 1.0 / _BASE**exponents  # (half / 2,)

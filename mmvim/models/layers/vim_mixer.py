@@ -25,36 +25,60 @@ from mmvim_ops.scan_inputs import MixerWeights, ScanInputs
 _DT_MIN, _DT_MAX, _DT_FLOOR = 1e-3, 1e-1, 1e-4
 
 
-class _Layers(NamedTuple):
-    """Layers and parameters of one direction: convolution, projections, A (E, N) and D (E,)."""
+class _Scan(NamedTuple):
+    """What one direction reads: layers, A (E, N), D (E,), width of the convolution, backend."""
 
     conv1d: nn.Conv1d
     x_proj: nn.Linear
     dt_proj: nn.Linear
     A: torch.Tensor
     D: torch.Tensor
+    d_conv: int
+    backend: str
 
-    def are_plain(self) -> bool:
-        """Whether all may be read instead of called."""
-        linears = (self.x_proj, self.dt_proj)
-        return is_plain(self.conv1d, nn.Conv1d) and all(is_plain(x, nn.Linear) for x in linears)
-
-    def weights(self) -> MixerWeights:
-        """The parameters of plain layers."""
+    def weights(self) -> MixerWeights | None:
+        """The parameters of all layers; None if one has to be called."""
         conv1d, dt_proj = self.conv1d, self.dt_proj
-        return MixerWeights(
-            conv1d.weight.squeeze(1),
-            conv1d.bias,
-            self.x_proj.weight,
-            dt_proj.weight,
-            dt_proj.bias,
-            self.A,
-            self.D,
-        )
+        linears = (self.x_proj, dt_proj)
+        if not is_plain(conv1d, nn.Conv1d) or not all(is_plain(x, nn.Linear) for x in linears):
+            return None
+        conv, projections = (conv1d.weight.squeeze(1), conv1d.bias), self.x_proj.weight
+        return MixerWeights(*conv, projections, dt_proj.weight, dt_proj.bias, self.A, self.D)
 
-    def scan_inputs(self, x: torch.Tensor, dbl: torch.Tensor) -> ScanInputs:
+    def convolve(self, x: torch.Tensor, reverse: bool) -> torch.Tensor:
+        """SiLU of the causal convolution over (B, L, E), anti-causal with ``reverse``."""
+        if is_plain(self.conv1d, nn.Conv1d):
+            weight, bias = self.conv1d.weight.squeeze(1), self.conv1d.bias
+            return conv1d_silu(x, weight, bias, reverse=reverse, backend=self.backend)
+        rows = x.flip(1) if reverse else x
+        rows = F.pad(rows.transpose(1, 2), (self.d_conv - 1, 0))  # (B, E, W - 1 + L)
+        out = F.silu(self.conv1d(rows)).transpose(1, 2)
+        return out.flip(1) if reverse else out
+
+    def step(self, dbl: torch.Tensor) -> torch.Tensor:
+        """The step size (B, L, E) before softplus, of dbl (B, L, R + 2N)."""
+        dt = dbl[..., : dbl.shape[-1] - 2 * self.A.shape[1]]
+        wide = torch.promote_types(dt.dtype, torch.float32)
+        dtypes = (p.dtype for p in self.dt_proj.parameters() if p.is_floating_point())
+        # It stays in float32 if it can: its error is amplified by exp(dt A).
+        with full_precision(dt.device):
+            if is_plain(self.dt_proj, nn.Linear):
+                weight, bias = (p.to(wide) for p in (self.dt_proj.weight, self.dt_proj.bias))
+                return F.linear(dt.to(wide), weight, bias)
+            return self.dt_proj(dt.to(next(dtypes, wide)))
+
+    def inputs(self, x: torch.Tensor, dbl: torch.Tensor) -> ScanInputs:
         """Inputs of the scan if ``dt_proj`` is plain."""
         return ScanInputs(x, dbl, self.dt_proj.weight, self.dt_proj.bias, self.A, self.D)
+
+    def run(
+        self, x: torch.Tensor, step: torch.Tensor, dbl: torch.Tensor, z: torch.Tensor, reverse: bool
+    ) -> torch.Tensor:
+        """The gated scan, (B, L, E)."""
+        N = self.A.shape[1]
+        options: dict[str, Any] = dict(D=self.D, z=z, reverse=reverse, backend=self.backend)
+        B, C = dbl[..., -2 * N : -N], dbl[..., -N:]
+        return selective_scan(x, step, self.A, B, C, delta_softplus=True, **options)
 
 
 class VimMixer(nn.Module):
@@ -144,16 +168,16 @@ class VimMixer(nn.Module):
         A = -(1 … N) per channel (S4D-real, Mamba Sec. 3.6), D = 1, dt weights uniform within
         ±R^(-1/2), dt bias by inverse softplus, other linear biases 0.
         """
-        both = 'conv1d' in self._own
         states = torch.arange(1, self.d_state + 1, dtype=torch.float32)
-        for A_log in [self.A_log, self.A_b_log] if self._own else [self.A_log]:
-            A_log.copy_(states.log().expand_as(A_log))
-        for D in [self.D, self.D_b] if both else [self.D]:
-            D.fill_(1.0)
+        for name, param in self.named_parameters(recurse=False):
+            if name.startswith('A_'):
+                param.copy_(states.log().expand_as(param))
+            elif name.startswith('D'):
+                param.fill_(1.0)
         for linear in (self.in_proj, self.out_proj):
             if linear.bias is not None:
                 linear.bias.zero_()
-        for dt_proj in [self.dt_proj, self.dt_proj_b] if both else [self.dt_proj]:
+        for dt_proj in [self.dt_proj, self.dt_proj_b] if 'D' in self._own else [self.dt_proj]:
             bound = self.dt_rank**-0.5
             dt_proj.weight.uniform_(-bound, bound)
             log_dt = torch.empty(self.inner_dims).uniform_(math.log(_DT_MIN), math.log(_DT_MAX))
@@ -177,90 +201,41 @@ class VimMixer(nn.Module):
         out = self.out_proj(mixed)
         return out if self.gamma is None else out * self.gamma
 
-    def _layers(self, reverse: bool) -> _Layers:
-        """Layers and parameters of a direction, its own or shared."""
-        own = self._own if reverse else ()
+    def _scan(self, suffix: str) -> _Scan:
+        """What a direction reads, its own under names with this suffix, or shared."""
+        own = self._own if suffix else ()
         names = ('conv1d', 'x_proj', 'dt_proj', 'D')
         conv1d, x_proj, dt_proj, D = (
-            getattr(self, f'{name}_b' if name in own else name) for name in names
+            getattr(self, name + suffix if name in own else name) for name in names
         )
         A_log = self.A_b_log if 'A' in own else self.A_log
         A = -torch.exp(A_log.to(torch.promote_types(A_log.dtype, torch.float32)))
-        return _Layers(conv1d, x_proj, dt_proj, A, D)
+        return _Scan(conv1d, x_proj, dt_proj, A, D, self.d_conv, self.scan_backend)
 
     def _scan_one(self, x: torch.Tensor, z: torch.Tensor, reverse: bool) -> torch.Tensor:
         """One direction: x, z (B, L, E) -> (B, L, E)."""
-        layers = self._layers(False)
-        x = self._convolve(layers.conv1d, x, reverse)
-        dbl = layers.x_proj(x)
-        return self._selective_scan(layers, x, dbl, self._step(layers.dt_proj, dbl), z, reverse)
+        scan = self._scan('')
+        x = scan.convolve(x, reverse)
+        dbl = scan.x_proj(x)
+        return scan.run(x, scan.step(dbl), dbl, z, reverse)
 
     def _scan_both(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         """Both directions: x, z (B, L, E) -> (B, L, E)."""
-        forward, reverse = self._layers(False), self._layers(True)
+        forward, reverse = self._scan(''), self._scan('_b')
         options: dict[str, Any] = dict(scale=self.scale, backend=self.scan_backend)
         own = 'conv1d' in self._own
-        if own and forward.are_plain() and reverse.are_plain():
+        weights_f, weights_b = forward.weights(), reverse.weights()
+        if own and weights_f is not None and weights_b is not None:
             # As one op, which saves less for training.
-            return vim_inner(x, z, forward.weights(), reverse.weights(), **options)
-        x_f = self._convolve(forward.conv1d, x, False)
-        x_b = self._convolve(reverse.conv1d, x, True) if own else x_f
+            return vim_inner(x, z, weights_f, weights_b, **options)
+        x_f = forward.convolve(x, False)
+        x_b = reverse.convolve(x, True) if own else x_f
         dbl_f = forward.x_proj(x_f)  # (B, L, R + 2N)
         dbl_b = reverse.x_proj(x_b) if own else dbl_f
         if is_plain(forward.dt_proj, nn.Linear) and is_plain(reverse.dt_proj, nn.Linear):
-            return bidirectional_selective_scan(
-                forward.scan_inputs(x_f, dbl_f), reverse.scan_inputs(x_b, dbl_b), z, **options
-            )
-        step_f = self._step(forward.dt_proj, dbl_f)
-        step_b = self._step(reverse.dt_proj, dbl_b) if own else step_f
-        y_f = self._selective_scan(forward, x_f, dbl_f, step_f, z, False)
-        y_b = self._selective_scan(reverse, x_b, dbl_b, step_b, z, True)
-        return self.scale * (y_f + y_b)
-
-    def _convolve(self, conv1d: nn.Conv1d, x: torch.Tensor, reverse: bool) -> torch.Tensor:
-        """SiLU of the causal convolution over (B, L, E), anti-causal with ``reverse``."""
-        if is_plain(conv1d, nn.Conv1d):
-            weight, backend = conv1d.weight.squeeze(1), self.scan_backend
-            return conv1d_silu(x, weight, conv1d.bias, reverse=reverse, backend=backend)
-        rows = x.flip(1) if reverse else x
-        rows = F.pad(rows.transpose(1, 2), (self.d_conv - 1, 0))  # (B, E, W - 1 + L)
-        out = F.silu(conv1d(rows)).transpose(1, 2)
-        return out.flip(1) if reverse else out
-
-    def _step(
-        self, dt_proj: nn.Linear, dbl: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The step size (B, L, E) before softplus, and the bias that it still lacks."""
-        dt = dbl[..., : self.dt_rank]
-        wide = torch.promote_types(dt.dtype, torch.float32)
-        # It stays in float32 under autocast: its error is amplified by exp(dt A).
-        with full_precision(dt.device):
-            if is_plain(dt_proj, nn.Linear):
-                return F.linear(dt.to(wide), dt_proj.weight.to(wide)), dt_proj.bias
-            dtypes = (p.dtype for p in dt_proj.parameters() if p.is_floating_point())
-            return dt_proj(dt.to(next(dtypes, wide))), None
-
-    def _selective_scan(
-        self,
-        layers: _Layers,
-        x: torch.Tensor,
-        dbl: torch.Tensor,
-        step: tuple[torch.Tensor, torch.Tensor | None],
-        z: torch.Tensor,
-        reverse: bool,
-    ) -> torch.Tensor:
-        """The gated scan of one direction, (B, L, E)."""
-        _, B, C = dbl.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        return selective_scan(
-            x,
-            step[0],
-            layers.A,
-            B,
-            C,
-            D=layers.D,
-            z=z,
-            delta_bias=step[1],
-            delta_softplus=True,
-            reverse=reverse,
-            backend=self.scan_backend,
-        )
+            inputs = forward.inputs(x_f, dbl_f), reverse.inputs(x_b, dbl_b)
+            return bidirectional_selective_scan(*inputs, z, **options)
+        step_f = forward.step(dbl_f)
+        step_b = reverse.step(dbl_b) if own else step_f
+        y_f = forward.run(x_f, step_f, dbl_f, z, False)
+        return self.scale * (y_f + reverse.run(x_b, step_b, dbl_b, z, True))

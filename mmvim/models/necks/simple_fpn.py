@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from mmcv.cnn import ConvModule, build_norm_layer
 from torch import nn
 
-from mmvim.models.arguments import CheckedModule
+from mmvim.models.base_module import CheckedModule
 from mmvim.registry import MODELS
 
 
@@ -72,16 +72,14 @@ class SimpleFPN(CheckedModule):
         steps = [_doublings(patch_stride, stride) for stride in self.out_strides]
         if not steps or steps != sorted(set(steps), reverse=True):
             raise ValueError(f'out_strides must ascend, got {out_strides!r}.')
+        levels = f'{len(steps)}, the number of out_strides={self.out_strides}'
         if len(self.in_channels) not in (1, len(steps)):
             raise ValueError(
-                f'in_channels must be of one map or of {len(steps)}, one for each of '
-                f'out_strides={self.out_strides}; got {len(self.in_channels)}: {in_channels!r}.'
+                f'in_channels must be of one map or of {levels}; got {len(self.in_channels)}: '
+                f'{in_channels!r}.'
             )
         if num_outs < len(steps):
-            raise ValueError(
-                f'num_outs must be at least {len(steps)}, the number of '
-                f'out_strides={self.out_strides}; got {num_outs}.'
-            )
+            raise ValueError(f'num_outs must be at least {levels}; got {num_outs}.')
         if min(*self.in_channels, out_channels) < 1:
             raise ValueError(
                 f'channels must be positive, got in_channels={in_channels!r} and '
@@ -101,22 +99,17 @@ class SimpleFPN(CheckedModule):
             )
         layers: list[nn.Module] = []
         for done in range(step):
+            if done and norm_cfg:
+                layers.append(build_norm_layer(norm_cfg, channels)[1])
             if done:
-                layers += [build_norm_layer(norm_cfg, channels)[1]] if norm_cfg else []
-                layers += [nn.GELU()]
+                layers.append(nn.GELU())
             layers.append(nn.ConvTranspose2d(channels, channels // 2, 2, stride=2))
             channels //= 2
         # An odd last row or column is seen in the smaller map too.
         layers += [nn.MaxPool2d(2, stride=2, ceil_mode=True) for _ in range(-step)]
         for kernel_size in (1, 3):
-            conv = ConvModule(
-                channels,
-                self.out_channels,
-                kernel_size,
-                padding=kernel_size // 2,
-                norm_cfg=norm_cfg,
-                act_cfg=None,
-            )
+            options = dict(padding=kernel_size // 2, norm_cfg=norm_cfg, act_cfg=None)
+            conv = ConvModule(channels, self.out_channels, kernel_size, **options)
             # ConvModule draws for a ReLU that is not there; published is torch's own draw.
             conv.conv.reset_parameters()
             layers.append(conv)
