@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from mmcv.cnn.bricks.transformer import PatchEmbed
@@ -11,9 +11,12 @@ from mmengine.logging import MMLogger
 from torch import nn
 
 from mmvim.models.arguments import parse_pair
-from mmvim.models.base_module import CheckedModule
+from mmvim.models.base_module import CheckedModule, check_whole
 from mmvim.models.pos_embed import fit_pos_embed, pad_to_patches, patch_grid, resize_pos_embed
 from mmvim.models.token_layout import CLS_TOKENS, insert_tokens
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # Factor of the standard deviation lost by truncating a normal draw at two of them.
 _TRUNCATED_STD = 0.87962566103423978
@@ -91,6 +94,7 @@ class TokenEmbedding(CheckedModule):
         Patch embedding: truncated LeCun-normal, bias 0; class token and position embedding:
         normal with standard deviation 0.02.
         """
+        check_whole(self)
         projection = self.patch_embed.projection
         std = projection.weight[0].numel() ** -0.5 / _TRUNCATED_STD
         nn.init.trunc_normal_(projection.weight, std=std, a=-2 * std, b=2 * std)
@@ -121,12 +125,15 @@ class TokenEmbedding(CheckedModule):
                     f'({self.interpolate_mode}).'
                 )
             state_dict[name] = fitted
-        # Not the buffer's own value, which a model from the meta device does not have.
-        state_dict[name + '_grid'] = torch.tensor(self.grid_size, device='cpu')
+        # Not the buffer's own value, which a model from the meta device does not have. Where a
+        # loaded tensor takes the place of the buffer, it lies beside the rows.
+        rows = state_dict.get(name, self.pos_embed)
+        device = 'cpu' if rows.is_meta else rows.device
+        state_dict[name + '_grid'] = torch.tensor(self.grid_size, device=device)
 
-    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> TokenEmbedding:
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """Keep the grid through ``to_empty``, which sets no tensor to a value."""
-        super()._apply(fn, *args, **kwargs)
+        super()._apply(fn, recurse)
         if self.pos_embed_grid is not None:
             device = self.pos_embed_grid.device
             self.pos_embed_grid = torch.tensor(self.grid_size, device=device)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmvim.models.arguments import check_choice
+from mmvim.models.base_module import check_whole
 from mmvim.models.layers.direction import DIRECTIONS
 from mmvim.models.layers.plain import is_plain
 from mmvim_ops.functional import (
@@ -150,11 +151,8 @@ class VimMixer(nn.Module):
             self.dt_proj_b = nn.Linear(self.dt_rank, self.inner_dims)
             self.D_b = nn.Parameter(torch.empty(self.inner_dims))
         self.out_proj = nn.Linear(self.inner_dims, embed_dims, bias=proj_bias)
-        self.gamma = (
-            None
-            if layer_scale_init is None
-            else nn.Parameter(torch.full((embed_dims,), float(layer_scale_init)))
-        )
+        self._gamma_init = float(layer_scale_init or 0.0)
+        self.gamma = None if layer_scale_init is None else nn.Parameter(torch.empty(embed_dims))
         self.reset_parameters()
 
     def _conv(self, width: int, bias: bool) -> nn.Conv1d:
@@ -168,12 +166,13 @@ class VimMixer(nn.Module):
         A = -(1 … N) per channel (S4D-real, Mamba Sec. 3.6), D = 1, dt weights uniform within
         ±R^(-1/2), dt bias by inverse softplus, other linear biases 0.
         """
+        check_whole(self)
         states = torch.arange(1, self.d_state + 1, dtype=torch.float32)
         for name, param in self.named_parameters(recurse=False):
             if name.startswith('A_'):
                 param.copy_(states.log().expand_as(param))
-            elif name.startswith('D'):
-                param.fill_(1.0)
+            else:  # D and the layer scale
+                param.fill_(self._gamma_init if name == 'gamma' else 1.0)
         for linear in (self.in_proj, self.out_proj):
             if linear.bias is not None:
                 linear.bias.zero_()
