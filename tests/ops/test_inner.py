@@ -280,6 +280,34 @@ def test_saved_by_chunked(make: Inputs) -> None:
     assert check_saved(make, 'chunked', torch.float32, 21) < 0.7
 
 
+# B, L, E, N, R, and the tokens between two states that `chunked` saves: a buffer has 2^19 numbers.
+KEPT = [(2, 256, 384, 16, 12, 21), (1, 1000, 384, 16, 12, 42), (3, 70, 24, 4, 3, 64)]
+KEPT += [(2, 17, 8, 1, 1, 17)]
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(('B', 'L', 'E', 'N', 'R', 'chunk'), KEPT)
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_bytes_kept_for_the_backward_pass(
+    backend: str, B: int, L: int, E: int, N: int, R: int, chunk: int, dtype: Any, make: Inputs
+) -> None:
+    """In_proj's output, the rows of dt, B and C, and a state every so many tokens; nothing else."""
+    leaves = make(B=B, L=L, E=E, N=N, R=R, dtype=dtype)
+    leaves = {name: tensor.requires_grad_() for name, tensor in leaves.items()}
+    places = {tensor.untyped_storage().data_ptr(): name for name, tensor in leaves.items()}
+    kept: dict[str, int] = {}
+    for tensor in saved_by(partial(inner, **leaves, backend=backend)):
+        name = places.get(tensor.untyped_storage().data_ptr(), str(tuple(tensor.shape)))
+        kept[name] = kept.get(name, 0) + tensor.untyped_storage().nbytes()
+    parameters = {name: leaves[name].nbytes for name in leaves if name != 'xz'}
+    states = -(-L // (64 if backend == 'cpu' else chunk))  # docs/ops.md: before every 64 tokens
+    assert kept == parameters | {
+        'xz': B * L * 2 * E * dtype.itemsize,
+        str((B, L, R + 2 * N)): 2 * B * L * (R + 2 * N) * dtype.itemsize,
+        str((states, B, 2, N, E)): states * B * 2 * N * E * 4,
+    }
+
+
 FROZEN = [
     {'xz'},
     {'w_f', 'w_b', 'b_f', 'b_b'},
