@@ -237,7 +237,7 @@ def test_pictures_and_table_of_segmentation(demo, capsys):
     assert (segmentation.OUT / 'predictions.png').is_file()
     iou = segmentation.per_class_iou(samples, 3)
     assert iou[:2] == [0, 0] and np.isnan(iou[2])
-    segmentation.show('title', ['a', 'b', 'c', 'mean'], {'x': [*iou, '1 min'], 'y': [None, 5.25]})
+    demo('common').show('title', ['a', 'b', 'c', 'mean'], {'x': [*iou, '1 min'], 'y': [None, 5.25]})
     rows = [line.split('│')[1:4] for line in capsys.readouterr().out.splitlines() if '│' in line]
     cells = [[cell.strip() for cell in row] for row in rows]
     assert cells == [

@@ -9,20 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import common
 import numpy as np
 import torch
-from common import (
-    DATA,
-    ROOT,
-    Check,
-    begin,
-    conclude,
-    draw_curves,
-    draw_predictions,
-    show,
-    test,
-    train,
-)
 from mmengine.config import Config
 from mmpretrain.evaluation import ConfusionMatrix
 
@@ -78,10 +67,10 @@ def draw_examples(
         for label in range(len(classes))
     ]
     rows = [sample for row in zip(*firsts) for sample in row]
-    draw_predictions(rows, folder, lambda image, _: image, title=title, columns=len(classes))
+    common.draw_predictions(rows, folder, lambda image, _: image, title=title, columns=len(classes))
 
 
-def gate(top1: float, linear: float) -> list[Check]:
+def gate(top1: float, linear: float) -> list[common.Check]:
     """What must hold: a good linear classifier would mean that the data give the classes away."""
     least = ('top-1', top1, MIN_TOP1, 100.0)
     return [least, ('top-1 of the linear classifier', linear, 0.0, MAX_LINEAR_TOP1)]
@@ -90,30 +79,30 @@ def gate(top1: float, linear: float) -> list[Check]:
 def main(argv: Sequence[str]) -> None:
     """Run the demo; it fails if the gate is missed."""
     PlainParser('Train, test and picture a classifier on Vision Mamba.').parse_args(argv)
-    begin()
-    classes = Config.fromfile(ROOT / CONFIG).metainfo.classes
-    training = train(CONFIG, OUT)
-    _, samples = test(training)
+    common.begin()
+    classes = Config.fromfile(common.ROOT / CONFIG).metainfo.classes
+    training = common.train(CONFIG, OUT)
+    _, samples = common.test(training)
     print('\nLogistic regression on the raw pixels', flush=True)
-    linear = image_baseline(load_objects(DATA, 'train'), load_objects(DATA, 'val'))
+    linear = image_baseline(load_objects(common.DATA, 'train'), load_objects(common.DATA, 'val'))
 
     counts = confusion(*labels(samples), len(classes))
     draw_confusion(counts, classes, OUT / 'confusion.png')
     draw_examples(samples, classes, OUT / 'examples')
-    draw_curves(OUT / 'curves.png', [training], 'accuracy/top1')
+    common.draw_curves(OUT / 'curves.png', [training], 'accuracy/top1')
     columns = {
         'Vim-nano': [*accuracies(counts), f'{training.minutes:.1f} min'],
         'linear': [*linear.per_class, linear.score],
     }
     rows = [*classes, 'top-1', 'training']
-    show('Patterns, validation split: accuracy in per cent', rows, columns)
+    common.show('Patterns, validation split: accuracy in per cent', rows, columns)
     places = {
         'who is taken for whom': OUT / 'confusion.png',
         f'{EXAMPLES} images of each class with their predictions': OUT / 'examples.png',
         'loss and top-1': OUT / 'curves.png',
         'logs and checkpoints': OUT,
     }
-    conclude(places, gate(columns['Vim-nano'][len(classes)], linear.score))
+    common.conclude(places, gate(columns['Vim-nano'][len(classes)], linear.score))
 
 
 if __name__ == '__main__':

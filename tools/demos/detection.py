@@ -10,21 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import common
 import cv2
 import numpy as np
 import segmentation
 import torch
-from common import (
-    ROOT,
-    Check,
-    begin,
-    conclude,
-    draw_curves,
-    draw_predictions,
-    evenly,
-    test,
-    train,
-)
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
 from mmdet.visualization import DetLocalVisualizer
@@ -75,10 +65,10 @@ def draw(samples: Sequence[Mapping[str, Any]], folder: Path, metainfo: Mapping[s
         visualizer.add_datasample('', image, DetDataSample(**found), pred_score_thr=MIN_SCORE)
         return visualizer.get_image()
 
-    draw_predictions(evenly(samples), folder, beside)
+    common.draw_predictions(common.evenly(samples), folder, beside)
 
 
-def gate(metrics: Mapping[str, float]) -> list[Check]:
+def gate(metrics: Mapping[str, float]) -> list[common.Check]:
     """What must hold of each metric of mmdet, in per cent."""
     return [(name, 100 * metrics[name], least, 100.0) for name, least in GATE.items()]
 
@@ -88,16 +78,16 @@ def main(argv: Sequence[str]) -> None:
     parser = PlainParser('Train, test and picture Mask R-CNN on Vision Mamba.')
     parser.add_argument('--seed', type=int, default=0, help='of the training of the detector')
     seed = parser.parse_args(argv).seed
-    begin()
+    common.begin()
     out = Path('work_dirs/demo-det') / f'seed-{seed}'
     backbone = segmentation.OURS
-    train(segmentation.CONFIGS[backbone], segmentation.OUT / backbone.lower())
-    training = train(CONFIG, out, f'randomness.seed={seed}')
+    common.train(segmentation.CONFIGS[backbone], segmentation.OUT / backbone.lower())
+    training = common.train(CONFIG, out, f'randomness.seed={seed}')
     classwise = ('--cfg-options', 'test_evaluator.classwise=True')
-    metrics, samples = test(training, '--format-dir', out / 'coco_json', *classwise)
+    metrics, samples = common.test(training, '--format-dir', out / 'coco_json', *classwise)
 
-    draw_curves(out / 'curves.png', [training], 'coco/bbox_mAP_50', 'coco/segm_mAP_50')
-    draw(samples, out / 'predictions', Config.fromfile(ROOT / CONFIG).metainfo)
+    common.draw_curves(out / 'curves.png', [training], 'coco/bbox_mAP_50', 'coco/segm_mAP_50')
+    draw(samples, out / 'predictions', Config.fromfile(common.ROOT / CONFIG).metainfo)
     table = result_table(metrics, {})
     Console().print('', table, f'training: {training.minutes:.1f} min', sep='\n')
     places = {
@@ -107,7 +97,7 @@ def main(argv: Sequence[str]) -> None:
         'predictions as COCO JSON': out / 'coco_json',
         'logs and checkpoints': out,
     }
-    conclude(places, gate(metrics))
+    common.conclude(places, gate(metrics))
 
 
 if __name__ == '__main__':

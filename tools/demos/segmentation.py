@@ -9,21 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import common
 import cv2
 import numpy as np
-from common import (
-    DATA,
-    ROOT,
-    Check,
-    begin,
-    conclude,
-    draw_curves,
-    draw_predictions,
-    evenly,
-    show,
-    test,
-    train,
-)
 from matplotlib.patches import Patch
 from mmengine.config import Config
 
@@ -71,10 +59,10 @@ def draw(samples: Sequence[Mapping[str, Any]], metainfo: Mapping[str, Any]) -> N
 
     names = zip(metainfo['classes'], palette)
     legend = [Patch(color=colour / 255, label=name) for name, colour in names]
-    draw_predictions(evenly(samples), OUT / 'predictions', beside, handles=legend)
+    common.draw_predictions(common.evenly(samples), OUT / 'predictions', beside, handles=legend)
 
 
-def gate(columns: Mapping[str, Sequence[Any]], classes: Sequence[str]) -> list[Check]:
+def gate(columns: Mapping[str, Sequence[Any]], classes: Sequence[str]) -> list[common.Check]:
     """What must hold of our mean and classes, and of the mean beside the ViT's."""
     *iou, miou = columns[OURS][: len(classes) + 1]
     checks = [('mIoU', miou, MIN_MIOU, 100.0)]
@@ -90,30 +78,30 @@ def main(argv: Sequence[str]) -> None:
     parser = PlainParser('Train, test and picture UperNet on Vision Mamba.')
     parser.add_argument('--quick', action='store_true', help='leave the ViT out')
     names = [OURS] if parser.parse_args(argv).quick else [OURS, VIT]
-    begin()
-    metainfo = Config.fromfile(ROOT / CONFIGS[OURS]).metainfo
+    common.begin()
+    metainfo = Config.fromfile(common.ROOT / CONFIGS[OURS]).metainfo
     columns, trainings = {}, []
     for name in names:
-        trainings.append(train(CONFIGS[name], OUT / name.lower()))
-        _, samples = test(trainings[-1])
+        trainings.append(common.train(CONFIGS[name], OUT / name.lower()))
+        _, samples = common.test(trainings[-1])
         iou = per_class_iou(samples, len(metainfo.classes))
         columns[name] = [*iou, np.nanmean(iou), f'{trainings[-1].minutes:.1f} min']
         if name == OURS:
             draw(samples, metainfo)
     print('\nLogistic regression on the pixels and their neighbours', flush=True)
-    pixels = pixel_baseline(load_scenes(DATA, 'train'), load_scenes(DATA, 'val'))
+    pixels = pixel_baseline(load_scenes(common.DATA, 'train'), load_scenes(common.DATA, 'val'))
     columns['pixels'] = [*pixels.per_class, pixels.score]
 
-    draw_curves(OUT / 'curves.png', trainings, 'mIoU')
+    common.draw_curves(OUT / 'curves.png', trainings, 'mIoU')
     rows = [*metainfo.classes, 'mIoU', 'training']
-    show('Patterns, validation split: IoU in per cent', rows, columns)
+    common.show('Patterns, validation split: IoU in per cent', rows, columns)
     places = {
         'pictures of image | truth | prediction': OUT / 'predictions',
         'all of them on one sheet': OUT / 'predictions.png',
         'loss and mIoU': OUT / 'curves.png',
         'logs and checkpoints': OUT / OURS.lower(),
     }
-    conclude(places, gate(columns, metainfo.classes))
+    common.conclude(places, gate(columns, metainfo.classes))
 
 
 if __name__ == '__main__':

@@ -181,8 +181,6 @@ def write_item(out: Path, spec: PatternsSpec, item: Item) -> list[dict[str, Any]
     for copy in copies:
         try:
             os.link(out / first, out / copy)
-        except FileExistsError:
-            raise
         except OSError:  # a file system without hard links
             shutil.copyfile(out / first, out / copy)
     if labels is not None:

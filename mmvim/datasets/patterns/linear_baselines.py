@@ -189,9 +189,8 @@ def reduce_features(train: Images, val: Images) -> tuple[torch.Tensor, torch.Ten
     pixels, others = pixels - mean, others - mean  # (B, 3·H·W), (C, 3·H·W)
     values, vectors = torch.linalg.eigh((pixels @ pixels.T).double())
     kept = values > 1e-6 * values[-1]
-    values, vectors = values[kept], vectors[:, kept]
-    features = vectors * values.sqrt()
-    projected = (others @ pixels.T).double() @ (vectors / values.sqrt())
+    lengths, vectors = values[kept].sqrt(), vectors[:, kept]
+    features, projected = vectors * lengths, (others @ pixels.T).double() @ (vectors / lengths)
     scale = features.square().mean().sqrt()
     return features / scale, projected / scale
 
