@@ -8,8 +8,7 @@ import runpy
 import shutil
 from pathlib import Path
 
-from setuptools import Command, __version__, setup
-from setuptools.command.build import build
+from setuptools import __version__, setup
 from setuptools.command.build_py import build_py
 
 try:
@@ -25,24 +24,31 @@ MIM_CONTENT = ('configs', 'tools', 'model-index.yml')
 NATIVE = runpy.run_path(str(ROOT / 'ops' / 'build.py'))
 
 
-class BuildWithMim(build_py):
-    """Adds configs and tools under ``mmvim/.mim``: copies in a wheel, links if editable."""
+class BuildPackages(build_py):
+    """Adds the native library, and configs and tools under ``mmvim/.mim``.
+
+    An editable installation gets the library among the sources, and links under ``.mim``.
+    """
 
     def run(self):
         super().run()
         if self.editable_mode:
-            self._fill(ROOT / 'mmvim' / '.mim', link=True)
+            self._fill_mim(ROOT / 'mmvim' / '.mim')
             self._point_mim_to_sources(Path(self.get_finalized_command('install').install_lib))
         else:
-            self._fill(Path(self.build_lib) / 'mmvim' / '.mim', link=False)
+            self._fill_mim(Path(self.build_lib) / 'mmvim' / '.mim')
+        target = ROOT / 'ops' if self.editable_mode else Path(self.build_lib)
+        problem = NATIVE['build_if_possible'](target / 'mmvim_ops')
+        if problem is not None:
+            self.warn(f'mmvim_ops is installed without its native library: {problem}')
 
-    def _fill(self, target, link):
+    def _fill_mim(self, target):
         if target.exists():
             shutil.rmtree(target)
         target.mkdir(parents=True)
         for name in MIM_CONTENT:
             source = ROOT / name
-            if link:
+            if self.editable_mode:
                 (target / name).symlink_to(source)
             elif source.is_dir():
                 shutil.copytree(source, target / name, ignore=shutil.ignore_patterns('__pycache__'))
@@ -60,51 +66,11 @@ class BuildWithMim(build_py):
 
     def get_outputs(self, include_bytecode=True):
         outputs = super().get_outputs(include_bytecode)
-        mim = Path(self.build_lib) / 'mmvim' / '.mim'
-        if not self.editable_mode and mim.exists():
-            outputs += [str(path) for path in mim.rglob('*') if path.is_file()]
+        if not self.editable_mode:
+            built = Path(self.build_lib)
+            added = (*built.glob('mmvim/.mim/**/*'), *built.glob('mmvim_ops/libmmvim_ops.*'))
+            outputs += [str(path) for path in added if path.is_file()]
         return outputs
-
-
-class BuildNative(Command):
-    """Compiles the native library into ``mmvim_ops``: in place if editable."""
-
-    description = 'compile the native library of mmvim_ops'
-    user_options = []
-    editable_mode = False
-
-    def initialize_options(self):
-        self.build_lib = None
-
-    def finalize_options(self):
-        self.set_undefined_options('build', ('build_lib', 'build_lib'))
-
-    def run(self):
-        target = (
-            ROOT / 'ops' / 'mmvim_ops' if self.editable_mode else Path(self.build_lib) / 'mmvim_ops'
-        )
-        problem = NATIVE['build_if_possible'](target)
-        if problem is not None:
-            self.warn(f'mmvim_ops is installed without its native library: {problem}')
-
-    def get_source_files(self):
-        return [str(path.relative_to(ROOT)) for path in NATIVE['source_files']()]
-
-    def get_outputs(self):
-        if self.editable_mode:
-            return []
-        folder = Path(self.build_lib) / 'mmvim_ops'
-        paths = (folder / NATIVE['LIBRARY'], folder / NATIVE['SIDECAR'])
-        return [str(path) for path in paths if path.exists()]
-
-    def get_output_mapping(self):
-        return {}
-
-
-class Build(build):
-    """The build with the native library."""
-
-    sub_commands = [*build.sub_commands, ('build_native', None)]
 
 
 class Wheel(bdist_wheel):
@@ -123,11 +89,4 @@ class Wheel(bdist_wheel):
         return (python, abi, platform) if self.root_is_pure else ('py3', 'none', platform)
 
 
-setup(
-    cmdclass={
-        'bdist_wheel': Wheel,
-        'build': Build,
-        'build_native': BuildNative,
-        'build_py': BuildWithMim,
-    }
-)
+setup(cmdclass={'bdist_wheel': Wheel, 'build_py': BuildPackages})

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -23,7 +22,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,15 +46,18 @@ source_files, sources_digest = _SHARED['source_files'], _SHARED['sources_digest'
 _COMMON_FLAGS = ('-O3', '-std=c++17', '-DTORCH_TARGET_VERSION=0x020a000000000000')
 _HOST_FLAGS = ('-fPIC', '-fvisibility=hidden')
 _CXX_FLAGS = (*_HOST_FLAGS, '-fno-math-errno', '-Wall', '-Wextra')
-# By the name of a translation unit under csrc/cpu, up to the first underscore.
+# Translation units for instructions that x86 alone has.
 _ISA_FLAGS = {
-    'avx512': ('-mavx512f', '-mavx512dq', '-mavx512bw', '-mavx512vl', '-mfma'),
-    'avx2': ('-mavx2', '-mfma'),
-    'plain': (),
+    'avx512.cpp': ('-mavx512f', '-mavx512dq', '-mavx512bw', '-mavx512vl', '-mfma'),
+    'avx2.cpp': ('-mavx2', '-mfma'),
 }
-_X86_ISAS = ('avx512', 'avx2')
 # Their cubins run on every later minor version of the same major one.
 _CUDA_ARCHS = ('8.0', '9.0', '10.0', '12.0')
+# What ptxas says of a kernel: its name, architecture, bytes of spill stores and loads, registers.
+_PTXAS = (
+    r"(?s)Compiling entry function '(\S+)' for '(\w+)'.*?"
+    r'(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers'
+)
 _LAST_LINES = 20
 
 
@@ -63,44 +65,60 @@ class BuildError(RuntimeError):
     """The reason for which there is no native library."""
 
 
-class _Step(NamedTuple):
-    """One command of the build and the files it connects; what it says is kept on demand."""
-
-    output: Path
-    inputs: tuple[Path, ...]
-    command: tuple[str, ...]
-    keeps_log: bool = False
-
-    @property
-    def log(self) -> Path:
-        return self.output.with_name(f'{self.output.name}.log')
-
-    def shell_command(self) -> str:
-        command = shlex.join(self.command)
-        if not self.keeps_log:
-            return command
-        log = shlex.quote(str(self.log))
-        return f'{command} > {log} 2>&1 || {{ cat {log}; exit 1; }}'
-
-
 class _Torch(NamedTuple):
     version: str
     root: Path
+    cuda: str | None  # the version it was built for
+
+    def include_flags(self) -> tuple[str, ...]:
+        headers = self.root / 'include'
+        folders = (headers, headers / 'torch' / 'csrc' / 'api' / 'include')
+        return tuple(flag for folder in folders for flag in ('-isystem', str(folder)))
 
 
 class _Cuda(NamedTuple):
     nvcc: str
     version: str
-    archs: tuple[str, ...]
-    flags: tuple[str, ...]
+    archs: tuple[str, ...]  # of machine code (sm_90) and of PTX (compute_90)
+
+
+class _Step(NamedTuple):
+    """One command of the build; a log beside what it makes has the command and what it said."""
+
+    output: Path
+    inputs: tuple[Path, ...]  # beside those that the compiler lists
+    command: tuple[str, ...]
+
+    @property
+    def log(self) -> Path:
+        return self.output.with_name(f'{self.output.name}.log')
+
+    def take(self) -> None:
+        """Run the command, unless it was run before and no file it read has changed since."""
+        command = shlex.join(self.command)
+        with contextlib.suppress(OSError):
+            made = self.output.stat().st_mtime_ns
+            newest = max(path.stat().st_mtime_ns for path in (*self.inputs, *self._listed()))
+            if newest < made and self.log.read_text().partition('\n')[0] == command:
+                return
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        self.log.unlink(missing_ok=True)
+        said = _run(self.command)
+        self.log.write_text(f'{command}\n{said}')
+
+    def _listed(self) -> list[Path]:
+        """What the compiler read last time: ``-MF`` has it write a rule of make."""
+        rule = self.output.with_name(f'{self.output.name}.d')
+        read = rule.read_text().partition(': ')[2] if rule.exists() else ''
+        return [Path(name) for name in shlex.split(read.replace('\\\n', ' '))]
 
 
 def _enabled(environ: Mapping[str, str], name: str) -> bool:
     return environ.get(name, '') not in ('', '0')
 
 
-def _run(command: Sequence[str], quoted: Container[str] = ()) -> str:
-    """Output of a command; what it said last is the error if it fails, less what it ``quoted``."""
+def _run(command: Sequence[str]) -> str:
+    """Output of a command; what it said first of an error, and last, is the error if it fails."""
     try:
         result = subprocess.run(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace'
@@ -108,11 +126,7 @@ def _run(command: Sequence[str], quoted: Container[str] = ()) -> str:
     except OSError as error:
         raise BuildError(f'{command[0]} cannot be run: {error}') from None
     if result.returncode != 0:
-        lines = [
-            f'  {line}'
-            for line in result.stdout.strip().splitlines()
-            if line not in quoted and not re.match(r'ninja: |\[\d+/\d+\] |FAILED: ', line)
-        ]
+        lines = [f'  {line}' for line in result.stdout.strip().splitlines()]
         first = next((line for line in lines if 'error' in line), '')
         last = lines[-_LAST_LINES:]
         said = '\n'.join(last if not first or first in last else [first, '  ...', *last])
@@ -132,14 +146,13 @@ def _find_torch() -> _Torch:
             'torch is not installed where the build runs: install it first, then build with '
             '`pip install --no-build-isolation`'
         )
-    try:
-        version = importlib.metadata.version('torch')
-    except importlib.metadata.PackageNotFoundError:
-        raise BuildError(f'{spec.origin} is not installed as a package: no version') from None
+    root = Path(spec.origin).parent
+    facts = runpy.run_path(str(root / 'version.py'))
+    version = facts['__version__']
     if tuple(map(int, version.split('.')[:2])) < OLDEST_TORCH:
         oldest = '.'.join(map(str, OLDEST_TORCH))
         raise BuildError(f'torch {version} is older than {oldest}: upgrade torch and build again')
-    return _Torch(version, Path(spec.origin).parent)
+    return _Torch(version, root, facts['cuda'])
 
 
 def _find_cxx(environ: Mapping[str, str]) -> list[str]:
@@ -174,37 +187,39 @@ def _find_nvcc(environ: Mapping[str, str]) -> str:
     return found
 
 
-def _find_cuda(sources: Path, environ: Mapping[str, str]) -> _Cuda:
+def _find_cuda(torch: _Torch, environ: Mapping[str, str]) -> _Cuda:
     """The CUDA compiler and what it shall compile for; no GPU of this machine is ever asked."""
-    if not _cuda_sources(sources):
-        raise BuildError('this version has no CUDA kernels')
+    if environ.get('MMVIM_CUDA') == '0':
+        raise BuildError('MMVIM_CUDA=0 asked for the CPU kernels alone')
+    if torch.cuda is None and not _enabled(environ, 'MMVIM_CUDA'):
+        raise BuildError(
+            f'torch {torch.version} is not built for CUDA; MMVIM_CUDA=1 compiles the kernels anyway'
+        )
     nvcc = _find_nvcc(environ)
     version = _line_with('release', _run([nvcc, '--version']))
     given = environ.get('TORCH_CUDA_ARCH_LIST', '').replace(';', ' ').split()
     if not given:
         supported = _run([nvcc, '--list-gpu-arch']).split()
         given = [a for a in _CUDA_ARCHS if f'compute_{a.replace(".", "")}' in supported]
-    codes: dict[str, set[str]] = {}
+    numbers: list[str] = []
+    as_ptx: set[str] = set()
     for arch in given:
         match = re.fullmatch(r'(\d+)\.(\d[af]?)(\+PTX)?', arch)
         if match is None:
             raise BuildError(
                 f'TORCH_CUDA_ARCH_LIST has {arch!r}; valid: numbers like 8.0, 9.0a or 12.0+PTX'
             )
-        number = match[1] + match[2]
-        codes.setdefault(number, set()).add(f'sm_{number}')
+        numbers.append(match[1] + match[2])
         if match[3]:
-            codes[number].add(f'compute_{number}')
+            as_ptx.add(numbers[-1])
     # Its PTX is what later GPUs run.
-    newest = max(codes, key=lambda number: int(number.rstrip('af')))
-    codes[newest].add(f'compute_{newest}')
-    flags = tuple(
-        f'-gencode=arch=compute_{number},code={code}'
-        for number in codes
-        for code in sorted(codes[number])
-    )
-    archs = tuple(code for number in codes for code in sorted(codes[number]))
-    return _Cuda(nvcc, version, archs, flags)
+    as_ptx.add(max(numbers, key=lambda number: int(number.rstrip('af'))))
+    archs = [
+        arch
+        for number in dict.fromkeys(numbers)
+        for arch in ((f'compute_{number}',) if number in as_ptx else ()) + (f'sm_{number}',)
+    ]
+    return _Cuda(nvcc, version, tuple(archs))
 
 
 def _compile_steps(
@@ -223,72 +238,42 @@ def _compile_steps(
     return steps
 
 
-def _isa(source: Path) -> str | None:
-    """The instruction set of a translation unit under ``cpu/``."""
-    name = source.stem.split('_')[0]
-    return name if source.parent.name == 'cpu' and name in _ISA_FLAGS else None
-
-
 def _cpu_sources(root: Path, cxx: Sequence[str]) -> list[tuple[Path, tuple[str, ...]]]:
     """Translation units for the C++ compiler's target, with the flags of each."""
     x86 = _run([*cxx, '-dumpmachine']).startswith('x86_64')
-    sources = [path for path in source_files(root) if path.suffix == '.cpp']
     return [
-        (path, _ISA_FLAGS.get(_isa(path) or '', ()))
-        for path in sources
-        if path.relative_to(root).parts[0] != 'cuda' and (x86 or _isa(path) not in _X86_ISAS)
+        (path, _ISA_FLAGS.get(path.name, ()))
+        for path in source_files(root)
+        if path.suffix == '.cpp'
+        and path.relative_to(root).parts[0] != 'cuda'
+        and (x86 or path.name not in _ISA_FLAGS)
     ]
-
-
-def _cuda_sources(root: Path) -> list[tuple[Path, tuple[str, ...]]]:
-    return [(path, ()) for path in source_files(root / 'cuda') if path.suffix in ('.cu', '.cpp')]
 
 
 def _kernel_resources(logs: Iterable[Path]) -> list[dict[str, Any]]:
     """Registers and spilled bytes of every compiled kernel, as ptxas said."""
-    kernels = []
-    for log in logs:
-        entries = re.split(r"Compiling entry function '", log.read_text(errors='replace'))
-        for entry in entries[1:]:
-            head = re.match(r"(\S+)' for '(\w+)'", entry)
-            spills = re.search(r'(\d+) bytes spill stores, (\d+) bytes spill loads', entry)
-            used = re.search(r'Used (\d+) registers', entry)
-            if head and spills and used:
-                spilled = int(spills[1]) + int(spills[2])
-                found = dict(arch=head[2], registers=int(used[1]), spilled_bytes=spilled)
-                kernels.append(dict(kernel=head[1], **found))
-    return kernels
+    return [
+        dict(kernel=name, arch=arch, registers=int(used), spilled_bytes=int(stored) + int(loaded))
+        for log in logs
+        for name, arch, stored, loaded, used in re.findall(_PTXAS, log.read_text())
+    ]
 
 
-def _escaped(path: Path) -> str:
-    return re.sub(r'([$ :])', r'$\1', str(path))
-
-
-def _execute(compiling: Sequence[_Step], link: _Step, work: Path, jobs: int) -> None:
-    """Run the steps: what changed, with ninja; all of them without it."""
-    for step in compiling:
-        step.output.parent.mkdir(parents=True, exist_ok=True)
-    beside = str(Path(sys.executable).parent)  # where pip puts ninja, on the PATH or not
-    ninja = shutil.which('ninja', path=f'{beside}{os.pathsep}{os.environ.get("PATH", "")}')
-    if ninja is None:
-        with ThreadPoolExecutor(jobs) as pool:
-            said = list(pool.map(_run, (step.command for step in compiling)))
-        for step, text in zip(compiling, said):
-            if step.keeps_log:
-                step.log.write_text(text)
-        _run(link.command)
-        return
-    lines = ['rule compile', '  command = $line', '  depfile = $out.d', '  deps = gcc']
-    lines += ['rule link', '  command = $line']
-    for step in (*compiling, link):
-        rule = 'link' if step is link else 'compile'
-        inputs = ' '.join(map(_escaped, step.inputs))
-        command = step.shell_command().replace('$', '$$')
-        lines += [f'build {_escaped(step.output)}: {rule} {inputs}', f'  line = {command}']
-    (work / 'build.ninja').write_text('\n'.join(lines) + '\n')
-    # ninja quotes whole commands; what the compilers said is enough.
-    commands = {step.shell_command() for step in (*compiling, link)}
-    _run([ninja, '-C', str(work), '-j', str(jobs)], quoted=commands)
+def _compile_and_link(
+    steps: Sequence[_Step],
+    linker: Sequence[str],
+    torch: _Torch,
+    output: Path,
+    environ: Mapping[str, str],
+) -> None:
+    """Compile what changed, then link it against torch."""
+    with ThreadPoolExecutor(_jobs(environ)) as pool:
+        for _ in pool.map(_Step.take, steps):
+            pass
+    objects = tuple(step.output for step in steps)
+    libraries = (f'-L{torch.root}/lib', '-ltorch', '-ltorch_cpu')
+    command = (*linker, *map(str, objects), *libraries, '-o', str(output))
+    _Step(output, objects, command).take()
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -313,10 +298,7 @@ def _compile(
     environ: Mapping[str, str],
 ) -> tuple[Path, list[dict[str, Any]]]:
     """Compile and link; the library's path under ``work``, and its kernels' resources."""
-    headers = torch.root / 'include'
-    common = [*_COMMON_FLAGS]
-    for folder in (headers, headers / 'torch' / 'csrc' / 'api' / 'include'):
-        common += ['-isystem', str(folder)]
+    common = (*_COMMON_FLAGS, *torch.include_flags())
     # Error messages name files as in the repository, and the same sources give the same bytes.
     maps = (f'-ffile-prefix-map={sources}=ops/csrc', f'-ffile-prefix-map={torch.root}=torch')
     flags = (*common, *_CXX_FLAGS, *maps, *shlex.split(environ.get('CXXFLAGS', '')))
@@ -327,16 +309,14 @@ def _compile(
     if cuda is not None:
         nvcc = (cuda.nvcc, f'-ccbin={cxx[-1]}', '-cudart=static')
         passed = ','.join((*_HOST_FLAGS, *maps))
-        flags = (*common, '-Xptxas=-v', f'-Xcompiler={passed}', *cuda.flags)
-        cuda_steps = _compile_steps(_cuda_sources(sources), sources, nvcc, flags, work)
-        steps += [step._replace(keeps_log=True) for step in cuda_steps]
+        codes = (f'-gencode=arch=compute_{a.partition("_")[2]},code={a}' for a in cuda.archs)
+        flags = (*common, '-Xptxas=-v', f'-Xcompiler={passed}', *codes)
+        found = [path for path in source_files(sources / 'cuda') if path.suffix in ('.cu', '.cpp')]
+        steps += _compile_steps([(path, ()) for path in found], sources, nvcc, flags, work)
         linker = (*nvcc, '-shared', '-Xlinker=-z,defs', '-Xlinker=--no-as-needed')
     output = work / LIBRARY
-    objects = tuple(step.output for step in steps)
-    libraries = (f'-L{torch.root}/lib', '-ltorch', '-ltorch_cpu')
-    link = _Step(output, objects, (*linker, *map(str, objects), *libraries, '-o', str(output)))
-    _execute(steps, link, work, _jobs(environ))
-    return output, _kernel_resources(step.log for step in steps if step.keeps_log)
+    _compile_and_link(steps, linker, torch, output, environ)
+    return output, _kernel_resources(step.log for step in steps)
 
 
 def build(
@@ -347,7 +327,8 @@ def build(
 ) -> dict[str, Any]:
     """Compile what this machine can into ``target``, the library first and its sidecar last.
 
-    Without nvcc, or where it fails, the library has no CUDA kernels, and its sidecar the reason.
+    Without nvcc, where it fails and where torch is not built for CUDA, the library has no CUDA
+    kernels, and its sidecar the reason.
 
     Args:
         target (Path): Folder of the library.
@@ -376,22 +357,20 @@ def build(
     cuda: _Cuda | None = None
     cuda_problem: str | None = None
     try:
-        cuda = _find_cuda(sources, environ)
+        cuda = _find_cuda(torch, environ)
         library, kernels = _compile(sources, work, torch, cxx, cuda, environ)
     except BuildError as error:
-        if _enabled(environ, 'MMVIM_FORCE_CUDA'):
-            raise BuildError(f'MMVIM_FORCE_CUDA=1: {error}') from None
+        if _enabled(environ, 'MMVIM_CUDA'):
+            raise BuildError(f'MMVIM_CUDA=1: {error}') from None
         cuda, cuda_problem = None, str(error)
         library, kernels = _compile(sources, work, torch, cxx, None, environ)
 
     content = library.read_bytes()
-    isas = {_isa(source) for source, _ in _cpu_sources(sources, cxx)}
     facts = {
         'sha256': hashlib.sha256(content).hexdigest(),
         'sources': sources_digest(sources),
         'torch': torch.version,
         'compiler': compiler,
-        'isas': [isa for isa in _ISA_FLAGS if isa in isas],
         'cuda': cuda and {'nvcc': cuda.version, 'archs': cuda.archs, 'kernels': kernels},
         'cuda_problem': cuda_problem,
     }
@@ -414,16 +393,15 @@ def build_if_possible(
 
     Raises:
         BuildError, OSError: There is no library, and ``MMVIM_FORCE_EXT=1`` or
-            ``MMVIM_FORCE_CUDA=1`` demands one.
+            ``MMVIM_CUDA=1`` demands one.
     """
     try:
         build(target, sources, work, environ)
     except (BuildError, OSError) as error:
-        if _enabled(environ, 'MMVIM_FORCE_EXT') or _enabled(environ, 'MMVIM_FORCE_CUDA'):
+        if _enabled(environ, 'MMVIM_FORCE_EXT') or _enabled(environ, 'MMVIM_CUDA'):
             raise
         target.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            (target / LIBRARY).unlink()
+        (target / LIBRARY).unlink(missing_ok=True)
         _write_sidecar(target, {'problem': str(error)})
         return str(error)
     return None

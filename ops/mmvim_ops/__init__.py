@@ -13,7 +13,6 @@ if torch.__version__ < '2.4':  # a TorchVersion, compared as one
 
 from mmvim_ops import flops  # noqa: F401  (registers the formulas)
 from mmvim_ops.backends import BACKENDS, BackendStatus, available_backends
-from mmvim_ops.build_info import build_info
 from mmvim_ops.compile_cache import tag_cached_graphs
 from mmvim_ops.functional import (
     add_rms_norm,
@@ -23,6 +22,7 @@ from mmvim_ops.functional import (
     selective_scan,
     vim_inner,
 )
+from mmvim_ops.loading import build_info
 from mmvim_ops.scan_inputs import MixerWeights, ScanInputs
 
 tag_cached_graphs()

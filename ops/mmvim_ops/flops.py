@@ -66,71 +66,40 @@ def _bidirectional(x: Shape, dt_w: Shape, A: Shape, z: Shape | None) -> int:
     return 2 * (scan + projection_flops(batch, length, dt_w[1], channels))
 
 
-def _conv(x: Shape, weight: Shape) -> int:
-    return 2 * x[0] * x[1] * x[2] * weight[1]
+def _convs(x: Shape, *weights: Shape) -> int:
+    return sum(2 * x[0] * x[1] * x[2] * weight[1] for weight in weights)
 
 
 def _norm(x: Shape) -> int:
     return 4 * x[0] * x[1] * x[2]
 
 
-def _formula(name: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Register a formula for an operator of every family."""
+# What a forward pass costs, and of the shapes of which arguments; how many gradients come before
+# these among the arguments of the backward pass, and its cost over that of the forward pass.
+_FORMULAS: dict[str, tuple[Callable[..., int], tuple[int, ...], int, int]] = {
+    'selective_scan': (_selective, (0, 2, 5, 6), 2, _RECOMPUTED),
+    'bidirectional_selective_scan': (_bidirectional, (0, 4, 8, 12), 1, _RECOMPUTED),
+    'conv1d_silu': (_convs, (0, 1), 1, _RECOMPUTED),
+    'bi_conv1d_silu': (_convs, (0, 1, 3), 2, _RECOMPUTED),
+    'add_rms_norm': (_norm, (0,), 2, _KEPT),
+}
+
+
+def _register(name: str, cost: Callable[..., int], places: Sequence[int], factor: int) -> None:
+    """Register ``factor`` times a cost for an operator of every family."""
+
+    def formula(*args: Any, **kwargs: Any) -> int:
+        return factor * cost(*(args[place] for place in places))
+
     overloads = [
         getattr(getattr(torch.ops, namespace), f'{prefix}{name}') for namespace, prefix in FAMILIES
     ]
-    formula: Callable[[Callable[..., int]], Callable[..., int]] = register_flop_formula(overloads)
-    return formula
+    register_flop_formula(overloads)(formula)
 
 
-@_formula('selective_scan')
-def _selective_formula(*args: Any, **kwargs: Any) -> int:
-    return _selective(args[0], args[2], args[5], args[6])
-
-
-@_formula('selective_scan_backward')
-def _selective_backward_formula(*args: Any, **kwargs: Any) -> int:
-    return _RECOMPUTED * _selective(args[2], args[4], args[7], args[8])
-
-
-@_formula('bidirectional_selective_scan')
-def _bidirectional_formula(*args: Any, **kwargs: Any) -> int:
-    return _bidirectional(args[0], args[4], args[8], args[12])
-
-
-@_formula('bidirectional_selective_scan_backward')
-def _bidirectional_backward_formula(*args: Any, **kwargs: Any) -> int:
-    return _RECOMPUTED * _bidirectional(args[1], args[5], args[9], args[13])
-
-
-@_formula('conv1d_silu')
-def _conv_formula(*args: Any, **kwargs: Any) -> int:
-    return _conv(args[0], args[1])
-
-
-@_formula('conv1d_silu_backward')
-def _conv_backward_formula(*args: Any, **kwargs: Any) -> int:
-    return _RECOMPUTED * _conv(args[1], args[2])
-
-
-@_formula('bi_conv1d_silu')
-def _bi_conv_formula(*args: Any, **kwargs: Any) -> int:
-    return _conv(args[0], args[1]) + _conv(args[0], args[3])
-
-
-@_formula('bi_conv1d_silu_backward')
-def _bi_conv_backward_formula(*args: Any, **kwargs: Any) -> int:
-    return _RECOMPUTED * (_conv(args[2], args[3]) + _conv(args[2], args[5]))
-
-
-@_formula('add_rms_norm')
-def _norm_formula(*args: Any, **kwargs: Any) -> int:
-    return _norm(args[0])
-
-
-@_formula('add_rms_norm_backward')
-def _norm_backward_formula(*args: Any, **kwargs: Any) -> int:
-    return _KEPT * _norm(args[2])
+for _name, (_cost, _places, _grads, _factor) in _FORMULAS.items():
+    _register(_name, _cost, _places, 1)
+    _register(f'{_name}_backward', _cost, [_grads + place for place in _places], _factor)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ well, and the result is rounded once.
 
 from __future__ import annotations
 
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from mmvim_ops.checks import (
     given,
 )
 from mmvim_ops.precision import full_precision
-from mmvim_ops.scan_inputs import MixerWeights, ScanInputs, SelectiveInputs
+from mmvim_ops.scan_inputs import MixerWeights, ScanInputs, SelectiveInputs, named
 
 __all__ = [
     'add_rms_norm',
@@ -36,8 +36,6 @@ __all__ = [
     'selective_scan',
     'vim_inner',
 ]
-
-_DIRECTIONS = ('forward', 'reverse')
 
 
 @overload
@@ -282,8 +280,7 @@ def bidirectional_selective_scan(
     """
     check_tuple('forward', forward, ScanInputs)
     check_tuple('reverse', reverse, ScanInputs)
-    names = [f'{name}.{field}' for name in _DIRECTIONS for field in ScanInputs._fields]
-    check_tensors('forward.x', {**dict(zip(names, (*forward, *reverse))), **given(z=z)})
+    check_tensors('forward.x', named(forward, reverse) | given(z=z))
     forward.check('forward')
     reverse.check('reverse', like=forward)
     if z is not None:
@@ -331,8 +328,7 @@ def vim_inner(
     """
     check_tuple('forward', forward, MixerWeights)
     check_tuple('reverse', reverse, MixerWeights)
-    names = [f'{name}.{field}' for name in _DIRECTIONS for field in MixerWeights._fields]
-    weights: dict[str, Any] = dict(zip(names, (*forward, *reverse)))
+    weights = named(forward, reverse)
     weights = {n: t for n, t in weights.items() if t is not None or not n.endswith('conv_bias')}
     check_tensors('x', {'x': x, 'z': z, **weights})
     check_sizes('x', x, '(B, L, E)')

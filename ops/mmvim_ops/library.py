@@ -109,18 +109,10 @@ def _selective_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     return u.new_empty(u.shape), last_state, _checkpoints_like(u, A, 1, groups, chunk)
 
 
-def _selective_backward_fake(*args: Any) -> tuple[Tensor, ...]:
-    return _grads_like(args[2:10], args[-2])
-
-
 def _bidirectional_fake(*args: Any) -> tuple[Tensor, Tensor]:
     x, A, wide_out, chunk = args[0], args[8], args[14], args[15]
     out = x.new_empty(x.shape, dtype=wide_dtype(x.dtype) if wide_out else x.dtype)
     return out, _checkpoints_like(x, A, 2, 2, chunk)
-
-
-def _bidirectional_backward_fake(*args: Any) -> tuple[Tensor, ...]:
-    return _grads_like(args[1:14], args[-2])
 
 
 def _conv_fake(*args: Any) -> Tensor:
@@ -128,17 +120,8 @@ def _conv_fake(*args: Any) -> Tensor:
     return out
 
 
-def _conv_backward_fake(*args: Any) -> tuple[Tensor, ...]:
-    return _grads_like(args[1:4], args[-1])
-
-
 def _bi_conv_fake(*args: Any) -> tuple[Tensor, Tensor]:
-    x = args[0]
-    return x.new_empty(x.shape), x.new_empty(x.shape)
-
-
-def _bi_conv_backward_fake(*args: Any) -> tuple[Tensor, ...]:
-    return _grads_like(args[2:7], args[-1])
+    return _conv_fake(*args), _conv_fake(*args)
 
 
 def _norm_fake(x: Tensor, added: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, ...]:
@@ -147,9 +130,8 @@ def _norm_fake(x: Tensor, added: Tensor, weight: Tensor, eps: float) -> tuple[Te
     return normed, x.new_empty(x.shape), scales
 
 
-def _norm_backward_fake(
-    grad_normed: Tensor, grad_total: Tensor | None, total: Tensor, scales: Tensor, weight: Tensor
-) -> tuple[Tensor, Tensor]:
+def _norm_backward_fake(*args: Any) -> tuple[Tensor, Tensor]:
+    total, _, weight = args[2:]
     return total.new_empty(total.shape), weight.new_empty(weight.shape)
 
 
@@ -159,14 +141,18 @@ Setup = Callable[[Any, tuple[Any, ...], Any], None]
 Rule = Callable[..., Any]
 
 
-def _setup_scan(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    """Save all tensor inputs and the checkpoints, which come last in every scan."""
-    checkpoints = output[-1]
+def _save(ctx: Any, inputs: tuple[Any, ...], *outputs: Tensor) -> None:
+    """Save all tensor inputs and some outputs; the other inputs are options."""
     tensors = [value for value in inputs if value is None or isinstance(value, Tensor)]
     ctx.options = inputs[len(tensors) :]
+    ctx.save_for_backward(*tensors, *outputs)
+
+
+def _setup_scan(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    checkpoints = output[-1]
     ctx.mark_non_differentiable(checkpoints)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, checkpoints)
+    _save(ctx, inputs, checkpoints)
 
 
 def _setup_bidirectional(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -176,9 +162,7 @@ def _setup_bidirectional(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor
 
 
 def _setup_conv(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
-    tensors = [value for value in inputs if value is None or isinstance(value, Tensor)]
-    ctx.options = inputs[len(tensors) :]
-    ctx.save_for_backward(*tensors)
+    _save(ctx, inputs)
 
 
 def _setup_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -188,56 +172,6 @@ def _setup_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -
     ctx.mark_non_differentiable(scales)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(total, scales, weight)
-
-
-def _input_grads(
-    ctx: Any,
-    backward_op: Operator,
-    grad_outputs: Sequence[Tensor | None],
-    inputs: int,
-    *options: bool,
-) -> tuple[Any, ...]:
-    """Call the backward op on whatever was saved; its first ``inputs`` tensors were inputs."""
-    needs = list(ctx.needs_input_grad[:inputs])
-    grads = backward_op(*grad_outputs, *ctx.saved_tensors, *ctx.options, needs, *options)
-    wanted = [grad if need else None for grad, need in zip(grads, needs)]
-    return (*wanted, *(None for _ in ctx.needs_input_grad[inputs:]))
-
-
-def _selective_rule(backward_op: Operator) -> Rule:
-    def backward(
-        ctx: Any, grad_out: Tensor | None, grad_last_state: Tensor | None, _: Tensor | None
-    ) -> tuple[Any, ...]:
-        if grad_out is None:  # an output that was not used has no gradient
-            grad_out = torch.zeros_like(ctx.saved_tensors[0])
-        deterministic = torch.are_deterministic_algorithms_enabled()
-        return _input_grads(ctx, backward_op, (grad_out, grad_last_state), 8, deterministic)
-
-    return backward
-
-
-def _bidirectional_rule(backward_op: Operator) -> Rule:
-    def backward(ctx: Any, grad_out: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
-        if grad_out is None:  # only the checkpoints were used, which are not differentiable
-            return (None,) * len(ctx.needs_input_grad)
-        deterministic = torch.are_deterministic_algorithms_enabled()
-        return _input_grads(ctx, backward_op, (grad_out,), 13, deterministic)
-
-    return backward
-
-
-def _conv_rule(backward_op: Operator) -> Rule:
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
-        return _input_grads(ctx, backward_op, (grad_out,), 3)
-
-    return backward
-
-
-def _bi_conv_rule(backward_op: Operator) -> Rule:
-    def backward(ctx: Any, grad_f: Tensor, grad_b: Tensor) -> tuple[Any, ...]:
-        return _input_grads(ctx, backward_op, (grad_f, grad_b), 5)
-
-    return backward
 
 
 def _norm_rule(backward_op: Operator) -> Rule:
@@ -364,30 +298,66 @@ class _Definition(NamedTuple):
     rule: Callable[[Operator], Rule]
 
 
+def _definition(
+    kernels: tuple[Callable[..., object], Callable[..., object]],
+    fake: Callable[..., object],
+    setup: Setup,
+    grads: int,
+    inputs: int,
+    sums: bool = False,
+) -> _Definition:
+    """An op whose backward computes the gradients that are needed of its first inputs.
+
+    Args:
+        kernels (tuple[Callable, Callable]): Those of both passes.
+        fake (Callable): The shape rule.
+        setup (Setup): Saves the inputs, among others.
+        grads (int): Outputs that have gradients.
+        inputs (int): Tensors among the inputs.
+        sums (bool): The backward pass asks how to sum up (``deterministic``). Defaults to False.
+    """
+
+    def backward_fake(*args: Any) -> tuple[Tensor, ...]:
+        return _grads_like(args[grads : grads + inputs], args[-2 if sums else -1])
+
+    def rule(backward_op: Operator) -> Rule:
+        def derivative(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Any, ...]:
+            first, *others = grad_outputs[:grads]
+            needs = list(ctx.needs_input_grad[:inputs])
+            if first is None:  # an output that was not used has no gradient
+                first = torch.zeros_like(ctx.saved_tensors[0])
+            last = [torch.are_deterministic_algorithms_enabled()] if sums else []
+            found = backward_op(first, *others, *ctx.saved_tensors, *ctx.options, needs, *last)
+            wanted = [grad if need else None for grad, need in zip(found, needs)]
+            return (*wanted, *(None for _ in ctx.needs_input_grad[inputs:]))
+
+        return derivative
+
+    return _Definition(kernels, (fake, backward_fake), setup, rule)
+
+
 _DEFINITIONS = {
-    'selective_scan': _Definition(
+    'selective_scan': _definition(
         (scans.selective_forward, scans.selective_backward),
-        (_selective_fake, _selective_backward_fake),
+        _selective_fake,
         _setup_scan,
-        _selective_rule,
+        2,
+        8,
+        True,
     ),
-    'bidirectional_selective_scan': _Definition(
+    'bidirectional_selective_scan': _definition(
         (scans.bidirectional_forward, scans.bidirectional_backward),
-        (_bidirectional_fake, _bidirectional_backward_fake),
+        _bidirectional_fake,
         _setup_bidirectional,
-        _bidirectional_rule,
+        grads=1,
+        inputs=13,
+        sums=True,
     ),
-    'conv1d_silu': _Definition(
-        (conv.conv1d_silu, conv.conv1d_silu_backward),
-        (_conv_fake, _conv_backward_fake),
-        _setup_conv,
-        _conv_rule,
+    'conv1d_silu': _definition(
+        (conv.conv1d_silu, conv.conv1d_silu_backward), _conv_fake, _setup_conv, 1, 3
     ),
-    'bi_conv1d_silu': _Definition(
-        (conv.bi_conv1d_silu, conv.bi_conv1d_silu_backward),
-        (_bi_conv_fake, _bi_conv_backward_fake),
-        _setup_conv,
-        _bi_conv_rule,
+    'bi_conv1d_silu': _definition(
+        (conv.bi_conv1d_silu, conv.bi_conv1d_silu_backward), _bi_conv_fake, _setup_conv, 2, 5
     ),
     'add_rms_norm': _Definition(
         (norm.add_rms_norm, norm.add_rms_norm_backward),

@@ -15,6 +15,7 @@ import ctypes
 import hashlib
 import json
 import os
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ _AGAIN = 'install again with `pip install --no-build-isolation`'
 _library: ctypes.CDLL | None = None
 _facts: dict[str, Any] = {}  # what the sidecar says
 _problem: str | None = None
-_isa_problem: str | None = None
+isa_problem: str | None = None  # of what MMVIM_CPU_ISA names
 
 
 class _Unusable(Exception):
@@ -92,17 +93,7 @@ def _loaded() -> ctypes.CDLL:
 
 def problem() -> str | None:
     """The reason for which the native kernels cannot be used, or None."""
-    return _problem or _isa_problem
-
-
-def check_isa() -> None:
-    """Raise where ``MMVIM_CPU_ISA`` names an instruction set that cannot run here.
-
-    Raises:
-        RuntimeError: Another instruction set, or backend, would not be what was asked for.
-    """
-    if _isa_problem is not None:
-        raise RuntimeError(_isa_problem)
+    return _problem or isa_problem
 
 
 def is_wanted() -> bool:
@@ -161,12 +152,32 @@ def path() -> Path | None:
     return None if _library is None else _FOLDER / LIBRARY
 
 
-def sources_state() -> str:
-    """Whether the library was built from the sources that lie here."""
-    if not source_files():
-        return 'not installed'
-    same = sources_digest() == _facts.get('sources')
-    return 'those of the library' if same else 'other than those of the library: build again'
+def build_info() -> dict[str, str | None]:
+    """Versions of what the ops run on, and what was compiled; None is what there is not."""
+    found: dict[str, str | None] = {
+        'torch': str(torch.__version__),
+        'torch_cuda': torch.version.cuda,
+        'python': platform.python_version(),
+        'cpu_capability': torch.backends.cpu.get_cpu_capability(),
+        'native_library': None,
+    }
+    if _library is None:
+        return found
+    sources = 'not installed'
+    if source_files():
+        same = sources_digest() == _facts.get('sources')
+        sources = 'those of the library' if same else 'other than those of the library: build again'
+    cuda = _facts['cuda']
+    return found | {
+        'native_library': str(path()),
+        'compiler': _facts['compiler'],
+        'torch_headers': _facts['torch'],
+        'sources': sources,
+        'isas': ', '.join(isas()),
+        'isa': isa(),
+        'nvcc': cuda and cuda['nvcc'],
+        'cuda_archs': cuda and ', '.join(cuda['archs']),
+    }
 
 
 def isas() -> tuple[str, ...]:
@@ -179,11 +190,7 @@ def isas() -> tuple[str, ...]:
 
 
 def isa() -> str:
-    """The instruction set that the CPU kernels use.
-
-    Raises:
-        RuntimeError: There is no library; the message says why.
-    """
+    """The instruction set that the CPU kernels use; raises as :func:`isas`."""
     return str(_loaded().mmvim_ops_isa().decode())
 
 
@@ -194,34 +201,12 @@ def use_isa(name: str) -> None:
         RuntimeError: There is no library; the message says why.
         ValueError: The name is unknown, or this machine cannot run it.
     """
-    global _isa_problem
+    global isa_problem
     if name not in isas() or _loaded().mmvim_ops_use_isa(name.encode()) != 0:
         raise ValueError(
             f'instruction set {name!r} is unknown or cannot run here; valid: {", ".join(isas())}'
         )
-    _isa_problem = None
-
-
-def shared_bytes(backward: bool, number_bytes: int, split: int, states: int, rank: int) -> int:
-    """Shared memory of a block of the CUDA scan of both directions, in bytes; 0 without such a one.
-
-    Args:
-        backward (bool): Of the backward pass.
-        number_bytes (int): 2 or 4, of an activation.
-        split (int): Threads of a channel and direction.
-        states (int): N.
-        rank (int): R.
-
-    Raises:
-        RuntimeError: There are no CUDA kernels; the message says why.
-    """
-    return int(_cuda_library().mmvim_cuda_shared_bytes(backward, number_bytes, split, states, rank))
-
-
-def _cuda_library() -> ctypes.CDLL:
-    if not has_cuda():
-        raise RuntimeError(f'there are no CUDA kernels: {cuda_problem()}')
-    return _loaded()
+    isa_problem = None
 
 
 def force_splits(forward: int = 0, backward: int = 0) -> None:
@@ -233,14 +218,10 @@ def force_splits(forward: int = 0, backward: int = 0) -> None:
 
     Raises:
         RuntimeError: There are no CUDA kernels; the message says why.
-        ValueError: A number is none of these.
     """
-    if forward not in (0, 1, 2, 4, 8, 16) or backward not in (0, 1, 4, 8, 16):
-        raise ValueError(
-            f'forward={forward}, backward={backward}: valid are 1, 2, 4, 8, 16 and 1, 4, 8, 16, '
-            'or 0'
-        )
-    _cuda_library().mmvim_cuda_force_splits(forward, backward)
+    if not has_cuda():
+        raise RuntimeError(f'there are no CUDA kernels: {cuda_problem()}')
+    _loaded().mmvim_cuda_force_splits(forward, backward)
 
 
 def exp_many(data: Tensor, repeats: int) -> None:
@@ -253,15 +234,7 @@ def exp_many(data: Tensor, repeats: int) -> None:
 
     Raises:
         RuntimeError: There is no library; the message says why.
-        ValueError: ``data`` is of another kind.
     """
-    if data.device.type != 'cpu' or data.dtype != torch.float32 or not data.is_contiguous():
-        raise ValueError(
-            f'data must be a contiguous float32 tensor on the CPU, got {data.dtype} on '
-            f'{data.device} with strides {data.stride()}'
-        )
-    if data.numel() % 128:
-        raise ValueError(f'data must have a multiple of 128 elements, got {data.numel()}')
     _loaded().mmvim_ops_exp_many(data.data_ptr(), data.numel(), repeats)
 
 
@@ -272,4 +245,4 @@ try:
 except _Unusable as error:
     _problem = str(error)
 except ValueError as error:
-    _isa_problem = f'MMVIM_CPU_ISA: {error}'
+    isa_problem = f'MMVIM_CPU_ISA: {error}'

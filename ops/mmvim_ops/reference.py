@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmvim_ops.precision import wide
 from mmvim_ops.scan_inputs import ScanInputs
 
 __all__ = [
@@ -23,19 +24,14 @@ __all__ = [
 ]
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    """The tensor in its arithmetic dtype: float64 stays, everything else becomes float32."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
 def add_rms_norm(x: Tensor, added: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The sum, divided by its root mean square over the channels and scaled, and the sum itself.
 
     The division happens to the sum as it is rounded to the dtype of ``x``.
     """
     total = (x + added).to(x.dtype)
-    mean_square = _wide(total).square().mean(dim=-1, keepdim=True)
-    normed = _wide(total) / torch.sqrt(mean_square + eps) * _wide(weight)
+    mean_square = wide(total).square().mean(dim=-1, keepdim=True)
+    normed = wide(total) / torch.sqrt(mean_square + eps) * wide(weight)
     return normed.to(weight.dtype), total
 
 
@@ -70,16 +66,16 @@ def selective_scan(
         )
     states = A.shape[1]
     out_dtype = u.dtype
-    u, delta, A = _wide(u), _wide(delta), _wide(A)
+    u, delta, A = wide(u), wide(delta), wide(A)
 
-    dt = delta if delta_bias is None else delta + _wide(delta_bias)
+    dt = delta if delta_bias is None else delta + wide(delta_bias)
     if delta_softplus:
         dt = F.softplus(dt)
     # Give every channel its group's B and C: (B, L, groups, N) -> (B, L, E, N) as a view.
     per_group = channels // groups
     spread = (batch, length, groups, per_group, states)
-    B = _wide(B).reshape(batch, length, groups, 1, states).expand(spread)
-    C = _wide(C).reshape(batch, length, groups, 1, states).expand(spread)
+    B = wide(B).reshape(batch, length, groups, 1, states).expand(spread)
+    C = wide(C).reshape(batch, length, groups, 1, states).expand(spread)
 
     # unbind rather than indexing: its backward is one stack, not one zero-filled tensor per token.
     tokens = list(zip(u.unbind(1), dt.unbind(1), B.unbind(1), C.unbind(1)))
@@ -92,9 +88,9 @@ def selective_scan(
     y = torch.stack(ys[::-1] if reverse else ys, dim=1)
 
     if D is not None:
-        y = y + _wide(D) * u
+        y = y + wide(D) * u
     if z is not None:
-        y = y * F.silu(_wide(z))
+        y = y * F.silu(wide(z))
     out = y.to(out_dtype)
     return (out, state) if return_last_state else out
 
@@ -108,12 +104,11 @@ def conv1d_silu(
     instead. Shapes are those of :func:`mmvim_ops.functional.conv1d_silu`.
     """
     length, width = x.shape[1], weight.shape[1]
-    wide = _wide(x).flip(1) if reverse else _wide(x)
-    padded = F.pad(wide, (0, 0, width - 1, 0))
-    y = sum(padded[:, k : k + length] * _wide(weight)[:, k] for k in range(width))
+    padded = F.pad(wide(x).flip(1) if reverse else wide(x), (0, 0, width - 1, 0))
+    y = sum(padded[:, k : k + length] * wide(weight)[:, k] for k in range(width))
     assert isinstance(y, Tensor)  # the type of sum() allows the int 0 of an empty range
     if bias is not None:
-        y = y + _wide(bias)
+        y = y + wide(bias)
     y = F.silu(y.flip(1) if reverse else y)
     return y.to(x.dtype)
 
@@ -140,10 +135,10 @@ def bidirectional_selective_scan(
 
     def one(given: ScanInputs, reverse: bool) -> Tensor:
         states, rank = given.A.shape[1], given.dt_weight.shape[1]
-        dt, B, C = _wide(given.dbl).split((rank, states, states), dim=-1)
+        dt, B, C = wide(given.dbl).split((rank, states, states), dim=-1)
         y = selective_scan(
-            _wide(given.x),
-            dt @ _wide(given.dt_weight).t(),
+            wide(given.x),
+            dt @ wide(given.dt_weight).t(),
             given.A,
             B,
             C,
@@ -157,5 +152,5 @@ def bidirectional_selective_scan(
 
     y = one(forward, reverse=False) + one(reverse, reverse=True)
     if z is not None:
-        y = y * F.silu(_wide(z))
+        y = y * F.silu(wide(z))
     return (y * scale).to(forward.x.dtype if out_dtype is None else out_dtype)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmvim_ops.checks import check_shape, check_sizes
 
-__all__ = ['MixerWeights', 'ScanInputs', 'SelectiveInputs', 'directions', 'interleaved']
+__all__ = ['MixerWeights', 'ScanInputs', 'SelectiveInputs', 'directions', 'interleaved', 'named']
 
 
 class ScanInputs(NamedTuple):
@@ -47,13 +47,10 @@ class ScanInputs(NamedTuple):
         """
         lead = self if like is None else like
         check_sizes(f'{name}.x', self.x, '(B, L, E)')
-        check_sizes(f'{name}.A', self.A, '(E, N)')
-        check_sizes(f'{name}.dt_weight', self.dt_weight, '(E, R)')
         batch, length, channels = lead.x.shape
-        states, rank = lead.A.shape[1], lead.dt_weight.shape[1]
         check_shape(f'{name}.x', self.x, (batch, length, channels), '(B, L, E)')
-        check_shape(f'{name}.dbl', self.dbl, (batch, length, rank + 2 * states), '(B, L, R + 2 N)')
-        _check_parameters(self, name, channels, states, rank)
+        columns = _check_parameters(self, lead, name, channels)
+        check_shape(f'{name}.dbl', self.dbl, (batch, length, columns), '(B, L, R + 2 N)')
 
 
 class MixerWeights(NamedTuple):
@@ -78,29 +75,15 @@ class MixerWeights(NamedTuple):
     D: Tensor
 
     def check(self, name: str, channels: int, like: MixerWeights | None = None) -> None:
-        """Raise unless all shapes fit.
-
-        Args:
-            name (str): What messages call this direction.
-            channels (int): E.
-            like (MixerWeights | None): The direction whose sizes this one must have. Defaults to
-                None: its own.
-
-        Raises:
-            ValueError: A shape does not fit; the message names the tensor and both shapes.
-        """
+        """As :meth:`ScanInputs.check`, for E channels."""
         lead = self if like is None else like
         check_sizes(f'{name}.conv_weight', self.conv_weight, '(E, W)')
-        check_sizes(f'{name}.A', self.A, '(E, N)')
-        check_sizes(f'{name}.dt_weight', self.dt_weight, '(E, R)')
-        width, states, rank = (
-            tensor.shape[1] for tensor in (lead.conv_weight, lead.A, lead.dt_weight)
-        )
-        check_shape(f'{name}.conv_weight', self.conv_weight, (channels, width), '(E, W)')
+        shape = (channels, lead.conv_weight.shape[1])
+        check_shape(f'{name}.conv_weight', self.conv_weight, shape, '(E, W)')
         if self.conv_bias is not None:
             check_shape(f'{name}.conv_bias', self.conv_bias, (channels,), '(E,)')
-        check_shape(f'{name}.x_proj', self.x_proj, (rank + 2 * states, channels), '(R + 2 N, E)')
-        _check_parameters(self, name, channels, states, rank)
+        columns = _check_parameters(self, lead, name, channels)
+        check_shape(f'{name}.x_proj', self.x_proj, (columns, channels), '(R + 2 N, E)')
 
     def scan_inputs(self, x: Tensor, dbl: Tensor) -> ScanInputs:
         """Inputs of the scan, given the outputs of the convolution and of x_proj."""
@@ -108,12 +91,17 @@ class MixerWeights(NamedTuple):
 
 
 def _check_parameters(
-    given: ScanInputs | MixerWeights, name: str, channels: int, states: int, rank: int
-) -> None:
+    given: ScanInputs | MixerWeights, lead: ScanInputs | MixerWeights, name: str, channels: int
+) -> int:
+    """Check what both kinds have, against the sizes of ``lead``; R + 2 N."""
+    check_sizes(f'{name}.A', given.A, '(E, N)')
+    check_sizes(f'{name}.dt_weight', given.dt_weight, '(E, R)')
+    states, rank = lead.A.shape[1], lead.dt_weight.shape[1]
     check_shape(f'{name}.dt_weight', given.dt_weight, (channels, rank), '(E, R)')
     check_shape(f'{name}.dt_bias', given.dt_bias, (channels,), '(E,)')
     check_shape(f'{name}.A', given.A, (channels, states), '(E, N)')
     check_shape(f'{name}.D', given.D, (channels,), '(E,)')
+    return rank + 2 * states
 
 
 class SelectiveInputs(NamedTuple):
@@ -137,3 +125,9 @@ def interleaved(forward: ScanInputs, reverse: ScanInputs) -> list[Tensor]:
 def directions(tensors: Sequence[Any]) -> tuple[ScanInputs, ScanInputs]:
     """Both directions, from their tensors in the order of :func:`interleaved`."""
     return ScanInputs(*tensors[::2]), ScanInputs(*tensors[1::2])
+
+
+def named(forward: ScanInputs | MixerWeights, reverse: ScanInputs | MixerWeights) -> dict[str, Any]:
+    """All values of both directions, by what messages call them."""
+    named = {f'forward.{field}': value for field, value in forward._asdict().items()}
+    return named | {f'reverse.{field}': value for field, value in reverse._asdict().items()}

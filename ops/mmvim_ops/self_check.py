@@ -7,6 +7,7 @@ gradients cost some milliseconds, once; wrong numbers would cost a training.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -37,32 +38,17 @@ def difference(tested: Backend, trusted: Backend, device: torch.device) -> str |
     """
     plain = torch.autocast(device.type, enabled=False)
     with torch.inference_mode(False), torch.enable_grad(), plain:
-        for dtype, tolerance in _TOLERANCES.items():
-            for states in _STATES:
-                found = _difference(tested, trusted, device, dtype, states, tolerance)
-                if found is not None:
-                    return found
-    return None
-
-
-def _difference(
-    tested: Backend,
-    trusted: Backend,
-    device: torch.device,
-    dtype: torch.dtype,
-    states: int,
-    tolerance: float,
-) -> str | None:
-    inputs = _inputs(device, dtype, states)
-    pairs = zip(_results(tested, inputs), _results(trusted, inputs))
-    for number, (got, expected) in enumerate(pairs):
-        got, expected = got.detach().double(), expected.detach().double()
-        error = float((got - expected).norm() / expected.norm())
-        if not error <= tolerance:  # a NaN is not
-            return (
-                f'result {number} with {states} states in {dtype} differs by {error:.1e} from '
-                f'{trusted.name!r}'
-            )
+        for dtype, states in product(_TOLERANCES, _STATES):
+            inputs = _inputs(device, dtype, states)
+            pairs = zip(_results(tested, inputs), _results(trusted, inputs))
+            for number, (got, expected) in enumerate(pairs):
+                got, expected = got.detach().double(), expected.detach().double()
+                error = float((got - expected).norm() / expected.norm())
+                if not error <= _TOLERANCES[dtype]:  # a NaN is not
+                    return (
+                        f'result {number} with {states} states in {dtype} differs by {error:.1e} '
+                        f'from {trusted.name!r}'
+                    )
     return None
 
 

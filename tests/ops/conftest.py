@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mmvim_ops import backends, library, loading
-from mmvim_ops.backends.native import CPU
+from mmvim_ops.backends.native import CPU, CUDA
 from mmvim_ops.backends.operators import OperatorBackend
 
 
@@ -51,6 +51,7 @@ class Emulated(OperatorBackend):
     """The emulated kernels as a backend; its operators are a namespace of their own."""
 
     name, note, chunk = 'cpu', 'CUDA kernels in loops', 128
+    conv_width = CUDA.conv_width
 
     def chunk_length(self, x: Tensor, states: int, directions: int, saves: bool) -> int:
         return self.chunk if saves else x.shape[1]
@@ -73,7 +74,7 @@ class Emulation:
             ctypes.c_int,
         ]
         self.c.mmvim_emulation_neighbours.restype = ctypes.c_char_p
-        self.c.mmvim_cuda_choose_split.argtypes = [
+        self.c.mmvim_emulation_choose_split.argtypes = [
             *(ctypes.c_bool, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64),
             *(ctypes.c_int, ctypes.c_int, ctypes.c_int),
         ]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -60,19 +58,6 @@ def test_kernels_of_every_architecture(kernels: list[dict[str, Any]]) -> None:
         assert {kernel['kernel'] for kernel in kernels if kernel['arch'] == arch} == names
 
 
-def test_the_list_of_kernels(kernels: list[dict[str, Any]]) -> None:
-    """One readable line each; the scans with the shared memory of a block."""
-    result = subprocess.run(
-        [sys.executable, '-m', 'mmvim_ops', '--kernels'], capture_output=True, text=True, check=True
-    )
-    lines = result.stdout.splitlines()
-    assert len(lines) == 2 + len(kernels)
-    scan = next(line for line in lines if 'ScanForward<Shape<BFloat16, 16, 4, false>' in line)
-    arch, registers, shared, spilled = scan.split()[:4]
-    assert arch.startswith('sm_') and 0 < int(registers) <= 255 and int(spilled) == 0
-    assert int(shared) == loading.shared_bytes(False, 2, 4, 16, 12)
-
-
 @pytest.mark.usefixtures('kernels')
 def test_every_operator_has_cuda_kernels() -> None:
     """Registered without a driver, and not for the operators that are pure torch by name."""
@@ -83,19 +68,7 @@ def test_every_operator_has_cuda_kernels() -> None:
 
 
 @pytest.mark.usefixtures('kernels')
-def test_shared_memory_fits() -> None:
-    """A kernel of each pass fits into what a block may have on the smallest of GPUs, 99 KiB."""
-    for backward, splits in ((False, (1, 2, 4, 8, 16)), (True, (4, 8, 16))):
-        for number_bytes in (2, 4):
-            for rank in (12, 24, 48):
-                needed = [loading.shared_bytes(backward, number_bytes, s, 16, rank) for s in splits]
-                assert min(needed) <= 99 * 1024, (backward, number_bytes, rank)
-    assert loading.shared_bytes(True, 2, 2, 16, 12) == 0  # no such kernel
-
-
-def test_forcing_a_split(kernels: list[dict[str, Any]]) -> None:
-    with pytest.raises(ValueError, match='forward=3, backward=0: valid are 1, 2, 4, 8, 16 and 1'):
-        loading.force_splits(forward=3)
+def test_forcing_a_split() -> None:
     loading.force_splits(4, 8)
     loading.force_splits(1, 1)  # the kernels of one state
     loading.force_splits()

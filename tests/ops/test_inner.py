@@ -472,9 +472,8 @@ def test_compile(
         inputs = make(L=L, dtype=torch.float32)
         expected = value_and_grads(inner, inputs)
         with monkeypatch.context() as patch:
-            patch.delattr(
-                'mmvim_ops.backends.recomputing._Recomputing'
-            )  # what to save is the compiler's choice
+            # What to save is the compiler's choice.
+            patch.delattr('mmvim_ops.backends.operators._Recomputing')
             actual = value_and_grads(compiled, inputs)
         assert_close(actual, expected, (2e-6, 5e-7), (2e-5, 5e-6))
 

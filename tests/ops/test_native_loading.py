@@ -247,7 +247,7 @@ def test_instruction_sets() -> None:
     before = loading.isa()
     assert before in loading.isas()
     assert loading.isas()[-1] == 'plain'
-    assert set(loading.isas()) <= set(loading.info()['isas'])
+    assert set(loading.isas()) <= {'avx512', 'avx2', 'plain'}
     try:
         for name in loading.isas():
             loading.use_isa(name)
@@ -261,13 +261,6 @@ def test_instruction_sets() -> None:
         assert loading.isa() == 'plain'
     finally:
         loading.use_isa(before)
-
-
-@needs_library
-def test_exp_many_takes_what_it_can() -> None:
-    for wrong in (torch.zeros(4, dtype=torch.float64), torch.zeros(4, 2).t()):
-        with pytest.raises(ValueError, match='contiguous float32'):
-            loading.exp_many(wrong, 1)
 
 
 @needs_library

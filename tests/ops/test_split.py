@@ -27,7 +27,7 @@ def choose(
     """The split that the rule takes for so many channels of all sequences."""
     array = ctypes.c_int * len(splits)
     given = array(*(shared_bytes or [1000] * len(splits)))
-    chosen: int = emulation.c.mmvim_cuda_choose_split(
+    chosen: int = emulation.c.mmvim_emulation_choose_split(
         *(1 not in splits, array(*splits), given, len(splits)),
         *(channels, states, multiprocessors, limit),
     )
@@ -71,3 +71,15 @@ def test_what_does_not_fit_is_never_chosen(splits: Sequence[int], emulation: Any
             sizes = [1000 if split == fitting else 1001 for split in splits]
             assert choose(emulation, splits, channels, sizes, limit=1000) == fitting
         assert choose(emulation, splits, channels, limit=999) == 0
+
+
+def test_shared_memory_fits(emulation: Any) -> None:
+    """A kernel of each pass fits into what a block may have on the smallest of GPUs, 99 KiB."""
+    needed = emulation.c.mmvim_emulation_shared_bytes
+    for splits in FAMILIES:
+        backward = 1 not in splits
+        for number_bytes in (2, 4):
+            for rank in (12, 24, 48):
+                least = min(needed(backward, number_bytes, split, 16, rank) for split in splits)
+                assert 0 < least <= 99 * 1024, (backward, number_bytes, rank)
+    assert needed(True, 2, 2, 16, 12) == 0  # no such kernel

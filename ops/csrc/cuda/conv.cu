@@ -1,15 +1,11 @@
 // Compiles the convolutions.
 
-#include "conv_any.h"
 #include "conv_backward.h"
 #include "conv_forward.h"
 #include "conv_kernels.h"
 
 namespace mmvim::cuda {
 namespace {
-
-// What Vim has; one kernel serves all other widths.
-constexpr int kUsualWidth = 4;
 
 // Whether a thread may have two channels.
 template <class T>
@@ -27,32 +23,20 @@ bool in_pairs(const ConvProblem& p) {
   return p.channels % 2 == 0 && alignment >= static_cast<int>(2 * sizeof(T));
 }
 
-template <class T, template <class> class Usual, template <class> class Any>
-void choose_and_launch(const ConvProblem& p, const Device& device) {
-  if (p.width == kUsualWidth) {
-    if (in_pairs<T>(p)) {
-      launch<Usual<ConvShape<T, kUsualWidth, 2>>>(p, device);
-    } else {
-      launch<Usual<ConvShape<T, kUsualWidth, 1>>>(p, device);
-    }
-    return;
+template <class T, template <class> class Pass>
+void launch_pass(const ConvProblem& p, const Device& device) {
+  if (in_pairs<T>(p)) {
+    launch<Pass<ConvShape<T, kConvWidth, 2>>>(p, device);
+  } else {
+    launch<Pass<ConvShape<T, kConvWidth, 1>>>(p, device);
   }
-  const int needed = Any<T>::shared_bytes(p);
-  if (needed > device.shared_bytes) {
-    throw LaunchError("a convolution of width " + std::to_string(p.width) + " needs " +
-                      std::to_string(needed) + " bytes of shared memory, and this device has " +
-                      std::to_string(device.shared_bytes) +
-                      ": a smaller width needs less, backend='chunked' none");
-  }
-  launch<Any<T>>(p, device);
 }
 
 }  // namespace
 
-// Of the usual width, a part is four runs: long ones compute less beside them twice, short ones
-// keep a GPU busy that few blocks would leave idle.
+// A part is four runs: long ones compute less beside them twice, short ones keep a GPU busy that
+// few blocks would leave idle.
 int conv_part_tokens(const ConvProblem& p, const Device& device) {
-  if (p.width != kUsualWidth) return 64;
   int tokens = 512;
   while (tokens > 32 && ConvBlock::number(p, 64, tokens) < 4 * device.multiprocessors) tokens /= 2;
   return tokens;
@@ -60,11 +44,11 @@ int conv_part_tokens(const ConvProblem& p, const Device& device) {
 
 template <class T>
 void conv_forward(const ConvProblem& problem, const Device& device) {
-  choose_and_launch<T, ConvForward, ConvAnyForward>(problem, device);
+  launch_pass<T, ConvForward>(problem, device);
 }
 template <class T>
 void conv_backward(const ConvProblem& problem, const Device& device) {
-  choose_and_launch<T, ConvBackward, ConvAnyBackward>(problem, device);
+  launch_pass<T, ConvBackward>(problem, device);
 }
 
 #define MMVIM_COMPILE_CONVS(T)                                      \

@@ -1,6 +1,5 @@
 // Depthwise convolutions over the tokens with SiLU, causal, anti-causal or both of the same input:
-// what the forward and the backward pass share. conv_any.h has kernels for any width, the others
-// are for a width known when they are compiled.
+// what the forward and the backward pass share.
 //
 // A thread has one channel, or a pair of adjacent ones, and a run of tokens.
 
@@ -11,10 +10,13 @@
 
 namespace mmvim::cuda {
 
+// That of every published Mamba; other widths are left to pure torch.
+constexpr int kConvWidth = 4;
+
 enum ConvDirection { kCausal, kAntiCausal };
 
 struct Conv {
-  const float* weight = nullptr;  // (E, width); null: nothing to do in this direction
+  const float* weight = nullptr;  // (E, kConvWidth); null: nothing to do in this direction
   const float* bias = nullptr;    // (E), or null
   Rows out;                       // written by the forward pass
   Rows grad_out;                  // read by the backward pass
@@ -23,7 +25,6 @@ struct Conv {
 struct ConvProblem {
   Rows x;
   Conv convs[2];  // by direction
-  int width = 0;
   int64_t batch = 0, length = 0, channels = 0;
   // Of the backward pass. A sequence is cut into parts of so many tokens; each leaves its sums for
   // the gradients of the taps and of the bias, causal direction first: (parts, columns(), E).
@@ -32,10 +33,10 @@ struct ConvProblem {
   Rows grad_x;             // no data: not wanted
 
   MMVIM_HD int column(int direction) const {
-    return direction == kAntiCausal && convs[kCausal].weight ? width + 1 : 0;
+    return direction == kAntiCausal && convs[kCausal].weight ? kConvWidth + 1 : 0;
   }
   MMVIM_HD int columns() const {
-    return column(kAntiCausal) + (convs[kAntiCausal].weight ? width + 1 : 0);
+    return column(kAntiCausal) + (convs[kAntiCausal].weight ? kConvWidth + 1 : 0);
   }
 };
 

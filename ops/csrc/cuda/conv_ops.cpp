@@ -15,8 +15,8 @@ struct Given {
 // One or two convolutions of the same input, and the tensors that outlive their launch.
 class Convs {
  public:
-  Convs(const Tensor& x, const Given& causal, const Given& anti_causal, const CommonType& common)
-      : lead_(x), type_(common.type()), x_(x, type_), given_{causal, anti_causal} {
+  Convs(const Tensor& x, const Given& causal, const Given& anti_causal, ScalarType type)
+      : lead_(x), type_(type), x_(x, type_), given_{causal, anti_causal} {
     ConvProblem& p = problem_;
     p.batch = x.size(0);
     p.length = x.size(1);
@@ -25,11 +25,9 @@ class Convs {
     for (int d = 0; d < 2; ++d) {
       if (!given_[d].weight) continue;
       const int64_t width = given_[d].weight->size(1);
-      STD_TORCH_CHECK(p.width == 0 || p.width == width,
-                      "both convolutions must be of the same width");
-      STD_TORCH_CHECK(p.length < INT32_MAX / 2 && width < INT32_MAX / 2,
-                      "the CUDA kernels take less than 2^30 tokens and taps");
-      p.width = static_cast<int>(width);
+      STD_TORCH_CHECK(width == kConvWidth, "the CUDA kernels take convolutions of width ",
+                      kConvWidth, ", got ", width, "; use backend='chunked'");
+      STD_TORCH_CHECK(p.length < INT32_MAX / 2, "the CUDA kernels take less than 2^30 tokens");
       weights_[d] = Parameter(given_[d].weight);
       biases_[d] = Parameter(given_[d].bias);
       p.convs[d].weight = weights_[d].data();
@@ -72,7 +70,7 @@ class Convs {
         any_parameter = any_parameter || is_wanted;
         parameters.push_back(*each ? &**each : nullptr);
         wanted.push_back(is_wanted ? &grads[place] : nullptr);
-        columns.push_back(each == &given_[d].weight ? p.width : 1);
+        columns.push_back(each == &given_[d].weight ? kConvWidth : 1);
       }
     }
     if (needs[0]) {
@@ -102,40 +100,32 @@ class Convs {
   ConvProblem problem_;
 };
 
-CommonType common_type(const Tensor& x, const std::vector<Tensor>& grad_outs = {}) {
-  CommonType common(x);
-  for (const Tensor& grad : grad_outs) common.include(grad);
-  return common;
-}
-
 Convs one(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, bool reverse,
-          const CommonType& common) {
+          ScalarType type) {
   const Given given = {weight, bias}, none;
-  return Convs(x, reverse ? none : given, reverse ? given : none, common);
+  return Convs(x, reverse ? none : given, reverse ? given : none, type);
 }
 
 Tensor conv1d_silu(const Tensor x, const Tensor weight, const OptionalTensor bias, bool reverse) {
-  return one(x, weight, bias, reverse, common_type(x)).forward()[0];
+  return one(x, weight, bias, reverse, common_type({x})).forward()[0];
 }
 
 auto conv1d_silu_backward(const Tensor grad_out, const Tensor x, const Tensor weight,
                           const OptionalTensor bias, bool reverse, const std::vector<bool> needs) {
-  const std::vector<Tensor> grad_outs = {grad_out};
-  const Convs convs = one(x, weight, bias, reverse, common_type(x, grad_outs));
-  return as_tuple<3>(convs.backward(grad_outs, needs));
+  const Convs convs = one(x, weight, bias, reverse, common_type({x, grad_out}));
+  return as_tuple<3>(convs.backward({grad_out}, needs));
 }
 
 auto bi_conv1d_silu(const Tensor x, const Tensor w_f, const OptionalTensor b_f, const Tensor w_b,
                     const OptionalTensor b_b) {
-  return as_tuple<2>(Convs(x, {w_f, b_f}, {w_b, b_b}, common_type(x)).forward());
+  return as_tuple<2>(Convs(x, {w_f, b_f}, {w_b, b_b}, common_type({x})).forward());
 }
 
 auto bi_conv1d_silu_backward(const Tensor grad_f, const Tensor grad_b, const Tensor x,
                              const Tensor w_f, const OptionalTensor b_f, const Tensor w_b,
                              const OptionalTensor b_b, const std::vector<bool> needs) {
-  const std::vector<Tensor> grad_outs = {grad_f, grad_b};
-  const Convs convs(x, {w_f, b_f}, {w_b, b_b}, common_type(x, grad_outs));
-  return as_tuple<5>(convs.backward(grad_outs, needs));
+  const Convs convs(x, {w_f, b_f}, {w_b, b_b}, common_type({x, grad_f, grad_b}));
+  return as_tuple<5>(convs.backward({grad_f, grad_b}, needs));
 }
 
 }  // namespace

@@ -14,16 +14,9 @@ template <template <int> class Algorithm>
 void choose_and_launch(const NormProblem& p, const Device& device) {
   if (p.channels <= kUsualChannels) {
     launch<Algorithm<kUsualLanes>>(p, device);
-    return;
+  } else {
+    launch<Algorithm<kMostLanes>>(p, device);
   }
-  const int needed = NormThreads<kMostLanes>::shared_bytes(p);
-  if (needed > device.shared_bytes) {
-    throw LaunchError("normalising " + std::to_string(p.channels) + " channels needs " +
-                      std::to_string(needed) + " bytes of shared memory, and this device has " +
-                      std::to_string(device.shared_bytes) +
-                      ": fewer channels need less, backend='chunked' none");
-  }
-  launch<Algorithm<kMostLanes>>(p, device);
 }
 
 }  // namespace

@@ -13,6 +13,9 @@
 
 namespace mmvim::cuda {
 
+// As many as a block's shared memory has room for on the smallest of GPUs, 99 KiB.
+constexpr int kMostNormChannels = 24576;
+
 enum class NumberType : int { kFloat, kBFloat16, kHalf };
 
 // A tensor (B, L, C) of some type.

@@ -10,7 +10,7 @@ namespace {
 // A tensor in its own type, with adjacent channels.
 class TypedTensor {
  public:
-  explicit TypedTensor(const Tensor& given) : rows_(given, CommonType(given).type()) {}
+  explicit TypedTensor(const Tensor& given) : rows_(given, common_type({given})) {}
 
   TypedRows rows() const {
     const Tensor& tensor = rows_.tensor();
@@ -37,7 +37,8 @@ NormProblem problem_of(const Tensor& x) {
   NormProblem p;
   p.batch = x.size(0);
   p.length = x.size(1);
-  STD_TORCH_CHECK(x.size(2) < (1 << 28), "the CUDA kernels take less than 2^28 channels");
+  STD_TORCH_CHECK(x.size(2) <= kMostNormChannels, "the CUDA kernels normalise up to ",
+                  kMostNormChannels, " channels, got ", x.size(2), "; use backend='chunked'");
   p.channels = static_cast<int>(x.size(2));
   return p;
 }

@@ -47,12 +47,6 @@ int forward_split(const ForwardProblem& problem, const Device& device);
 template <class T>
 int backward_split(const BackwardProblem& problem, const Device& device);
 
-// Shared memory of a block; 0 where no kernel has this split.
-template <class T>
-int forward_shared_bytes(const ForwardProblem& problem, int split);
-template <class T>
-int backward_shared_bytes(const BackwardProblem& problem, int split);
-
 template <class T>
 void scan_forward(ForwardProblem problem, int split, const Device& device);
 template <class T>

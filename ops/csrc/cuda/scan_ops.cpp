@@ -197,11 +197,8 @@ Scans selective(const Tensor& u, const Tensor& delta, const Tensor& A, const Ten
                 const Tensor& C, const OptionalTensor& D, const OptionalTensor& z,
                 const OptionalTensor& delta_bias, bool softplus, bool reverse, int64_t groups,
                 int64_t chunk) {
-  CommonType common(u);
-  for (const Tensor* each : {&delta, &B, &C}) common.include(*each);
-  common.include(z);
-  Scans scans{common.type(), {}, {}, std::nullopt};
-  const ScalarType type = scans.type;
+  const ScalarType type = common_type({u, delta, B, C, z});
+  Scans scans{type, {}, {}, std::nullopt};
   Problem& p = scans.problem;
   p.batch = u.size(0);
   p.length = u.size(1);
@@ -255,11 +252,8 @@ Scans bidirectional(const Tensor& x_f, const Tensor& x_b, const Tensor& dbl_f, c
                     const Tensor& dt_w_f, const Tensor& dt_w_b, const Tensor& dt_b_f,
                     const Tensor& dt_b_b, const Tensor& A_f, const Tensor& A_b, const Tensor& D_f,
                     const Tensor& D_b, const OptionalTensor& z, double scale, int64_t chunk) {
-  CommonType common(x_f);
-  for (const Tensor* each : {&x_b, &dbl_f, &dbl_b}) common.include(*each);
-  common.include(z);
-  Scans scans{common.type(), {}, {}, std::nullopt};
-  const ScalarType type = scans.type;
+  const ScalarType type = common_type({x_f, x_b, dbl_f, dbl_b, z});
+  Scans scans{type, {}, {}, std::nullopt};
   Problem& p = scans.problem;
   p.batch = x_f.size(0);
   p.length = x_f.size(1);

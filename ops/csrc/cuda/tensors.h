@@ -55,27 +55,19 @@ class OnDeviceOf {
 };
 
 // The type that all activations are read in: their own, or float32 where they differ.
-class CommonType {
- public:
-  explicit CommonType(const Tensor& lead) : type_(lead.scalar_type()) { check(type_); }
-  void include(const Tensor& tensor) {
-    check(tensor.scalar_type());
-    if (tensor.scalar_type() != type_) type_ = ScalarType::Float;
-  }
-  void include(const OptionalTensor& tensor) {
-    if (tensor) include(*tensor);
-  }
-  ScalarType type() const { return type_; }
-
- private:
-  static void check(ScalarType type) {
+inline ScalarType common_type(const std::vector<OptionalTensor>& tensors) {
+  ScalarType common = tensors[0]->scalar_type();
+  for (const OptionalTensor& tensor : tensors) {
+    if (!tensor) continue;
+    const ScalarType type = tensor->scalar_type();
     STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16 ||
                         type == ScalarType::Half,
                     "the CUDA kernels take float32, bfloat16 and float16; convert the inputs, or "
                     "use backend='chunked'");
+    if (type != common) common = ScalarType::Float;
   }
-  ScalarType type_;
-};
+  return common;
+}
 
 // Calls `body` with a value of the kernels' type for torch's.
 template <class Body>

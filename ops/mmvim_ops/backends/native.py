@@ -30,6 +30,7 @@ class Native(OperatorBackend):
         widens_half (bool): float16 has no kernels and becomes float32. Defaults to False.
         room (tuple[int, int] | None): The most states and the largest dt rank that the scans have
             room for. Defaults to None: no limit.
+        conv_width (int | None): See :class:`OperatorBackend`. Defaults to None.
     """
 
     def __init__(
@@ -38,9 +39,10 @@ class Native(OperatorBackend):
         chunk: int,
         widens_half: bool = False,
         room: tuple[int, int] | None = None,
+        conv_width: int | None = None,
     ) -> None:
         super().__init__(COMPILED)
-        self.name = name
+        self.name, self.conv_width = name, conv_width
         self.chunk, self.widens_half, self.room = chunk, widens_half, room
         self._problems: dict[torch.device, str | None] = {}
 
@@ -86,8 +88,8 @@ class Native(OperatorBackend):
         if self._mismatch(device, dtype, states, rank) is not None:
             return False
         cuda = self.name == 'cuda'
-        if not cuda:
-            loading.check_isa()
+        if not cuda and loading.isa_problem is not None:
+            raise RuntimeError(loading.isa_problem)
         if torch.compiler.is_compiling():  # does not trace into questions about a device
             return loading.has_cuda() if cuda else loading.problem() is None
         if device not in self._problems:
@@ -122,5 +124,5 @@ class Native(OperatorBackend):
 
 
 CPU = Native('cpu', chunk=64, widens_half=True)
-# kMostStates and kMostRank of csrc/cuda/scan.h.
-CUDA = Native('cuda', chunk=128, room=(32, 128))
+# kMostStates and kMostRank of csrc/cuda/scan.h, kConvWidth of conv.h.
+CUDA = Native('cuda', chunk=128, room=(32, 128), conv_width=4)

@@ -1,16 +1,30 @@
-"""A backend whose ops are operators of ours: one :class:`~mmvim_ops.library.Family` of them."""
+"""A backend whose ops are operators of ours: one :class:`~mmvim_ops.library.Family` of them.
+
+In training, a block's convolutions are computed twice. Called one after the other, the ops leave
+autograd with the outputs of both, (B, L, E) each: in half precision about 40% of what it keeps.
+Computed again for the backward pass, they take a few multiply-adds a channel. Saved beside the
+inputs are x_proj's outputs and the states of the scan.
+"""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmvim_ops.backends.backend import Backend
-from mmvim_ops.backends.recomputing import recomputing_inner
-from mmvim_ops.library import Family, Operator, differentiates, is_seen_through
+from mmvim_ops.backends.backend import Backend, project
+from mmvim_ops.library import (
+    PURE_TORCH,
+    Family,
+    Operator,
+    differentiates,
+    is_seen_through,
+    once_differentiable,
+)
+from mmvim_ops.precision import full_precision
 from mmvim_ops.scan_inputs import MixerWeights, ScanInputs, SelectiveInputs, interleaved
 
 __all__ = ['OperatorBackend']
@@ -21,7 +35,13 @@ class OperatorBackend(Backend):
 
     Args:
         family (Family): The operators.
+
+    Attributes:
+        conv_width (int | None): The only width W for which there are convolutions: others run in
+            pure torch. Defaults to None: there are for any.
     """
+
+    conv_width: int | None = None
 
     def __init__(self, family: Family) -> None:
         self.family = family
@@ -40,6 +60,10 @@ class OperatorBackend(Backend):
     def readable(self, tensor: Tensor | None) -> Tensor | None:
         """A tensor in a dtype that the kernels read."""
         return tensor
+
+    def convolutions(self, weight: Tensor) -> Family:
+        """The operators that convolve with a weight (E, W)."""
+        return self.family if self.conv_width in (None, weight.shape[1]) else PURE_TORCH
 
     def selective_scan(
         self, inputs: SelectiveInputs, delta_softplus: bool, reverse: bool, groups: int
@@ -86,14 +110,16 @@ class OperatorBackend(Backend):
 
     def conv1d_silu(self, x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool) -> Tensor:
         """See :meth:`Backend.conv1d_silu`."""
-        out: Tensor = self.family.conv1d_silu(*map(self.readable, (x, weight, bias)), reverse)
+        tensors = map(self.readable, (x, weight, bias))
+        out: Tensor = self.convolutions(weight).conv1d_silu(*tensors, reverse)
         return out.to(x.dtype)
 
     def bi_conv1d_silu(
         self, x: Tensor, w_f: Tensor, b_f: Tensor | None, w_b: Tensor, b_b: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`Backend.bi_conv1d_silu`."""
-        x_f, x_b = self.family.bi_conv1d_silu(*map(self.readable, (x, w_f, b_f, w_b, b_b)))
+        tensors = map(self.readable, (x, w_f, b_f, w_b, b_b))
+        x_f, x_b = self.convolutions(w_f).bi_conv1d_silu(*tensors)
         return x_f.to(x.dtype), x_b.to(x.dtype)
 
     def add_rms_norm(
@@ -111,7 +137,8 @@ class OperatorBackend(Backend):
         # A compiler sees the ops one by one, and chooses itself what to compute again.
         if is_seen_through() or not differentiates(x, z, *forward, *reverse):
             return super().vim_inner(x, z, forward, reverse, scale)
-        return recomputing_inner(self, x, z, forward, reverse, scale)
+        out: Tensor = _Recomputing.apply(self, scale, x, z, *forward, *reverse)
+        return out
 
     def gradients(
         self,
@@ -141,3 +168,93 @@ class OperatorBackend(Backend):
             grad.to(given.dtype) if need and given is not None else None
             for grad, given, need in zip(grads, inputs, needs)
         ]
+
+
+def _unpacked(values: Sequence[Any]) -> tuple[Any, ...]:
+    """x, z and the weights of both directions, or what belongs to each of them."""
+    x, z, *weights = values
+    return x, z, MixerWeights(*weights[:7]), MixerWeights(*weights[7:])
+
+
+class _Recomputing(torch.autograd.Function):
+    """A block whose backward pass begins with the convolutions."""
+
+    @staticmethod
+    def forward(ctx: Any, backend: OperatorBackend, scale: float, *tensors: Any) -> Tensor:
+        x, z, forward, reverse = _unpacked(tensors)
+        with full_precision(x.device):
+            x_f, x_b = backend.bi_conv1d_silu(x, *forward[:2], *reverse[:2])
+        dbl_f, dbl_b = project(x_f, forward.x_proj), project(x_b, reverse.x_proj)
+        scans = forward.scan_inputs(x_f, dbl_f), reverse.scan_inputs(x_b, dbl_b)
+        with full_precision(x.device):
+            out, checkpoints = backend.scan_both(*scans, z, scale, x.dtype, saves=True)
+        ctx.backend, ctx.scale = backend, scale
+        ctx.save_for_backward(*tensors, dbl_f, dbl_b, checkpoints)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        backend: OperatorBackend = ctx.backend
+        *tensors, dbl_f, dbl_b, checkpoints = ctx.saved_tensors
+        x, z, forward, reverse = _unpacked(tensors)
+        need_x, need_z, need_f, need_b = _unpacked(ctx.needs_input_grad[2:])
+        need_convs = (*need_f[:2], *need_b[:2])
+        need_xs = need_x or any(need_convs)
+        with full_precision(x.device):
+            x_f, x_b = backend.bi_conv1d_silu(x, *forward[:2], *reverse[:2])
+            scans = forward.scan_inputs(x_f, dbl_f), reverse.scan_inputs(x_b, dbl_b)
+            needs: list[Any] = interleaved(
+                *(need.scan_inputs(need_xs, need_xs or need.x_proj) for need in (need_f, need_b))
+            )
+            *grads, grad_z = backend.gradients(
+                backend.family.bidirectional_selective_scan_backward,
+                [grad_out],
+                (*interleaved(*scans), z),
+                (*needs, need_z),
+                (checkpoints, ctx.scale, backend.chunk_length(x, forward.A.shape[1], 2, True)),
+                [torch.are_deterministic_algorithms_enabled()],
+            )
+            # Of x, dbl and the parameters of a direction.
+            (grad_x_f, grad_dbl_f, *grad_f), (grad_x_b, grad_dbl_b, *grad_b) = (
+                grads[::2],
+                grads[1::2],
+            )
+            grad_x_proj_f, grad_x_proj_b = (
+                _project_backward(*direction)
+                for direction in (
+                    (grad_dbl_f, x_f, forward.x_proj, grad_x_f, need_f.x_proj),
+                    (grad_dbl_b, x_b, reverse.x_proj, grad_x_b, need_b.x_proj),
+                )
+            )
+            del x_f, x_b, scans  # as much memory as the gradient of x and z takes
+            grad_x_convs: Sequence[Tensor | None] = [None] * 5
+            if need_xs:
+                grad_x_convs = backend.gradients(
+                    backend.convolutions(forward.conv_weight).bi_conv1d_silu_backward,
+                    [grad_x_f, grad_x_b],
+                    (x, *forward[:2], *reverse[:2]),
+                    (need_x, *need_convs),
+                )
+        grad_x, *grad_convs = grad_x_convs
+        return (
+            *(None, None, grad_x, grad_z),
+            *(*grad_convs[:2], grad_x_proj_f, *grad_f),
+            *(*grad_convs[2:], grad_x_proj_b, *grad_b),
+        )
+
+
+def _project_backward(
+    grad: Tensor | None, x: Tensor, weight: Tensor, grad_x: Tensor | None, needs_weight: bool
+) -> Tensor | None:
+    """One direction's: adds to the gradient of its input, in place; that of its weight."""
+    if grad is None:
+        return None
+    grad, x = grad.flatten(0, 1), x.flatten(0, 1)  # (B L, R + 2N) and (B L, E)
+    cast = weight.to(grad.dtype)
+    if grad_x is not None and grad_x.dtype == grad.dtype:
+        total = grad_x.view(x.shape)
+        torch.addmm(total, grad, cast, out=total)  # rounded once, and no tensor for the product
+    elif grad_x is not None:
+        grad_x += (grad @ cast).view(grad_x.shape)
+    return (grad.t() @ x.to(grad.dtype)).to(weight.dtype) if needs_weight else None

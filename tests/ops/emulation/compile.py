@@ -47,7 +47,6 @@ def emulation() -> Path:
     key = hashlib.sha256(f'{compiler} {torch.version}'.encode()).hexdigest()[:12]
     root = HERE.parents[2]
     work = root / 'build' / 'emulated' / key
-    headers = torch.root / 'include'
     flags = [
         *_FLAGS,
         '-fPIC',
@@ -55,9 +54,8 @@ def emulation() -> Path:
         *_WARNINGS,
         f'-I{HERE}',
         f'-I{build.SOURCES / "cuda"}',
+        *torch.include_flags(),
     ]
-    for folder in (headers, headers / 'torch' / 'csrc' / 'api' / 'include'):
-        flags += ['-isystem', str(folder)]
     kernels = build.SOURCES / 'cuda'
     sources = [*sorted(kernels.glob('*.cu')), *sorted(kernels.glob('*.cpp')), *HERE.glob('*.cpp')]
     steps = build._compile_steps(
@@ -67,15 +65,12 @@ def emulation() -> Path:
         flags,
         work,
     )
-    objects = tuple(step.output for step in steps)
-    libraries = (f'-L{torch.root}/lib', '-ltorch', '-ltorch_cpu')
     output = work / LIBRARY
-    command = (*cxx, '-shared', '-Wl,-z,defs', *map(str, objects), *libraries, '-o', str(output))
-    link = build._Step(output, objects, command)
     work.mkdir(parents=True, exist_ok=True)
     with open(work / 'lock', 'w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # other processes of the tests compile the same
-        build._execute(steps, link, work, build._jobs(os.environ))
+        linker = (*cxx, '-shared', '-Wl,-z,defs')
+        build._compile_and_link(steps, linker, torch, output, os.environ)
     return output
 
 

@@ -1,8 +1,11 @@
-// What tests choose of an emulation, and an algorithm with faults to be found; by ctypes.
+// What tests choose of an emulation and ask of the kernels, and an algorithm with faults to be found;
+// by ctypes.
 
 #include <string>
+#include <vector>
 
 #include "emulation.h"
+#include "scan_kernels.inc"
 
 #define MMVIM_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -45,6 +48,25 @@ struct Neighbours {
   }
 };
 
+// Shared memory of a block that scans both directions of a long sequence and saves a state every 128
+// tokens; 0 where no kernel has this split.
+template <class Kernels, class Problem>
+int shared_bytes(int split, int states, int rank) {
+  Problem p;
+  p.directions = 2;
+  p.gated = true;
+  p.states = states;
+  p.rank = rank;
+  p.tiles_a_chunk = 128 / kTile;
+  p.tiles = 2 * p.tiles_a_chunk;
+  int bytes = 0;
+  Kernels::each(states, [&](auto kernel) {
+    using K = decltype(kernel);
+    if (K::kSplit == split) bytes = K::shared_bytes(p);
+  });
+  return bytes;
+}
+
 }  // namespace
 }  // namespace mmvim::cuda
 
@@ -64,4 +86,32 @@ MMVIM_EXPORT const char* mmvim_emulation_neighbours(const float* in, float* out,
     complaint = error.what();
     return complaint.c_str();
   }
+}
+
+// The rule for kernels of these splits, which would need so much shared memory a block and of which
+// two fit on a multiprocessor.
+MMVIM_EXPORT int mmvim_emulation_choose_split(bool backward, const int* splits,
+                                              const int* shared_bytes, int count, int64_t channels,
+                                              int states, int multiprocessors, int shared_limit) {
+  using namespace mmvim::cuda;
+  std::vector<Candidate> candidates;
+  for (int i = 0; i < count; ++i) {
+    const int64_t blocks = ceil_div<int64_t>(channels * splits[i], 64);
+    candidates.push_back({splits[i], states, blocks, shared_bytes[i], 2});
+  }
+  Device device;
+  device.multiprocessors = multiprocessors;
+  device.shared_bytes = shared_limit;
+  return choose_split(candidates.data(), count, backward ? kBackwardCost : kForwardCost, device);
+}
+
+MMVIM_EXPORT int mmvim_emulation_shared_bytes(bool backward, int number_bytes, int split, int states,
+                                              int rank) {
+  using namespace mmvim::cuda;
+  if (backward)
+    return number_bytes == 4
+               ? shared_bytes<Backward<float>, BackwardProblem>(split, states, rank)
+               : shared_bytes<Backward<BFloat16>, BackwardProblem>(split, states, rank);
+  return number_bytes == 4 ? shared_bytes<Forward<float>, ForwardProblem>(split, states, rank)
+                           : shared_bytes<Forward<BFloat16>, ForwardProblem>(split, states, rank);
 }
