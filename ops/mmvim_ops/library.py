@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from mmvim_ops.precision import wide_dtype
 from mmvim_ops.pure_torch import conv, norm, scans
@@ -188,8 +189,8 @@ def _norm_rule(backward_op: Operator) -> Rule:
 
 
 _ONCE = (
-    "the scan ops cannot be differentiated twice, except with backend='reference' "
-    "(scan_backend='reference' of a backbone)"
+    'the ops of mmvim_ops cannot be differentiated twice, nor in forward mode, except with '
+    "backend='reference' (scan_backend='reference' of a backbone)"
 )
 
 
@@ -197,12 +198,27 @@ def _setup_nothing(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
     pass
 
 
-def _refusing_rule(ctx: Any, *grads: Tensor | None) -> None:
+def refuse(ctx: Any, *tangents_or_grads: Tensor | None) -> None:
+    """The derivative, in either mode, of what has none."""
     raise RuntimeError(_ONCE)
 
 
+class _Refusing(torch.autograd.Function):
+    """The first ``count`` of some values, none of which can be differentiated any more."""
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *values: Tensor | None) -> tuple[Tensor | None, ...]:
+        return values[:count]
+
+    backward = staticmethod(refuse)
+
+
 def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """As ``torch.autograd.function.once_differentiable``, with a sentence that says what to do."""
+    """A backward pass whose own derivative raises.
+
+    torch's decorator of this name cuts what it decorates off its inputs: a second derivative
+    that reaches them otherwise as well would lack a part, and nobody would be told.
+    """
 
     @functools.wraps(backward)
     def wrapper(ctx: Any, *grads: Any) -> Any:
@@ -210,9 +226,7 @@ def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
             outputs = backward(ctx, *grads)
         if not torch.is_grad_enabled():
             return outputs
-        refuse: Any = torch._C._functions.DelayedError(_ONCE.encode(), len(outputs))
-        copies = [out if out is None else out.detach() for out in outputs]
-        return refuse(*(copy if copy is None else copy.requires_grad_() for copy in copies))
+        return _Refusing.apply(len(outputs), *outputs, *grads, *ctx.saved_tensors)
 
     return wrapper
 
@@ -255,6 +269,7 @@ class Operator:
                 'setup_context': staticmethod(setup),
                 'backward': staticmethod(rule),
                 'vmap': staticmethod(self._one_by_one),
+                'jvp': staticmethod(refuse),
             },
         )
         torch.library.register_autograd(overload, rule, setup_context=setup)
@@ -263,7 +278,7 @@ class Operator:
         """Call it by the way that costs least."""
         if torch.compiler.is_compiling():
             return self.overload(*args)
-        if torch._C._are_functorch_transforms_active():
+        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
             # They do not see into what register_autograd makes of the same two functions.
             return self.function.apply(*args)
         if differentiates(*args):
@@ -426,7 +441,7 @@ def register(namespace: str, prefix: str = '') -> Family:
             torch.library.register_fake(op, fake)
             overloads.append(getattr(getattr(torch.ops, namespace), op.split('::')[1]).default)
         forward, backward = overloads
-        backward_op = Operator(backward, _setup_nothing, _refusing_rule)
+        backward_op = Operator(backward, _setup_nothing, refuse)
         rule = definition.rule(backward_op)
         operators[name] = Operator(forward, definition.setup, rule)
         operators[f'{name}_backward'] = backward_op

@@ -10,7 +10,8 @@ import pytest
 import torch
 from mmvim_ops_by_name import bidirectional
 from torch import Tensor
-from torch.func import functional_call, grad, vmap
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, jvp, vmap
 
 import mmvim_ops
 from mmvim_ops import MixerWeights, loading
@@ -146,3 +147,47 @@ def test_a_block(backend: str) -> None:
         expected = torch.autograd.grad(block(sample).square().sum(), list(block.parameters()))
         one = {name: g[index] for name, g in found.items()}
         assert_equal(one, dict(zip(parameters, expected)))
+
+
+REFUSED = r"cannot be differentiated twice.*backend='reference' \(scan_backend='reference' of a"
+
+
+@backends
+def test_second_derivatives_and_forward_mode(backend: str, calls: Callable[..., list[Any]]) -> None:
+    """The specification has both. Others refuse by name, whichever way a user comes by."""
+    for function, inputs in [*calls(backend), whole_block(backend)]:
+        first = next(iter(inputs))
+        rest = {name: tensor for name, tensor in inputs.items() if name != first}
+        given = inputs[first].detach()
+
+        def of_one(x: Tensor, rest: Any = rest, first: Any = first, call: Any = function) -> Tensor:
+            out: Tensor = call({first: x, **rest})
+            return out + x.pow(3).sum()  # reached by another way, nothing may get lost
+
+        def by_autograd(of_one: Any = of_one, given: Any = given) -> None:
+            x = given.clone().requires_grad_()
+            (slope,) = torch.autograd.grad(of_one(x), x, create_graph=True)
+            torch.autograd.grad(slope.square().sum(), x)
+
+        def by_dual_numbers(of_one: Any = of_one, given: Any = given) -> None:
+            with forward_ad.dual_level():
+                of_one(forward_ad.make_dual(given, torch.ones_like(given)))
+
+        ways: list[Callable[[], object]] = [
+            by_autograd,
+            by_dual_numbers,
+            partial(grad(lambda x, f=of_one: grad(f)(x).square().sum()), given),
+            partial(jvp, of_one, (given,), (given,)),
+        ]
+        for way in ways:
+            if backend == 'reference':
+                way()
+            else:
+                with pytest.raises(RuntimeError, match=REFUSED):
+                    way()
+
+
+def whole_block(backend: str) -> tuple[Callable[..., Tensor], dict[str, Tensor]]:
+    """As ``calls``."""
+    block = Block(backend)
+    return lambda inputs: block(inputs['xz']).square().sum(), {'xz': torch.randn(1, 9, 12)}

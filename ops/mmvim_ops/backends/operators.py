@@ -23,6 +23,7 @@ from mmvim_ops.library import (
     differentiates,
     is_seen_through,
     once_differentiable,
+    refuse,
 )
 from mmvim_ops.precision import full_precision
 from mmvim_ops.scan_inputs import MixerWeights, ScanInputs, SelectiveInputs, interleaved
@@ -191,6 +192,8 @@ class _Recomputing(torch.autograd.Function):
         ctx.backend, ctx.scale = backend, scale
         ctx.save_for_backward(*tensors, dbl_f, dbl_b, checkpoints)
         return out
+
+    jvp = staticmethod(refuse)
 
     @staticmethod
     @once_differentiable
