@@ -50,7 +50,7 @@ def parse_arguments(argv: Sequence[str]) -> Namespace:
 def build_runner(cfg: Config, args: Namespace) -> Runner:
     """The runner of the config, strict about the checkpoint and the data."""
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    runner.register_hook(StrictCheckpointHook(f'checkpoint {args.checkpoint}'))
+    runner.register_hook(StrictCheckpointHook())
     check_loading_of_run(runner)
     if args.dump is not None:
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.dump))

@@ -77,8 +77,8 @@ def build_runner(cfg: Config) -> Runner:
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     if not any(isinstance(hook, NonFiniteLossHook) for hook in runner.hooks):
         runner.register_hook(NonFiniteLossHook())
-    if cfg.get('resume'):
-        runner.register_hook(StrictCheckpointHook(f'checkpoint {cfg.load_from}'))
+    if cfg.get('load_from') is not None:
+        runner.register_hook(StrictCheckpointHook())
     check_loading_of_run(runner)
     make_resumable(runner)
     return runner

@@ -13,6 +13,7 @@ rois = dict(
     featmap_strides=strides[:3],
     finest_scale=24,
 )
+custom_hooks = [dict(type='mmvim.StrictCheckpointHook')]
 model = dict(
     data_preprocessor=dict(pad_size_divisor=32),
     backbone=dict(

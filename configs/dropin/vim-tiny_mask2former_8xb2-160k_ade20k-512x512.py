@@ -5,6 +5,7 @@ _base_ = [
     'mmseg::mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py',
 ]
 custom_imports = dict(imports=['mmdet.models', 'mmvim'], allow_failed_imports=False)
+custom_hooks = [dict(type='mmvim.StrictCheckpointHook')]
 model = dict(
     backbone=dict(
         _delete_=True,

@@ -14,6 +14,6 @@ param_scheduler = None
 train_cfg = dict(max_epochs=30)
 custom_hooks = [
     dict(type='EMAHook', momentum=4e-5, priority='ABOVE_NORMAL'),
-    dict(type='mmvim.StrictCheckpointHook', source='load_from'),
+    dict(type='mmvim.StrictCheckpointHook', exact=True),
 ]
 auto_scale_lr = dict(enable=False, base_batch_size=512)

@@ -31,4 +31,4 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', eta_min=0.0, begin=0, end=90, convert_to_iter_based=True),
 ]
 train_cfg = dict(max_epochs=90)
-custom_hooks = []
+custom_hooks = [dict(type='mmvim.StrictCheckpointHook')]

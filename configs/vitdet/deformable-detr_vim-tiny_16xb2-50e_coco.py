@@ -2,6 +2,7 @@
 # stride 16 and makes three more of it by strided convolutions: 32, 64 and 128.
 _base_ = ['../_base_/mmvim.py', 'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py']
 custom_imports = dict(imports=['mmvim'], allow_failed_imports=False)
+custom_hooks = [dict(type='mmvim.StrictCheckpointHook')]
 model = dict(
     backbone=dict(
         _delete_=True,

@@ -2,6 +2,7 @@
 # pyramid in that of FPN. The stock config feeds BGR as Caffe did; Vim's weights want RGB.
 _base_ = ['../_base_/mmvim.py', 'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py']
 custom_imports = dict(imports=['mmvim'], allow_failed_imports=False)
+custom_hooks = [dict(type='mmvim.StrictCheckpointHook')]
 model = dict(
     data_preprocessor=dict(
         mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True

@@ -1,6 +1,7 @@
 # mmdet's Mask2Former for instances, Vim-Ti and its simple feature pyramid in the place of ResNet-50.
 _base_ = ['../_base_/mmvim.py', 'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py']
 custom_imports = dict(imports=['mmvim'], allow_failed_imports=False)
+custom_hooks = [dict(type='mmvim.StrictCheckpointHook')]
 model = dict(
     backbone=dict(
         _delete_=True,

@@ -1,6 +1,7 @@
 # mmdet's RetinaNet, Vim-Ti in the place of ResNet-50 and its simple feature pyramid in that of FPN.
 _base_ = ['../_base_/mmvim.py', 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py']
 custom_imports = dict(imports=['mmvim'], allow_failed_imports=False)
+custom_hooks = [dict(type='mmvim.StrictCheckpointHook')]
 model = dict(
     backbone=dict(
         _delete_=True,

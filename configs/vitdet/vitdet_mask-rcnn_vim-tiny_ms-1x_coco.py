@@ -6,6 +6,7 @@ _base_ = [
     'mmdet::_base_/schedules/schedule_1x.py',
     'mmdet::_base_/default_runtime.py',
 ]
+custom_hooks = [dict(type='mmvim.StrictCheckpointHook')]
 model = dict(
     backbone=dict(
         arch='tiny',

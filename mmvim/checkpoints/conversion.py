@@ -8,9 +8,12 @@ from typing import NamedTuple
 
 import torch
 
-from mmvim.checkpoints.strict import by_module
+from mmvim.checkpoints.comparing import origins
+from mmvim.checkpoints.keys import by_module
 from mmvim.checkpoints.vim import (
     BACKBONE,
+    HEADS,
+    MADE_OF,
     Weights,
     backbone_part,
     check_backbone,
@@ -23,17 +26,7 @@ from mmvim.errors import UserError
 from mmvim.models import VisionMamba
 from mmvim.models.pos_embed import resize_pos_embed, stored_grid
 
-# The linear classifier: as published, and in mmpretrain's ImageClassifier with LinearClsHead.
-HEADS = {'head.weight': 'head.fc.weight', 'head.bias': 'head.fc.bias'}
 DROPPED = 'dropped'
-# Tensors of either layout that are put together from others.
-_MADE_OF = {
-    'pos_embed': ('pos_embed', 'cls_pos_embed'),
-    'cls_pos_embed': ('pos_embed',),
-    'cls_token': ('cls_token', 'cls_token_head', 'cls_token_tail'),
-    'cls_token_head': ('cls_token',),
-    'cls_token_tail': ('cls_token',),
-}
 
 
 class Row(NamedTuple):
@@ -186,20 +179,18 @@ def _describe(model: VisionMamba, cls_token: str, head: torch.Tensor | None) -> 
 
 def _account(source: Weights, target: Weights) -> list[Row]:
     """What became of every tensor of the file, the same ones of all blocks together."""
-    left = dict(source)
     counts: Counter[Row] = Counter()
-    for key, value in target.items():
-        parts = _MADE_OF.get(key.rpartition('.')[2], ())
-        names = [name for name, own in left.items() if own is value][:1]
-        names = names or [name for name in source if name.rpartition('.')[2] in parts]
-        shape = before = str(tuple(value.shape))
+    left = dict(source)
+    for key, names in origins(source, target, MADE_OF).items():
+        shape = before = str(tuple(target[key].shape))
         what = 'as it is' if names == [key] else 'renamed' if names else 'added'
         if names:
             before = str(tuple(source[names[0]].shape))
         if before != shape:
             shape, what = f'{before} → {shape}', 'changed'
         counts[Row(_by_block(', '.join(names)), _by_block(key), shape, what)] += 1
-        left = {name: own for name, own in left.items() if name not in names}
+        for name in names:
+            left.pop(name, None)
     rows = [row._replace(tensors=count) for row, count in counts.items()]
     for name, keys in by_module(left).items():
         shape = str(tuple(left[name].shape)) if name in left else 'several'

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import torch
 from mmengine.logging import MMLogger
-from torch import nn
 
+from mmvim.checkpoints.comparing import origins
+from mmvim.checkpoints.keys import by_module
+from mmvim.checkpoints.patch_embed import PATCH_EMBEDS, fit_patch_embed
 from mmvim.checkpoints.reading import read_weights
-from mmvim.checkpoints.strict import by_module, load_strictly
-from mmvim.checkpoints.vim import backbone_part, convert_official, is_published
+from mmvim.checkpoints.strict import load_strictly
+from mmvim.checkpoints.vim import (
+    MADE_OF,
+    OURS_MARK,
+    backbone_part,
+    convert_official,
+    is_published,
+    unused_keys,
+)
 from mmvim.errors import UserError
+from mmvim.models import VisionMamba
+from mmvim.models.arguments import check_choice
 from mmvim.registry import WEIGHT_INITIALIZERS
-
-_CLS_KEYS = ('cls_token', 'cls_pos_embed')
 
 
 @WEIGHT_INITIALIZERS.register_module()
@@ -21,26 +32,36 @@ class PretrainedVim:
     """Loads a checkpoint into :class:`mmvim.models.VisionMamba`, and fails loudly.
 
     Takes published files, files converted with :func:`mmvim.checkpoints.convert_official` and
-    checkpoints of whole models whose backbone is ours; from a path or a URL; ``.safetensors``
-    or ``.pth``, of which weights alone are read. The position embedding is resized to the
-    model's grid. What the model has no use for is left out and named in the log: the classifier,
-    rope tables, a class token where the model has none, a final norm with ``out_norm='none'``.
+    checkpoints of whole models whose backbone is ours, behind any prefix; from a path or a URL;
+    ``.safetensors`` or ``.pth``, of which weights alone are read. The position embedding is resized
+    to the model's grid. What the model has no use for is left out and named in the log: the
+    classifier, rope tables, a class token where the model has none, a final norm with
+    ``out_norm='none'``. mmengine's log of the initialisation says of every parameter where in the
+    file it came from, whether it was resized, or that it was drawn.
 
     mmengine's own ``Pretrained`` is the wrong tool: it neither converts keys nor fails where
     they are missing, so that a run silently starts from scratch.
 
     Args:
-        checkpoint (str): Path or URL.
+        checkpoint (str): Path or URL; ``#teacher`` behind it says which of several models in the
+            file is meant.
         cls_token (str): Where a published file has its class token, see
             :func:`mmvim.checkpoints.convert_official`. Every released model is 'middle'.
             Defaults to 'middle'.
         allow_missing (Sequence[str]): Keys of the model that the file need not have; they keep
             their initial values. Defaults to ().
         allow_unexpected (Sequence[str]): Keys of the file to leave out. Defaults to ().
+        patch_embed (str, optional): What becomes of a patch embedding for another number of
+            channels or another patch size: 'mean' gives every channel the mean over those of the
+            file, 'repeat' repeats them in turn, both times C / C' for C' channels instead of C;
+            either resizes it to the patch size of the model
+            (:func:`mmvim.checkpoints.patch_embed.resize_kernel`); 'skip' leaves the model's at its
+            initial values. Defaults to None, an error.
 
     Raises:
         UserError: If the file cannot be read safely, is no Vim checkpoint, has another class
             token than ``cls_token`` says, or does not fit.
+        ValueError: If there is no such ``patch_embed``.
 
     Example:
         >>> init_cfg = dict(
@@ -53,30 +74,41 @@ class PretrainedVim:
         cls_token: str = 'middle',
         allow_missing: Sequence[str] = (),
         allow_unexpected: Sequence[str] = (),
+        patch_embed: str | None = None,
     ) -> None:
+        if patch_embed is not None:
+            check_choice('patch_embed', patch_embed, PATCH_EMBEDS)
         self.checkpoint = str(checkpoint)
         self.cls_token = cls_token
         self.allow_missing = tuple(allow_missing)
         self.allow_unexpected = tuple(allow_unexpected)
+        self.patch_embed = patch_embed
 
-    def __call__(self, module: nn.Module) -> None:
-        """Load the checkpoint into ``module``, a :class:`mmvim.models.VisionMamba`."""
-        weights, rest = backbone_part(read_weights(self.checkpoint))
+    def __call__(self, module: VisionMamba) -> None:
+        """Load the checkpoint into ``module``."""
+        file = read_weights(self.checkpoint)
+        weights, rest = backbone_part(file, self.checkpoint)
         try:
             if is_published(weights):
                 weights = convert_official(weights, self.cls_token)
                 rest |= weights.extras
         except (UserError, ValueError) as error:
             raise UserError(f'{self.checkpoint}: {error}') from error
+        named = {key: ', '.join(keys) for key, keys in origins(file, weights, MADE_OF).items()}
+        unused = unused_keys(module, weights)
+        unused += [key for key in weights if key in self.allow_unexpected and key not in unused]
         own = module.state_dict()
-        unused = [key for key in weights if key in self.allow_unexpected]
-        if 'cls_token' not in own:
-            unused += [key for key in weights if key in _CLS_KEYS]
-        if 'norm_f.weight' not in own:
-            unused += [key for key in weights if key.startswith('norm_f.')]
+        initial = [key for key in self.allow_missing if key in own and key not in weights]
+        adapted = self._fit_patch_embed(weights, own)
+        if adapted == 'skip':
+            initial += [key for key in own if key.startswith('patch_embed.')]
+            unused += [key for key in weights if key.startswith('patch_embed.')]
+        elif adapted:
+            named[OURS_MARK] += f': {adapted}'
         kept = {key: value for key, value in weights.items() if key not in unused}
-        initial = {key: own[key] for key in self.allow_missing if key in own and key not in weights}
-        load_strictly(module, {'state_dict': kept | initial}, self.checkpoint)
+        state = kept | {key: own[key] for key in initial}
+        load_strictly(module, {'state_dict': state}, self.checkpoint)
+        self._note(module, kept, named)
         logger = MMLogger.get_current_instance()
         logger.info(f'Loaded {len(kept)} tensors from {self.checkpoint}.')
         for what, keys in (
@@ -86,3 +118,39 @@ class PretrainedVim:
         ):
             if keys:
                 logger.info(f'{self.checkpoint}: {what}: {", ".join(by_module(keys))}.')
+
+    def _fit_patch_embed(
+        self, weights: dict[str, torch.Tensor], own: Mapping[str, torch.Tensor]
+    ) -> str:
+        """Adapt the patch embedding where it has to be; what was done, for the log."""
+        kernel, wanted = weights.get(OURS_MARK), own[OURS_MARK].shape
+        if kernel is None or kernel.ndim != 4 or kernel.shape[1:] == wanted[1:]:
+            return ''
+        if self.patch_embed is None:
+            raise UserError(
+                f'{self.checkpoint} has a patch embedding for {kernel.shape[1]} channels and '
+                f'patches of {tuple(kernel.shape[2:])}, the model for {wanted[1]} and '
+                f"{tuple(wanted[2:])}: patch_embed='mean' or 'repeat' adapts it to channels and "
+                "patch size, 'skip' leaves the model's as it is drawn"
+            )
+        if self.patch_embed == 'skip':
+            return 'skip'
+        weights[OURS_MARK], said = fit_patch_embed(kernel, wanted, self.patch_embed)
+        MMLogger.get_current_instance().info(f'{self.checkpoint}: {OURS_MARK}: {said}.')
+        return said
+
+    def _note(
+        self, module: VisionMamba, kept: Mapping[str, torch.Tensor], named: Mapping[str, str]
+    ) -> None:
+        """Say in mmengine's log of the initialisation where each parameter came from."""
+        info: dict[Any, Any] = getattr(module, '_params_init_info', {})
+        for name, param in module.named_parameters():
+            said = 'drawn: not taken from the file'
+            if name in kept:
+                said = named[name]
+                if kept[name].shape != param.shape:
+                    said += f': resized from {tuple(kept[name].shape)}'
+            info[param] = dict(
+                init_info=f'PretrainedVim, {self.checkpoint}: {said}',
+                tmp_mean_value=param.data.mean().cpu(),
+            )

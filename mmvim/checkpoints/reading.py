@@ -25,6 +25,7 @@ from mmengine.dist import barrier, get_local_rank
 from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader
 
+from mmvim.checkpoints.keys import choose_copy, plain_key
 from mmvim.compat import version_tuple
 from mmvim.errors import UserError, first_line
 
@@ -84,7 +85,8 @@ def load_checkpoint_file(filename: str | Path, map_location: Any = None) -> Any:
     """Read a checkpoint written by torch, mmengine or safetensors without running code from it.
 
     Args:
-        filename (str | Path): A local file, ``.safetensors`` or of torch's format.
+        filename (str | Path): A local file, ``.safetensors`` or of torch's format; behind a ``#``
+            which of several models in it is meant: an entry, or a part of the keys.
         map_location (Any): As in :func:`torch.load`. Defaults to None.
 
     Returns:
@@ -95,16 +97,37 @@ def load_checkpoint_file(filename: str | Path, map_location: Any = None) -> Any:
         FileNotFoundError: If there is no such file.
         pickle.UnpicklingError: If the file asks for anything but tensors, plain containers, and
             what :func:`_allowed_globals` lists, or is no checkpoint at all.
+        UserError: If the part that is asked for is not there.
     """
-    path = Path(filename).expanduser()
+    name, part = split_part(str(filename))
+    path = Path(name).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f'{path} can not be found.')
     if path.suffix == '.safetensors':
         with safetensors.safe_open(path, 'pt') as file:
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            return dict(state_dict=weights, meta=file.metadata() or {})
-    with torch.serialization.safe_globals(_allowed_globals()):
-        return torch.load(path, map_location=map_location, weights_only=True)
+            checkpoint: Any = dict(state_dict=weights, meta=file.metadata() or {})
+    else:
+        with torch.serialization.safe_globals(_allowed_globals()):
+            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    return _narrowed(checkpoint, part, name) if part else checkpoint
+
+
+def split_part(source: str) -> tuple[str, str]:
+    """Path or URL, and what stands behind a ``#``; '' for nothing, or where that is a file."""
+    name, _, part = source.partition('#')
+    return (source, '') if Path(source).expanduser().is_file() else (name, part)
+
+
+def _narrowed(checkpoint: Any, part: str, source: str) -> dict[str, Any]:
+    """A checkpoint whose weights are those of one part alone."""
+    kept = checkpoint.get(part) if isinstance(checkpoint, Mapping) else None
+    if not isinstance(kept, Mapping):
+        weights = weights_of(checkpoint, source)
+        kept = {key: value for key, value in weights.items() if part in key.split('.')}
+    if not kept:
+        raise UserError(f'{source} has nothing under {part!r}: leave #{part} out of the path')
+    return dict(checkpoint, state_dict=kept)
 
 
 def fetch(url: str) -> Path:
@@ -137,7 +160,8 @@ if _READS_WEIGHTS_ONLY:
     @CheckpointLoader.register_scheme(prefixes=['http://', 'https://', 'file://'], force=True)
     def load_from_http(filename: str, map_location: Any = None) -> Any:
         """Mmengine's loader of URLs."""
-        return load_checkpoint_file(fetch(filename), map_location)
+        url, part = split_part(filename)
+        return load_checkpoint_file(f'{fetch(url)}#{part}', map_location)
 
 
 def read_checkpoint(source: str) -> dict[str, Any]:
@@ -153,7 +177,7 @@ def read_checkpoint(source: str) -> dict[str, Any]:
     _check_file(source)
     try:
         checkpoint = CheckpointLoader.load_checkpoint(source, map_location='cpu', logger='silent')
-    except MemoryError:
+    except (MemoryError, UserError):
         raise
     except pickle.UnpicklingError as error:
         # torch wraps the reason in advice on how to read the file nevertheless.
@@ -176,7 +200,7 @@ def read_checkpoint(source: str) -> dict[str, Any]:
 def _check_file(path: str) -> None:
     if '://' in path:
         return
-    file = Path(path).expanduser()
+    file = Path(split_part(path)[0]).expanduser()
     if file.is_dir():
         raise UserError(f'checkpoint {path} is a folder: give a file in it')
     if not file.is_file():
@@ -186,25 +210,32 @@ def _check_file(path: str) -> None:
         raise UserError(f'checkpoint {path} does not exist{advice}')
 
 
-def weights_of(checkpoint: Mapping[Any, Any], source: str) -> dict[str, torch.Tensor]:
-    """The weights in a checkpoint, without the ``module.`` that a wrapped model put before keys.
+def weights_of(checkpoint: Mapping[Any, Any], source: str) -> OrderedDict[str, torch.Tensor]:
+    """The weights in a checkpoint, under keys without the names of wrappers.
 
     Args:
-        checkpoint (Mapping): A state dict, or a dict that holds one under ``'state_dict'``
-            (mmengine) or ``'model'`` (published).
+        checkpoint (Mapping): A state dict, or a dict that holds one: under ``'state_dict'``
+            (mmengine), else ``'model'`` (published), else under the only name that does, see
+            :func:`mmvim.checkpoints.keys.choose_copy`.
         source (str): What to call the file in the message.
 
     Raises:
-        UserError: If there are none, or they are no dict of names and dense tensors.
+        UserError: If there are none, or they are no dict of names and dense tensors, or several
+            models.
     """
     held: Any = checkpoint
-    for name in HOLDERS:
-        held = held.get(name, held) if isinstance(held, Mapping) else held
+    for _ in HOLDERS:  # one may lie in the other
+        if not isinstance(held, Mapping):
+            break
+        names = [name for name in HOLDERS if name in held][:1]
+        if not names and not _holds_tensors(held):
+            names = [name for name, value in held.items() if _holds_tensors(value)]
+        held = held[choose_copy(names, source)] if names else held
     if not isinstance(held, Mapping):
         raise UserError(
             f'{source} is no checkpoint that can be used: its weights are a {type(held).__name__}'
         )
-    if not any(isinstance(value, torch.Tensor) for value in held.values()):
+    if not _holds_tensors(held):
         raise UserError(
             f'{source} is no checkpoint: it holds a dict of {", ".join(map(str, list(held)[:5]))}, '
             'but no weights'
@@ -213,10 +244,16 @@ def weights_of(checkpoint: Mapping[Any, Any], source: str) -> dict[str, torch.Te
         problem = _problem(key, value)
         if problem:
             raise UserError(f'{source} is no checkpoint that can be used: {problem}')
-    weights = OrderedDict((key.removeprefix('module.'), value) for key, value in held.items())
+    weights = OrderedDict((plain_key(key), value) for key, value in held.items())
+    if len(weights) < len(held):
+        raise UserError(f'{source} is no checkpoint that can be used: it has a key twice, wrapped')
     if hasattr(held, '_metadata'):  # versions of modules, read by their loading hooks
         weights._metadata = held._metadata  # type: ignore[attr-defined]
     return weights
+
+
+def _holds_tensors(held: Any) -> bool:
+    return isinstance(held, Mapping) and any(isinstance(v, torch.Tensor) for v in held.values())
 
 
 def _problem(key: Any, value: Any) -> str:

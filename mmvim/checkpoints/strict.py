@@ -1,114 +1,189 @@
-"""Weights compared with a model, key by key: what does not fit is an error that names it."""
+"""Checkpoints loaded into whole models: under the model's keys, converted, loudly."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from mmengine.logging import MMLogger
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import nn
 
+from mmvim.checkpoints.architectures import foreign_architecture
+from mmvim.checkpoints.comparing import Misfits, load_and_compare
+from mmvim.checkpoints.keys import by_module, common_prefix, plain_key, prefixes
 from mmvim.checkpoints.reading import weights_of
-from mmvim.errors import UserError, one_line
+from mmvim.checkpoints.vim import (
+    BACKBONE,
+    HEADS,
+    OURS_MARK,
+    PUBLISHED_MARK,
+    backbone_part,
+    convert_official,
+    is_published,
+    placement,
+    unused_keys,
+)
+from mmvim.errors import UserError
+from mmvim.models import VisionMamba
 
-_SHOWN = 3  # keys named for each kind of misfit
-# A module that has more keys is one item of a list.
-_LISTED = 4
+Weights = dict[str, torch.Tensor]
 
 
-def load_strictly(model: nn.Module, checkpoint: Mapping[str, Any], source: str) -> None:
+def load_strictly(model: nn.Module, checkpoint: Mapping[str, Any], source: str) -> Weights:
     """Load weights, refusing a checkpoint that does not fit the model exactly.
 
     Args:
         model (nn.Module): May be wrapped for distributed runs or test-time augmentation. Its own
             hooks on loading (a position embedding that is resized) run as usual.
-        checkpoint (Mapping): As :func:`mmvim.checkpoints.reading.read_checkpoint` returns it.
+        checkpoint (Mapping): As :func:`mmvim.checkpoints.reading.read_checkpoint` returns it, of
+            this model behind any prefix; of a Vim also under published keys.
         source (str): What to call the checkpoint in the message.
+
+    Returns:
+        dict[str, torch.Tensor]: The weights under the keys of the model.
 
     Raises:
         UserError: Counts and names the first missing, unexpected and mis-shaped keys.
     """
+    model = _unwrapped(model)
+    weights = under_keys_of(model, checkpoint, source)
+    said = str(_load(model, weights, source))
+    if said:
+        raise UserError(
+            f'{source} does not fit the {type(model).__name__} of this config: {said}; use the '
+            'config it was trained with'
+        )
+    return weights
+
+
+def load_start(model: nn.Module, checkpoint: Mapping[str, Any], source: str) -> Weights:
+    """Load the weights that a training starts from, and log what is not loaded.
+
+    A head may be left at its initial values. A Vim has to be whole, but for what it has no use
+    for; of another backbone at least one tensor has to be there.
+
+    Args:
+        model (nn.Module): See :func:`load_strictly`.
+        checkpoint (Mapping): See :func:`load_strictly`.
+        source (str): What to call the checkpoint in the message.
+
+    Returns:
+        dict[str, torch.Tensor]: All weights of the model after loading.
+
+    Raises:
+        UserError: If the backbone is not in the checkpoint, or that of a Vim in part.
+    """
+    model = _unwrapped(model)
+    name = type(model).__name__
+    weights = under_keys_of(model, checkpoint, source)
+    vim = _only_vim(model)
+    left = unused_keys(vim[1], weights, vim[0]) if vim else []
+    weights = type(weights)((k, v) for k, v in weights.items() if k not in left)
+    own = model.state_dict()
+    misfits = _load(model, weights, source)
+    lost = {*misfits.missing, *misfits.shapes}
+    said = str(misfits.of(vim[0])) if vim else ''
+    if said:
+        raise UserError(
+            f'{source} does not fit the backbone of this config: {said}; start from it by '
+            "init_cfg=dict(type='mmvim.PretrainedVim', checkpoint=…) of the backbone, which can "
+            'leave keys out (allow_missing, allow_unexpected) and adapt patch_embed'
+        )
+    logger = MMLogger.get_current_instance()
+    logger.info(f'Loaded {len(own) - len(lost)} of {len(own)} tensors of the {name} from {source}.')
+    for what, keys in (
+        ('left at their initial values', misfits.missing),
+        ('of another shape, left at their initial values', misfits.shapes),
+        ('not used by this model', [*left, *misfits.unexpected]),
+    ):
+        if keys:
+            logger.warning(f'{source}: {what}: {", ".join(by_module(keys))}.')
+    return model.state_dict()
+
+
+def _load(model: nn.Module, weights: Weights, source: str) -> Misfits:
+    """Load what fits.
+
+    Raises:
+        UserError: If nothing of the backbone does, or a hook on loading cannot use what it finds.
+    """
+    name = type(model).__name__
+    own = list(model.state_dict())
+    backbone = [key for key in own if key.startswith(BACKBONE)]
+    wanted = backbone or own
+    try:
+        misfits = load_and_compare(model, weights)
+    except ValueError as error:
+        raise UserError(f'{source} does not fit the {name}: {error}') from error
+    if wanted and not any(key in weights and key not in misfits.shapes for key in wanted):
+        kind = foreign_architecture(weights)
+        theirs = f'those of {kind}' if kind else f'{", ".join(list(weights)[:3])} …'
+        raise UserError(
+            f'{source} does not fit the {name} of this config: not one tensor of '
+            f'{"its backbone" if backbone else "it"} is in the file, whose keys are {theirs}: '
+            f'{misfits}'
+        )
+    return misfits
+
+
+def under_keys_of(model: nn.Module, checkpoint: Mapping[str, Any], source: str) -> Weights:
+    """The weights of a checkpoint under the keys of a model, converted where they are Vim's.
+
+    Args:
+        model (nn.Module): Not wrapped.
+        checkpoint (Mapping): See :func:`load_strictly`.
+        source (str): What to call the checkpoint in the message.
+
+    Raises:
+        UserError: If there are several models in it, or it is a Vim's place is taken by another
+            architecture.
+    """
+    weights: Weights = weights_of(checkpoint, source)
+    keys = {plain_key(key): key for key in model.state_dict()}
+    vim = _only_vim(model)
+    if vim is not None and prefixes(weights, (PUBLISHED_MARK, OURS_MARK)):
+        own, rest = backbone_part(weights, source)
+        try:
+            if is_published(own):
+                meta = checkpoint.get('meta')
+                noted = meta.get('cls_token') if isinstance(meta, Mapping) else None
+                cls_token = placement(own, noted, vim[1].cls_token_type)
+                own = convert_official(own, cls_token)
+                rest |= own.extras
+                heads = {old: new for old, new in HEADS.items() if new in keys}
+                rest = {heads.get(key, key): value for key, value in rest.items()}
+                MMLogger.get_current_instance().info(
+                    f'{source}: converted from the published keys, class token {cls_token}.'
+                )
+        except (UserError, ValueError) as error:
+            raise UserError(f'{source}: {error}') from error
+        found = {plain_key(vim[0] + key): value for key, value in own.items()} | rest
+    else:
+        prefix = common_prefix(weights, keys, source)
+        found = {key.removeprefix(prefix): value for key, value in weights.items()}
+        if not prefix and not keys.keys() & found.keys():
+            found = {BACKBONE + key: value for key, value in found.items()}
+    arranged = OrderedDict((keys.get(key, key), value) for key, value in found.items())
+    if hasattr(weights, '_metadata'):
+        arranged._metadata = weights._metadata  # type: ignore[attr-defined]
+    return arranged
+
+
+def _only_vim(model: nn.Module) -> tuple[str, VisionMamba] | None:
+    """Prefix and module of the Vim in a model; None where there is none, or several."""
+    found = [
+        (f'{name}.' if name else '', module)
+        for name, module in model.named_modules()
+        if isinstance(module, VisionMamba)
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         assert isinstance(model.module, nn.Module)
         model = model.module
-    name = type(model).__name__
-    if isinstance(checkpoint.get('model'), Mapping):
-        raise UserError(
-            f"{source} does not fit the {name} of this config: its weights are under 'model', as "
-            'in published Vim files: convert them with tools/model_converters/official_to_mmvim.py'
-        )
-    state = weights_of(checkpoint, source)
-    try:
-        said = load_and_compare(model, state)
-    except ValueError as error:  # a hook on loading that cannot use what it finds
-        raise UserError(f'{source} does not fit the {name}: {error}') from error
-    if said:
-        raise UserError(
-            f'{source} does not fit the {name} of this config: {said}; use the config it was '
-            'trained with'
-        )
-
-
-def load_and_compare(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> str:
-    """Load what fits and say what does not.
-
-    Args:
-        model (nn.Module): Its hooks on loading count: keys and shapes are compared after them.
-        weights (Mapping[str, torch.Tensor]): A state dict.
-
-    Returns:
-        str: Number and names of the missing, the unexpected and the mis-shaped; '' where all fits.
-    """
-    own = model.state_dict()
-    compared: list[Any] = []
-    # The two lists are complete before torch raises for a shape, as it sees it after the hooks.
-    handle = model.register_load_state_dict_post_hook(lambda _, keys: compared.append(keys))
-    message = ''
-    try:
-        model.load_state_dict(weights, strict=False)
-    except RuntimeError as error:
-        message = one_line(error)
-    finally:
-        handle.remove()
-    kinds: dict[str, list[str]] = {}
-    for keys in compared:
-        kinds |= {'missing': keys.missing_keys, 'unexpected': keys.unexpected_keys}
-    kinds['of another shape'] = [
-        f'{key}: {_by(weights[key].shape)} in the file, {_by(own[key].shape)} in the model'
-        for key in own
-        if f' {key}: ' in message
-    ]
-    phrases = []
-    for kind, found in kinds.items():
-        # Files older than torch 0.4.1 lack this counter, and evaluation never reads it.
-        names = [name for name in found if not name.endswith('num_batches_tracked')]
-        if names:
-            few = [*names[:_SHOWN], *(['…'] if len(names) > _SHOWN else [])]
-            count = f'{len(names)} {"key" if len(names) == 1 else "keys"}'
-            phrases.append(f'{count} {kind} ({", ".join(few)})')
-    return '; '.join(phrases) or message
-
-
-def by_module(keys: Iterable[str]) -> dict[str, list[str]]:
-    """Group the keys of modules that have many, so that a decode head is one line.
-
-    Args:
-        keys (Iterable[str]): Of a state dict.
-
-    Returns:
-        dict[str, list[str]]: ``module.* (9 tensors)`` to its keys; a key of a module that has few,
-        to itself.
-    """
-    modules: dict[str, list[str]] = {}
-    for key in keys:
-        modules.setdefault(key.split('.')[0], []).append(key)
-    groups: dict[str, list[str]] = {}
-    for module, own in modules.items():
-        many = {f'{module}.* ({len(own)} tensors)': own}
-        groups |= {key: [key] for key in own} if len(own) <= _LISTED else many
-    return groups
-
-
-def _by(shape: Sequence[int]) -> str:
-    return f'({", ".join(map(str, shape))})'
+    return model

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from mmvim.checkpoints.architectures import foreign_architecture
-from mmvim.checkpoints.strict import load_and_compare
+from mmvim.checkpoints.comparing import load_and_compare
+from mmvim.checkpoints.keys import choose_copy, prefixes
 from mmvim.errors import UsageError, UserError
 from mmvim.models import VisionMamba
 from mmvim.models.arguments import check_choice
@@ -37,6 +38,16 @@ _CLS_KEYS: dict[str, tuple[str, ...]] = {
     'double': ('cls_token_head', 'cls_token_tail'),
 }
 _ALL_CLS_KEYS = ('cls_token', 'cls_token_head', 'cls_token_tail')
+# The linear classifier: as published, and in mmpretrain's ImageClassifier with LinearClsHead.
+HEADS = {'head.weight': 'head.fc.weight', 'head.bias': 'head.fc.bias'}
+# Tensors of either layout that are put together from others.
+MADE_OF = {
+    'pos_embed': ('pos_embed', 'cls_pos_embed'),
+    'cls_pos_embed': ('pos_embed',),
+    'cls_token': ('cls_token', 'cls_token_head', 'cls_token_tail'),
+    'cls_token_head': ('cls_token',),
+    'cls_token_tail': ('cls_token',),
+}
 _BLOCK = re.compile(r'^layers\.(\d+)\.')
 # The tensors of our layout whose shapes tell the architecture, and how many axes they have.
 _TELLING = {
@@ -153,12 +164,28 @@ def to_official(state_dict: Weights, cls_token: str = 'middle') -> dict[str, tor
     return weights | getattr(state_dict, 'extras', {})
 
 
-def backbone_part(weights: Weights) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """The backbone's tensors without their prefix, and the others; all where there is none."""
-    if not any(key.startswith(BACKBONE) for key in weights):
-        return dict(weights), {}
-    own = {k.removeprefix(BACKBONE): v for k, v in weights.items() if k.startswith(BACKBONE)}
-    return own, {key: value for key, value in weights.items() if not key.startswith(BACKBONE)}
+def backbone_part(
+    weights: Weights, source: str = 'the file'
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The backbone's tensors under its own keys, and the others without what precedes the model.
+
+    Args:
+        weights (Mapping[str, torch.Tensor]): Of a backbone or of a whole model, behind any prefix.
+        source (str): What to call the file in the message. Defaults to 'the file'.
+
+    Raises:
+        UserError: If there are several backbones.
+    """
+    found = prefixes(weights, (PUBLISHED_MARK, OURS_MARK))
+    prefix = choose_copy(found, source) if found else ''
+    model = prefix.removesuffix(BACKBONE)
+    own, rest = {}, {}
+    for key, value in weights.items():
+        if key.startswith(prefix):
+            own[key.removeprefix(prefix)] = value
+        else:
+            rest[key.removeprefix(model)] = value
+    return own, rest
 
 
 def is_published(weights: Weights) -> bool:
@@ -210,6 +237,39 @@ def choose_cls_token(weights: Weights, declared: str | None, noted: object) -> s
     )
 
 
+def placement(weights: Weights, noted: object, model: str) -> str:
+    """The class-token placement under which a published backbone is converted for a model.
+
+    Args:
+        weights (Mapping[str, torch.Tensor]): The backbone, under published keys.
+        noted (object): What the file says about itself, None for nothing.
+        model (str): The placement of the model, which counts where its number of tokens fits.
+
+    Returns:
+        str: 'middle', as every released model, for one token where nothing else tells.
+    """
+    if isinstance(noted, str) and noted in CLS_TOKENS:
+        return noted
+    count = sum(key in weights for key in _ALL_CLS_KEYS)
+    return model if CLS_TOKENS[model] == count else ('none', 'middle', 'double')[min(count, 2)]
+
+
+def unused_keys(model: VisionMamba, weights: Weights, prefix: str = '') -> list[str]:
+    """Keys of a Vim's weights that a model has no use for, as it is built.
+
+    Args:
+        model (VisionMamba): Has no use for class tokens where it has none, for a final norm with
+            ``out_norm='none'``, and for blocks that it does not build.
+        weights (Mapping[str, torch.Tensor]): Under our keys.
+        prefix (str): What these begin with. Defaults to ''.
+    """
+    absent = ['cls_token', 'cls_pos_embed'] if model.cls_token is None else []
+    absent += ['norm_f.'] if model.out_norm == 'none' else []
+    absent += [f'layers.{i}.' for i in range(len(model.layers), model.num_layers)]
+    starts = tuple(prefix + name for name in absent)
+    return [key for key in weights if key.startswith(starts)]
+
+
 def check_backbone(weights: Weights, cls_token: str) -> VisionMamba:
     """Compare a state dict with the backbone that its own shapes describe.
 
@@ -230,7 +290,7 @@ def check_backbone(weights: Weights, cls_token: str) -> VisionMamba:
             model = VisionMamba(**_backbone_options(weights), cls_token=cls_token)
         if model.pos_embed_grid is not None:
             model.pos_embed_grid = torch.tensor(model.grid_size)
-        said = load_and_compare(model, shapes)
+        said = str(load_and_compare(model, shapes))
     except ValueError as error:
         raise UserError(str(error)) from error
     if said:

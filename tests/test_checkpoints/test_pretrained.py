@@ -1,14 +1,14 @@
 """Starting from published and converted files, from disk and by URL; loud failures."""
 
-import logging
 import os
+import re
 
 import pytest
 import torch
-from mmengine.logging import MMLogger
 from safetensors.torch import save_file
 
 from mmvim.checkpoints import convert_official, read_weights, to_official
+from mmvim.checkpoints.patch_embed import fit_patch_embed
 from mmvim.errors import UserError
 from mmvim.models import VisionMamba
 
@@ -34,7 +34,8 @@ def published(tmp_path):
 
 def load(checkpoint, **options):
     init = {'type': 'mmvim.PretrainedVim', 'checkpoint': str(checkpoint)}
-    init |= {key: options.pop(key) for key in list(options) if key.startswith('allow_')}
+    names = ('allow_missing', 'allow_unexpected', 'patch_embed')
+    init |= {key: options.pop(key) for key in names if key in options}
     if 'declared' in options:
         init['cls_token'] = options.pop('declared')
     model = model_of(**options, init_cfg=init)
@@ -42,33 +43,18 @@ def load(checkpoint, **options):
     return model
 
 
-@pytest.fixture
-def log():
-    """What mmengine's logger says."""
-    lines = []
-
-    class Lines(logging.Handler):
-        def emit(self, record):
-            lines.append(record.getMessage())
-
-    logger, handler = MMLogger.get_current_instance(), Lines()
-    logger.addHandler(handler)
-    yield lines
-    logger.removeHandler(handler)
-
-
 def same(model, source):
     own = dict(source.named_parameters())
     return all(torch.equal(param, own[name]) for name, param in model.named_parameters())
 
 
-def test_published_file(published, log):
+def test_published_file(published, lines):
     path, _, source = published
     assert same(load(path), source)
-    assert any('head.weight, head.bias, rope.freqs_cos' in line for line in log)
+    assert any('head.weight, head.bias, rope.freqs_cos' in line for line in lines)
 
 
-def test_dense_model_drops_class_token_and_norm_and_says_so(published, log):
+def test_dense_model_drops_class_token_and_norm_and_says_so(published, lines):
     path, weights, _ = published
     model = load(path, cls_token='none', out_norm='none', out_indices=(0, 1), img_size=(32, 96))
     rows = convert_official(weights)['pos_embed']
@@ -76,9 +62,9 @@ def test_dense_model_drops_class_token_and_norm_and_says_so(published, log):
 
     expected = resize_pos_embed(rows, (4, 4), (2, 6))
     torch.testing.assert_close(model.pos_embed.data, expected, rtol=0, atol=0)
-    said = next(line for line in log if 'not used by this backbone' in line)
+    said = next(line for line in lines if 'not used by this backbone' in line)
     assert all(key in said for key in ('cls_token', 'cls_pos_embed', 'norm_f.weight'))
-    assert any('Resize pos_embed' in line for line in log)
+    assert any('Resize pos_embed' in line for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -103,13 +89,13 @@ def test_other_files(published, tmp_path, form, monkeypatch):
     assert same(load(target), source)
 
 
-def test_of_a_whole_model_few_keys_are_named_and_many_counted(published, tmp_path, log):
+def test_of_a_whole_model_few_keys_are_named_and_many_counted(published, tmp_path, lines):
     _, _, source = published
     state = {f'backbone.{key}': value for key, value in source.state_dict().items()}
     others = ('neck.w', *(f'decode_head.convs.{i}.w' for i in range(9)))
     torch.save({'state_dict': state | dict.fromkeys(others, torch.ones(1))}, tmp_path / 'model.pth')
     assert same(load(tmp_path / 'model.pth'), source)
-    said = next(line for line in log if 'no part of the backbone' in line)
+    said = next(line for line in lines if 'no part of the backbone' in line)
     assert said.endswith('no part of the backbone: neck.w, decode_head.* (9 tensors).')
 
 
@@ -160,7 +146,7 @@ def test_a_grid_that_nothing_tells_is_named(published):
         load(path)
 
 
-def test_exceptions_are_allowed_by_name(published, log):
+def test_exceptions_are_allowed_by_name(published, lines):
     path, weights, source = published
     del weights['layers.1.mixer.A_log']
     weights['layers.2.norm.weight'] = torch.ones(16)
@@ -171,7 +157,75 @@ def test_exceptions_are_allowed_by_name(published, log):
         allow_unexpected=['layers.2.norm.weight'],
     )
     assert same(model, source)  # A_log starts at the same values everywhere
-    assert any('initial values: layers.1.mixer.A_log' in line for line in log)
+    assert any('initial values: layers.1.mixer.A_log' in line for line in lines)
+
+
+def init_log(lines):
+    """What mmengine says of every parameter after init_weights."""
+    text = '\n'.join(lines)
+    found = re.findall(r'^(\S+) - torch\.Size\(\[[\d, ]*\]\): \n(.*?) *$', text, re.MULTILINE)
+    return dict(found)
+
+
+def test_the_log_says_where_every_parameter_came_from(published, lines):
+    path, weights, _ = published
+    del weights['layers.1.mixer.A_log']
+    torch.save({'model': {f'model.backbone.{key}': value for key, value in weights.items()}}, path)
+    model = load(path, img_size=(32, 96), allow_missing=['layers.1.mixer.A_log'])
+    said = init_log(lines)
+    assert said.keys() == dict(model.named_parameters()).keys()
+    assert not [line for line in lines if 'same before and after' in line]
+    start, key = f'PretrainedVim, {path}: ', 'model.backbone.'
+    assert said['patch_embed.projection.bias'] == f'{start}{key}patch_embed.proj.bias'
+    assert said['layers.0.mixer.D'] == f'{start}{key}layers.0.mixer.D'
+    assert said['pos_embed'] == f'{start}{key}pos_embed: resized from (1, 16, 16)'
+    assert said['cls_pos_embed'] == f'{start}{key}pos_embed'
+    assert said['layers.1.mixer.A_log'] == f'{start}drawn: not taken from the file'
+
+
+@pytest.mark.parametrize('how', ['mean', 'repeat'])
+@pytest.mark.parametrize('channels, patch', [(1, 16), (4, 16), (12, 8), (3, 32), (3, (8, 16))])
+def test_another_patch_embedding_is_adapted_where_asked(published, lines, how, channels, patch):
+    path, weights, source = published
+    model = load(path, patch_embed=how, in_channels=channels, patch_size=patch)
+    kernel = model.patch_embed.projection.weight
+    expected, said = fit_patch_embed(weights['patch_embed.proj.weight'], kernel.shape, how)
+    assert torch.equal(kernel, expected) and expected.std() > 0
+    assert torch.equal(model.patch_embed.projection.bias, source.patch_embed.projection.bias)
+    assert any(said in line and 'patch_embed.projection.weight' in line for line in lines)
+    text = init_log(lines)['patch_embed.projection.weight']
+    assert text.endswith(f'patch_embed.proj.weight: {said}')
+    for name, param in model.layers.named_parameters():
+        assert torch.equal(param, source.layers.get_parameter(name))
+
+
+def test_a_grey_image_keeps_its_features(published):
+    path, _, source = published
+    grey = torch.rand(1, 1, 64, 64)
+    model = load(path, patch_embed='mean', in_channels=1)
+    with torch.no_grad():
+        expected, found = source.eval()(grey.expand(-1, 3, -1, -1)), model.eval()(grey)
+    torch.testing.assert_close(found[0], expected[0], rtol=0, atol=1e-5)
+
+
+def test_another_patch_embedding_is_skipped_or_refused(published, lines):
+    path, _, source = published
+    for options in (dict(in_channels=4), dict(patch_size=8)):
+        with pytest.raises(UserError, match=r"vim\.pth has a patch embedding for 3 .*'mean' or"):
+            load(path, **options)
+        torch.manual_seed(3)
+        model = load(path, patch_embed='skip', **options)
+        torch.manual_seed(3)
+        own = model_of(**options)
+        for name in ('weight', 'bias'):
+            key = f'patch_embed.projection.{name}'
+            assert torch.equal(model.get_parameter(key), own.get_parameter(key))
+            assert 'drawn' in init_log(lines)[key]
+        assert torch.equal(model.norm_f.weight, source.norm_f.weight)
+        assert any('initial values: patch_embed.projection.weight' in line for line in lines)
+    assert same(load(path, patch_embed='skip'), source)  # what fits is loaded
+    with pytest.raises(ValueError, match=r"patch_embed must be one of .*'mean'.*, got 'sum'"):
+        load(path, patch_embed='sum')
 
 
 class Hostile:

@@ -250,7 +250,7 @@ def test_fine_tune_refuses_a_checkpoint_with_a_gap(lost, tmp_path):
     del weights[lost]
     torch.save(dict(state_dict=weights), tmp_path / 'start.pth')
     cfg.load_from = str(tmp_path / 'start.pth')
-    with pytest.raises(UserError, match=rf'load_from does not fit .*{lost}'):
+    with pytest.raises(UserError, match=rf'start\.pth does not fit .*{lost}'):
         Runner.from_cfg(cfg).train()
 
 

@@ -10,6 +10,7 @@ from mmengine.runner import Runner
 from repository import load_config
 
 from mmvim.checkpoints import to_official
+from mmvim.errors import UserError
 from mmvim.models import VisionMamba
 from mmvim.models.pos_embed import resize_pos_embed
 
@@ -63,6 +64,28 @@ def resized(source, backbone):
     return resize_pos_embed(source.pos_embed, source.grid_size, backbone.grid_size)
 
 
+def test_load_from_of_a_dense_model_is_as_loud(tmp_path):
+    """By the hook of the config, as the libraries' own tools run it."""
+    pytest.importorskip('mmseg')
+    cfg, source = scaled_down(DENSE.format(''), tmp_path)
+    cfg.model.backbone.init_cfg = None
+    cfg.param_scheduler = []
+    cfg.optim_wrapper.optimizer.lr = 0.0
+    cfg.load_from = str(tmp_path / 'vim.pth')
+    model, log = trained(cfg)
+    assert 'converted from the published keys, class token middle' in log
+    assert 'not used by this model: backbone.cls_token' in log and 'head.weight' in log
+    assert 'left at their initial values: neck.* (' in log and 'decode_head.* (' in log
+    assert 'do not match exactly' not in log
+    name = 'layers.3.mixer.in_proj.weight'
+    assert torch.equal(model.backbone.get_parameter(name).cpu(), source.get_parameter(name))
+    assert torch.equal(model.backbone.pos_embed.detach().cpu(), resized(source, model.backbone))
+    keys = ('cls_token', 'patch_embed.proj.weight', 'blocks.0.attn.qkv.weight')
+    torch.save(dict(model=dict.fromkeys(keys, torch.ones(1))), tmp_path / 'vim.pth')
+    with pytest.raises(UserError, match=r'vim\.pth: no Vim checkpoint: its keys are those of DeiT'):
+        trained(cfg)
+
+
 @pytest.mark.parametrize('frozen', [False, True])
 def test_dense_model_from_a_classifier(frozen, tmp_path):
     pytest.importorskip('mmseg')
@@ -97,13 +120,18 @@ def test_linear_probe_trains_the_classifier_alone(tmp_path):
         torch.testing.assert_close(state[key], value, rtol=0, atol=0, msg=key)
 
 
-def test_larger_images_start_from_the_whole_classifier(tmp_path):
+@pytest.mark.parametrize('published', [False, True])
+def test_larger_images_start_from_the_whole_classifier(published, tmp_path):
     pytest.importorskip('mmpretrain')
     cfg, source = scaled_down('vim/vim-tiny_8xb64-30e_in1k-384px.py', tmp_path)
     weights = {f'backbone.{key}': value for key, value in source.state_dict().items()}
     head = torch.randn(1000, source.embed_dims), torch.randn(1000)
     weights |= {'head.fc.weight': head[0], 'head.fc.bias': head[1]}
-    torch.save(dict(state_dict=weights), tmp_path / 'whole.pth')
+    held = dict(state_dict=weights)
+    if published:
+        heads = {'head.weight': head[0], 'head.bias': head[1]}
+        held = dict(model=to_official(source.state_dict()) | heads)
+    torch.save(held, tmp_path / 'whole.pth')
     cfg.load_from = str(tmp_path / 'whole.pth')
     cfg.optim_wrapper.optimizer.lr = 0.0
     model, _ = trained(cfg)

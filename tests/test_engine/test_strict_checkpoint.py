@@ -5,19 +5,48 @@ from typing import Any
 
 import pytest
 import torch
-from mmengine.hooks import EMAHook
 from mmengine.registry import HOOKS
-from mmengine.runner import get_priority
+from mmengine.runner import BaseLoop, get_priority
 from torch import nn
 
 from mmvim.errors import UserError
 
 
-def load(model: nn.Module, checkpoint: dict[str, Any]) -> None:
+def load(model: nn.Module, checkpoint: dict[str, Any], loop: Any = None, **options: Any) -> None:
     """What the runner does before it loads the checkpoint."""
-    hook = HOOKS.build(dict(type='mmvim.StrictCheckpointHook', source='a.pth'))
-    assert get_priority(hook.priority) > get_priority(EMAHook.priority)
-    hook.after_load_checkpoint(SimpleNamespace(model=model), checkpoint)
+    hook = HOOKS.build(dict(type='mmvim.StrictCheckpointHook', **options))
+    assert get_priority(hook.priority) < get_priority('ABOVE_NORMAL')  # of EMAHook, in our configs
+    runner = SimpleNamespace(model=model, _train_loop=loop, _resume=False, _load_from='a.pth')
+    hook.after_load_checkpoint(runner, checkpoint)
+
+
+class Loop(BaseLoop):
+    """That of a training that starts."""
+
+    def __init__(self) -> None:
+        pass
+
+    def run(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize('form', ['whole', 'other head', 'wrapped'])
+def test_a_training_starts_from_what_fits(form: str) -> None:
+    source, target = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 3)), nn.Sequential()
+    target.append(nn.Linear(2, 2)).append(nn.Linear(2, 4 if form == 'other head' else 3))
+    state = source.state_dict()
+    state = {f'module._orig_mod.{k}': v for k, v in state.items()} if form == 'wrapped' else state
+    checkpoint: dict[str, Any] = dict(model=state)
+    if form == 'other head':
+        with pytest.raises(UserError, match=r'checkpoint a\.pth does not fit the Sequential'):
+            load(target, checkpoint, Loop(), exact=True)
+    load(target, checkpoint, Loop())
+    assert torch.equal(target[0].weight, source[0].weight)
+    # What the runner and EMAHook load then.
+    target.load_state_dict(checkpoint['state_dict'], strict=True)
+    if form == 'other head':
+        with pytest.raises(UserError, match=r'2 keys of another shape'):
+            load(target, dict(model=state))  # a test
 
 
 def test_a_fitting_checkpoint_is_loaded() -> None:

@@ -77,11 +77,15 @@ def test_many_keys_are_counted_and_three_named(run: Run, segmentation: Path, wei
     assert '…)' in sentence
 
 
-def test_published_layout_is_recognised(run: Run, toy: Path, toy_weights: Path) -> None:
-    torch.save(dict(model=torch.load(toy_weights)['state_dict']), 'published.pth')
-    sentence = run('test', toy, 'published.pth').sentence
-    assert "its weights are under 'model'" in sentence
-    assert 'tools/model_converters/official_to_mmvim.py' in sentence
+def test_weights_behind_another_entry_and_prefix(run: Run, toy: Path, toy_weights: Path) -> None:
+    state = torch.load(toy_weights)['state_dict']
+    wrapped = {f'module._orig_mod.{key}': value for key, value in state.items()}
+    for held in (dict(model=state), dict(weights=wrapped), dict(teacher=wrapped, student=state)):
+        torch.save(held, 'other.pth')
+        path = 'other.pth#teacher' if 'teacher' in held else 'other.pth'
+        assert run('test', toy, path, '--work-dir', 'w').code == 0
+    sentence = run('test', toy, 'other.pth').sentence
+    assert sentence.startswith('other.pth holds 2 models, under teacher, student: say which')
 
 
 def test_files_that_are_no_checkpoints(run: Run, toy: Path, toy_weights: Path) -> None:

@@ -105,6 +105,24 @@ def test_start_from_what_is_not_there_is_refused(
     assert 'absent.pth' in sentence
 
 
+def test_load_from_is_loud_before_the_first_step(run: Run, toy: Path) -> None:
+    assert run('train', toy, '--work-dir', 'w').code == 0
+    state = torch.load('w/epoch_1.pth', weights_only=False)['state_dict']
+    state['head.weight'] = torch.ones(3, 1)
+    torch.save(dict(state_dict={f'model.{key}': value for key, value in state.items()}), 'part.pth')
+    outcome = run('train', toy, '--work-dir', 'w2', '--cfg-options', 'load_from=part.pth')
+    assert outcome.code == 0
+    log = next(Path('w2').rglob('*.log')).read_text()
+    said = 'checkpoint part.pth: of another shape, left at their initial values: head.weight.'
+    assert 0 < log.index(said) < log.index('Epoch(train)')
+    keys = ('conv1.weight', 'layer1.0.conv1.weight', 'fc.weight')
+    torch.save(dict.fromkeys(keys, torch.ones(1)), 'other.pth')
+    outcome = run('train', toy, '--work-dir', 'w3', '--cfg-options', 'load_from=other.pth')
+    assert outcome.code == 1
+    assert 'other.pth does not fit the ToyModel' in outcome.sentence
+    assert 'whose keys are those of ResNet' in outcome.sentence
+
+
 def test_load_from_of_the_config_survives_an_empty_resume(run: Run, toy: Path) -> None:
     assert run('train', toy, '--work-dir', 'w').code == 0
     options = ('--cfg-options', 'load_from=w/epoch_1.pth')

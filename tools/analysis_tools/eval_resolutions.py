@@ -53,7 +53,7 @@ def test_at(cfg: Config, size: int, args: Namespace) -> dict[str, Any]:
     if cfg.get('visualizer') is not None:
         cfg.visualizer.name = cfg.experiment_name
     runner = Runner.from_cfg(cfg)
-    runner.register_hook(StrictCheckpointHook(f'checkpoint {args.checkpoint}'))
+    runner.register_hook(StrictCheckpointHook())
     check_loading_of_run(runner)
     try:
         metrics = runner.test()

@@ -13,6 +13,8 @@ param_scheduler = [
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=1150, val_interval=230)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
+# Loading is loud, under the libraries' own tools too.
+custom_hooks = [dict(type='mmvim.StrictCheckpointHook')]
 default_hooks = dict(
     logger=dict(interval=20, log_metric_by_epoch=False),
     checkpoint=dict(by_epoch=False, interval=230, max_keep_ckpts=1),

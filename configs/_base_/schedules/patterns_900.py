@@ -19,6 +19,8 @@ param_scheduler = [
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=900, val_interval=225)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
+# Loading is loud, under the libraries' own tools too.
+custom_hooks = [dict(type='mmvim.StrictCheckpointHook')]
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=20, log_metric_by_epoch=False),

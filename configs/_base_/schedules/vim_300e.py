@@ -17,6 +17,9 @@ train_cfg = dict(by_epoch=True, max_epochs=300, val_interval=1)
 val_cfg = dict()
 test_cfg = dict()
 # Factor 0.99996 on the average. What is validated and tested is the average.
-custom_hooks = [dict(type='EMAHook', momentum=4e-5, priority='ABOVE_NORMAL')]
+custom_hooks = [
+    dict(type='mmvim.StrictCheckpointHook'),
+    dict(type='EMAHook', momentum=4e-5, priority='ABOVE_NORMAL'),
+]
 default_hooks = dict(checkpoint=dict(save_best='accuracy/top1', max_keep_ckpts=2))
 auto_scale_lr = dict(enable=False, base_batch_size=1024)

@@ -16,6 +16,8 @@ param_scheduler = [
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=60000, val_interval=6000)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
+# Loading is loud, under the libraries' own tools too.
+custom_hooks = [dict(type='mmvim.StrictCheckpointHook')]
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),

@@ -26,6 +26,8 @@ param_scheduler = [
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=5000)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
+# Loading is loud, under the libraries' own tools too.
+custom_hooks = [dict(type='mmvim.StrictCheckpointHook')]
 default_hooks = dict(
     logger=dict(log_metric_by_epoch=False),
     checkpoint=dict(by_epoch=False, interval=5000, save_best='coco/bbox_mAP', max_keep_ckpts=2),

@@ -108,6 +108,11 @@ class TokenEmbedding(CheckedModule):
 
     def _fit_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Resize the patch rows of a state dict that was made for another grid."""
+        if f'{prefix}patch_embed.proj.weight' in state_dict:
+            raise ValueError(
+                f'{prefix}patch_embed.proj.weight is a key of the published code, or of a plain '
+                "ViT: init_cfg=dict(type='mmvim.PretrainedVim', checkpoint=…) reads such files."
+            )
         name = prefix + 'pos_embed'
         if self.pos_embed is None:
             return
