@@ -1,7 +1,8 @@
 # Everything runs in a virtual environment of its own; nothing has to be installed by hand.
-#   PYTHON           interpreter that makes it, 3.11 to 3.13 with its headers    (python3)
+#   PYTHON           interpreter that makes it, 3.11 to 3.13                     (python3)
 #   STACK            openmmlab, or onedl for the maintained forks                (openmmlab)
-#   MMCV             lite, or full to compile mmcv's operators                   (lite)
+#   MMCV             lite, or full to compile mmcv's operators, which needs Python's
+#                    headers and, without STACK=onedl, 3.12 at most              (lite)
 #   TORCH            the torch to install                                        (torch==2.13.0)
 #   TORCH_INDEX_URL  another package index for torch, e.g. of CPU-only builds    (none)
 #   ABI_PYTHON       the interpreter of test-abi, 3.10 or newer                  (PYTHON)
