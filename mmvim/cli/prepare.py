@@ -3,7 +3,7 @@
 import os
 import tempfile
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +14,10 @@ from mmvim.analysis.model_views import build_model
 from mmvim.checkpoints.reading import read_checkpoint
 from mmvim.checkpoints.strict import load_strictly
 from mmvim.cli.config import load_config
+from mmvim.cli.contradictions import check_config
 from mmvim.cli.data_paths import check_data
 from mmvim.engine.cpu_processes import has_amp_accelerator, join_processes
 from mmvim.errors import UserError
-from mmvim.models import VisionMamba
 
 # What mmengine.dist reads from the environment for each launcher (mmengine 0.10).
 _ENVIRONMENT = {
@@ -57,8 +57,9 @@ def prepare(args: Namespace, purpose: str, *keys: str, splits: Sequence[str] = (
     missing = [key for key in keys if cfg.get(key) is None]
     if missing:
         raise UserError(f'{args.config} has no {", ".join(missing)}, which {purpose} needs')
-    if 'model' in keys:
-        check_channels(cfg.model)
+    if 'launcher' in args:
+        cfg.launcher = launcher
+    check_config(cfg, splits)
     check_data(cfg, ['train'] if 'train' in splits and cfg.get('val_cfg') is None else splits)
     fill_loaders(cfg)
     checkpoint: dict[str, Any] = {}
@@ -66,7 +67,6 @@ def prepare(args: Namespace, purpose: str, *keys: str, splits: Sequence[str] = (
         checkpoint = read_checkpoint(args.checkpoint)
         cfg.load_from, cfg.resume = args.checkpoint, False
     if 'launcher' in args:
-        cfg.launcher = launcher
         join_processes(cfg, launcher)
     if 'work_dir' in args:
         cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
@@ -100,65 +100,19 @@ def check_launcher(launcher: str, local_rank: int) -> None:
         )
 
 
-def check_channels(model: Mapping[str, Any]) -> None:
-    """Compare the channels that neck and heads take with those that they are given."""
-    neck, given = model.get('neck'), _map_channels(model.get('backbone') or {})
-    source, levels = 'the width of model.backbone', given[0] if given else None
-    if isinstance(neck, Mapping):
-        key = 'embed_dim' if 'embed_dim' in neck else 'in_channels'
-        taken = neck.get(key)
-        if key == 'embed_dim':  # mmseg's Feature2Pyramid hands channels on as they are
-            taken = [taken] * len(neck.get('rescales', (4, 2, 1, 0.5)))
-        taken = [taken] if isinstance(taken, int) else taken
-        if given is not None and taken is not None and list(taken) != given:
-            raise UserError(
-                f'model.backbone gives maps of {given} channels, but model.neck.{key} says '
-                f'{taken}: make arch and out_indices of the backbone and {key} of the neck agree'
-            )
-        source = 'model.neck.embed_dim' if key == 'embed_dim' else 'model.neck.out_channels'
-        levels = neck.get(source.rpartition('.')[2])
-    elif neck is not None:
-        return
-    for name, channels in _level_readers(model):
-        if isinstance(levels, int) and set(channels) != {levels}:
-            raise UserError(
-                f'{source} is {levels}, but model.{name} is {channels}: make them equal'
-            )
-
-
-def _map_channels(backbone: Mapping[str, Any]) -> list[int] | None:
-    """Channels of each map of a Vision Mamba; None where the config does not tell."""
-    if backbone.get('type') not in ('mmvim.VisionMamba', 'VisionMamba', VisionMamba):
-        return None
-    arch, indices = backbone.get('arch', 'tiny'), backbone.get('out_indices', -1)
-    arch = VisionMamba.arch_zoo.get(arch.lower(), {}) if isinstance(arch, str) else arch
-    width = arch.get('embed_dims')
-    if not isinstance(width, int):
-        return None
-    return [width] * (len(indices) if isinstance(indices, Sequence) else 1)
-
-
-def _level_readers(model: Mapping[str, Any]) -> Iterator[tuple[str, list[int]]]:
-    """Name and channels of all heads, and of the extractor that hands channels on as they are."""
-    inner = {f'roi_head.{name}': part for name, part in (model.get('roi_head') or {}).items()}
-    for name, part in {**model, **inner}.items():
-        for one in part if isinstance(part, list) else [part]:
-            if not isinstance(one, Mapping):
-                continue
-            is_extractor = one.get('type') == 'SingleRoIExtractor'
-            key = 'out_channels' if is_extractor else 'in_channels'
-            if one.get(key) is not None and (is_extractor or name.endswith('head')):
-                yield f'{name}.{key}', [one[key]] if isinstance(one[key], int) else list(one[key])
-
-
 def fill_loaders(cfg: Config) -> None:
-    """Give the loaders of an mmpretrain config what mmpretrain keeps in its scripts."""
-    for split in ('train', 'val', 'test') if cfg.get('default_scope') == 'mmpretrain' else ():
+    """Give mmpretrain's loaders what its scripts keep, and take what needs workers from others."""
+    for split in ('train', 'val', 'test'):
         loader = cfg.get(f'{split}_dataloader')
-        if loader is not None:
+        if loader is None:
+            continue
+        if cfg.get('default_scope') == 'mmpretrain':
             loader.setdefault('collate_fn', dict(type='default_collate'))
             loader.setdefault('pin_memory', True)
-            loader.setdefault('persistent_workers', loader.get('num_workers', 0) > 0)
+            loader.setdefault('persistent_workers', True)
+        if not loader.get('num_workers'):  # torch refuses them
+            for key in ('persistent_workers', 'prefetch_factor'):
+                loader.pop(key, None)
 
 
 def prepare_amp(cfg: Config, enable: bool) -> None:

@@ -16,7 +16,7 @@ pytest.importorskip('mmdet')
 from repository import CONFIGS, load_config, python
 from scaled_down_detection import shrink, write_coco
 
-from mmvim.cli.prepare import check_channels
+from mmvim.cli.contradictions import check_channels
 from mmvim.engine.cpu_processes import has_amp_accelerator
 from mmvim.errors import UserError
 from mmvim.models import VisionMamba

@@ -127,6 +127,19 @@ def test_detection_ground_truth_is_drawn_in_place(run: Run, mode: str) -> None:
     assert outside.mean() < 80
 
 
+def test_classes_that_the_annotations_do_not_have(run: Run) -> None:
+    checkpoint = trained(run, 'detection', 'mmdet')
+    held = json.loads(Path('coco/instances.json').read_text())
+    held['categories'][1]['name'] = 'Bar'
+    Path('coco/renamed.json').write_text(json.dumps(held))
+    option = ('--cfg-options', 'test_dataloader.dataset.ann_file=renamed.json')
+    sentence = run('test', 'detection.py', checkpoint, '--work-dir', 'w7', *option).sentence
+    assert 'renamed.json has 1 of the 2 classes of the data set (box, bar)' in sentence
+    option = ('--cfg-options', 'model.roi_head.bbox_head.num_classes=80')
+    sentence = run('train', 'detection.py', '--work-dir', 'w7', *option).sentence
+    assert 'num_classes=80, but the data of train_dataloader have 2 classes' in sentence
+
+
 def test_missing_annotation_file_of_the_metric(run: Run) -> None:
     checkpoint = trained(run, 'detection', 'mmdet')
     option = ('--cfg-options', 'test_evaluator.ann_file=coco/absent.json')

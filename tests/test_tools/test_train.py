@@ -356,3 +356,14 @@ def test_file_missing_from_the_data_set_is_named(
     sentence = run('train', segmentation, '--cfg-options', *options).sentence
     assert sentence.startswith('scenes/labels/2.png cannot be loaded (')
     assert 'No such file' in sentence
+
+
+def test_a_loader_without_a_batch_is_refused(run: Run, toy: Path) -> None:
+    options = ('--cfg-options', 'train_dataloader.batch_size=16', 'train_dataloader.drop_last=True')
+    outcome = run('train', toy, '--work-dir', 'w', *options)
+    assert outcome.code == 1
+    assert 'the data set has 8 samples, of which drop_last leaves no batch' in outcome.sentence
+    endless = ('train_dataloader.sampler.type=InfiniteSampler', 'param_scheduler=None')
+    text = toy.read_text().replace('by_epoch=True, max_epochs=1', 'by_epoch=False, max_iters=1')
+    toy.write_text(text)
+    assert run('train', toy, '--work-dir', 'w', *options, *endless).code == 0
