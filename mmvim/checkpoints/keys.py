@@ -59,13 +59,13 @@ def prefixes(keys: Iterable[str], marks: Sequence[str]) -> list[str]:
         keys (Iterable[str]): Of a state dict.
         marks (Sequence[str]): Keys, or ends of keys, of the model that is looked for.
     """
-    found = {
+    found = [
         key.removesuffix(mark)
         for key in keys
         for mark in marks
         if key == mark or key.endswith(f'.{mark}')
-    }
-    return sorted(found, key=len)
+    ]
+    return sorted(dict.fromkeys(found), key=len)
 
 
 def common_prefix(keys: Iterable[str], wanted: Collection[str], source: str) -> str:
