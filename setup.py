@@ -34,7 +34,7 @@ class BuildPackages(build_py):
         super().run()
         if self.editable_mode:
             self._fill_mim(ROOT / 'mmvim' / '.mim')
-            self._point_mim_to_sources(Path(self.get_finalized_command('install').install_lib))
+            self._point_to_sources(Path(self.get_finalized_command('install').install_lib))
         else:
             self._fill_mim(Path(self.build_lib) / 'mmvim' / '.mim')
         target = ROOT / 'ops' if self.editable_mode else Path(self.build_lib)
@@ -55,14 +55,17 @@ class BuildPackages(build_py):
             else:
                 shutil.copy2(source, target / name)
 
-    def _point_mim_to_sources(self, wheel):
-        """Names the sources' folder as the first module of an editable distribution.
+    def _point_to_sources(self, wheel):
+        """Has mim and Python find the sources of an editable distribution.
 
         An editable install has no folder ``mmvim`` in site-packages; mim then takes the first line
-        of top_level.txt, below site-packages or, as here, absolute.
+        of top_level.txt, below site-packages or, as here, absolute. setuptools' finder comes after
+        the path, where a clone called mmvim, seen from the folder above it, passes for an empty
+        namespace package; a folder of the path that has the package itself goes before that.
         """
         (modules,) = wheel.glob('*.dist-info/top_level.txt')
         modules.write_text(f'{ROOT / "mmvim"}\n{modules.read_text()}')
+        (wheel / 'mmvim-sources.pth').write_text(f'{ROOT}\n')
 
     def get_outputs(self, include_bytecode=True):
         outputs = super().get_outputs(include_bytecode)
