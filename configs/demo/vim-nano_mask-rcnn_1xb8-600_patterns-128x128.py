@@ -75,9 +75,10 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=False, begin=50, end=max_iters),
 ]
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=150)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
+# The scope in which the data sets are built, also where a config derives from this one by `mmvim::`.
+train_cfg = dict(_scope_='mmdet', type='IterBasedTrainLoop', max_iters=max_iters, val_interval=150)
+val_cfg = dict(_scope_='mmdet', type='ValLoop')
+test_cfg = dict(_scope_='mmdet', type='TestLoop')
 default_hooks = dict(
     logger=dict(interval=20, log_metric_by_epoch=False),
     checkpoint=dict(by_epoch=False, interval=150, max_keep_ckpts=1),

@@ -10,9 +10,10 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=False, begin=50, end=1150),
 ]
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=1150, val_interval=230)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
+# The scope in which the data sets are built, also where a config derives from this one by `mmvim::`.
+train_cfg = dict(_scope_='mmpretrain', type='IterBasedTrainLoop', max_iters=1150, val_interval=230)
+val_cfg = dict(_scope_='mmpretrain', type='ValLoop')
+test_cfg = dict(_scope_='mmpretrain', type='TestLoop')
 # Loading is loud, under the libraries' own tools too.
 custom_hooks = [dict(type='mmvim.StrictCheckpointHook')]
 default_hooks = dict(

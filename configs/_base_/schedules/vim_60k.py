@@ -13,9 +13,10 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),
     dict(type='PolyLR', eta_min=0.0, power=1.0, begin=0, end=60000, by_epoch=False),
 ]
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=60000, val_interval=6000)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
+# The scope in which the data sets are built, also where a config derives from this one by `mmvim::`.
+train_cfg = dict(_scope_='mmseg', type='IterBasedTrainLoop', max_iters=60000, val_interval=6000)
+val_cfg = dict(_scope_='mmseg', type='ValLoop')
+test_cfg = dict(_scope_='mmseg', type='TestLoop')
 # Loading is loud, under the libraries' own tools too.
 custom_hooks = [dict(type='mmvim.StrictCheckpointHook')]
 default_hooks = dict(

@@ -23,9 +23,10 @@ param_scheduler = [
         gamma=0.1,
     ),
 ]
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=5000)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
+# The scope in which the data sets are built, also where a config derives from this one by `mmvim::`.
+train_cfg = dict(_scope_='mmdet', type='IterBasedTrainLoop', max_iters=max_iters, val_interval=5000)
+val_cfg = dict(_scope_='mmdet', type='ValLoop')
+test_cfg = dict(_scope_='mmdet', type='TestLoop')
 # Loading is loud, under the libraries' own tools too.
 custom_hooks = [dict(type='mmvim.StrictCheckpointHook')]
 default_hooks = dict(
