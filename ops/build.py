@@ -22,8 +22,10 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -139,8 +141,13 @@ def _line_with(word: str, text: str) -> str:
 
 
 def _find_torch() -> _Torch:
-    """The installed torch, without importing it: seconds, and more ways to fail."""
-    spec = importlib.util.find_spec('torch')
+    """The installed torch, without importing it: seconds, and more ways to fail.
+
+    An isolated build of pip does not see the environment that it builds for, but knows its folder.
+    """
+    spec = importlib.util.find_spec('torch') or PathFinder.find_spec(
+        'torch', [sysconfig.get_path('platlib')]
+    )
     if spec is None or spec.origin is None:
         raise BuildError(
             'torch is not installed where the build runs: install it first, then build with '
@@ -283,6 +290,14 @@ def _write(path: Path, content: bytes) -> None:
     partial.replace(path)
 
 
+def _linked(folder: Path, link: Path) -> Path:
+    """The folder by a path that is the same in every environment: what it made is used again."""
+    link.parent.mkdir(parents=True, exist_ok=True)
+    partial = link.with_name(f'{link.name}.{os.getpid()}')
+    partial.symlink_to(folder)
+    return partial.replace(link)
+
+
 def _write_sidecar(folder: Path, facts: Mapping[str, Any]) -> None:
     version = ROOT / 'mmvim' / 'version.py'
     common = {'interface': INTERFACE, 'version': runpy.run_path(str(version))['__version__']}
@@ -354,6 +369,7 @@ def build(
     # Nothing compiled by another compiler or with other headers is used again.
     key = f'{compiler} {torch.version}'
     work = work / hashlib.sha256(key.encode()).hexdigest()[:12]
+    torch = torch._replace(root=_linked(torch.root, work / 'torch'))
     cuda: _Cuda | None = None
     cuda_problem: str | None = None
     try:

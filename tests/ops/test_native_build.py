@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import shutil
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -183,8 +184,34 @@ def test_no_torch_or_an_old_one(site: Site, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(BuildError, match=r'torch 2\.9\.1 is older than 2\.10'):
         site.build()
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+    monkeypatch.setattr(sysconfig, 'get_path', lambda name: str(site.sources / 'cpu'))
     with pytest.raises(BuildError, match=r'torch is not installed.*--no-build-isolation'):
         site.build()
+
+
+def test_torch_that_an_isolated_build_does_not_see(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is looked for where the library will be installed."""
+    site.write('torch/__init__.py', '')
+    site.write('torch/version.py', "__version__ = '2.12.0+cpu'\ncuda = None\n")
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+    monkeypatch.setattr(sysconfig, 'get_path', dict(platlib=str(site.sources)).get)
+    assert building._find_torch() == ('2.12.0+cpu', site.sources / 'torch', None)
+
+
+@needs_compiler
+def test_the_same_torch_in_another_environment(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Objects are used again, and the link is to the one that was found last."""
+    first, before = site.build(), site.objects()
+    found, other = building._find_torch(), tmp_path / 'torch'
+    other.symlink_to(found.root)
+    monkeypatch.setattr(building, '_find_torch', lambda: found._replace(root=other))
+    assert site.build() == first and site.objects() == before
+    (link,) = site.work.glob('*/torch')
+    assert link.readlink() == other
 
 
 def test_digest_knows_names_and_contents(site: Site) -> None:
