@@ -8,6 +8,7 @@
 #   ABI_PYTHON       the interpreter of test-abi, 3.10 or newer                  (PYTHON)
 #   WORKERS          processes that share the tests                              (one per core and 4 GB)
 #   TORCH_CUDA_ARCH_LIST  GPUs to compile CUDA kernels for, where nvcc is        (9.0+PTX)
+#   MMVIM_CUDA       0: no CUDA kernels; 1: or fail       (where nvcc is and torch is for CUDA)
 
 SHELL := /bin/bash
 PYTHON ?= python3
