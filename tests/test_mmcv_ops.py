@@ -3,12 +3,19 @@
 import importlib
 import importlib.util
 import itertools
+import random
+from copy import deepcopy
 from importlib.machinery import ExtensionFileLoader
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from repository import python
+from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
+from repository import load_config, python
+from scaled_down_detection import shrink, write_coco
 from torch import Tensor
 from torch.nn import functional
 
@@ -71,7 +78,8 @@ except UserError as error:
 """,
     )
     served, full, kept, *error = done.stdout.splitlines() or [done.stderr]
-    assert served in {'torch torch absent:', 'torchvision torch absent:'}, done.stderr
+    source = 'torchvision' if has_torchvision_ops() else 'torch'
+    assert served == f'{source} torch absent:', done.stderr
     assert full == 'True none' and kept == '1 2' and len(error) == 1, done.stderr
     for part in ('modulated_deform_conv_forward', 'make install MMCV=full', 'MMCV_WITH_OPS=1 pip'):
         assert part in error[0]
@@ -229,6 +237,21 @@ def test_roi_align_samples_and_pools(
     torch.testing.assert_close(grad_image, expected_grad, rtol=tolerance, atol=tolerance)
 
 
+def test_roi_align_in_bfloat16(source: str) -> None:
+    """Which neither mmcv nor torchvision compiles for."""
+    torch.manual_seed(0)
+    image, rois = (
+        torch.randn(2, CHANNELS, 13, 17).bfloat16(),
+        random_rois(torch.bfloat16, 13, 17, 1),
+    )
+    grad = torch.randn(ROIS, CHANNELS, *SIZE).bfloat16()
+    options = dict(spatial_scale=1.0, sampling_ratio=0, pool_mode=1, aligned=True)
+    found = run_roi_align(roi_align, image, rois, grad, **options)
+    exact = run_roi_align(roi_align, image.float(), rois.float(), grad.float(), **options)
+    for one, other in zip(found, exact):
+        torch.testing.assert_close(one, other.bfloat16(), rtol=0.02, atol=0.02)
+
+
 # --- suppression ---
 
 
@@ -327,6 +350,46 @@ def test_soft_nms_lowers_scores() -> None:
     assert kept.tolist() == [0, 2, 1]
     torch.testing.assert_close(dets[:3, 4], torch.tensor([0.9, 0.5, 0.4]))
     torch.testing.assert_close(dets[:3, :4], boxes[kept])
+
+
+# --- a detector ---
+
+
+@needs_compiled
+def test_mask_rcnn_learns_and_finds_the_same(
+    source: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One iteration and a test, on compiled operators and on ours."""
+    pytest.importorskip('mmdet')
+    compiled = importlib.import_module('mmcv._ext')
+    config = load_config('vitdet/vitdet_mask-rcnn_vim-tiny_lsj-100e_coco.py')
+    config.optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01))
+    shrink(config, tmp_path)
+    write_coco(config)
+    results, calls = [], []
+    for served in (False, True):
+        if served:
+            for function in (*mmcv_ops.SERVED['nms'], *mmcv_ops.SERVED['roi_align']):
+                monkeypatch.setattr(
+                    compiled,
+                    function.__name__,
+                    lambda *args, f=function, **options: (calls.append(f), f(*args, **options))[1],
+                )
+        with DefaultScope.overwrite_default_scope('mmdet'):
+            torch.manual_seed(0)
+            np.random.seed(0)
+            random.seed(0)
+            config.experiment_name = f'{tmp_path.name}-{served}'
+            runner = Runner.from_cfg(deepcopy(config))
+            model = runner.train()
+            losses = runner.message_hub.get_scalar('train/loss').data[0]
+            metrics = runner.test()
+        results.append((losses, dict(model.named_parameters()), metrics))
+    assert set(calls) == {*mmcv_ops.SERVED['nms'], *mmcv_ops.SERVED['roi_align']}
+    (loss, weights, metrics), (our_loss, our_weights, our_metrics) = results
+    torch.testing.assert_close(our_loss, loss, rtol=1e-5, atol=0)
+    torch.testing.assert_close(our_weights, weights, rtol=1e-4, atol=1e-6)
+    assert our_metrics == pytest.approx(metrics, abs=1e-6)
 
 
 # --- what mmcv compiles for GPUs alone: its own functions around ours, on a CPU ---

@@ -8,6 +8,7 @@ raises when it is called. A compiled ``mmcv._ext`` is found first and stays as i
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 import sys
@@ -27,7 +28,7 @@ from mmvim.mmcv_ops.roi_align import roi_align_backward, roi_align_forward
 from mmvim.mmcv_ops.suppression import nms, softnms
 from mmvim.mmcv_ops.torchvision_ops import has_torchvision_ops
 
-__all__ = ['activate', 'sources']
+__all__ = ['activate', 'has_torchvision_ops', 'sources']
 
 MODULE = 'mmcv._ext'
 # Operators, and the functions of mmcv._ext that they consist of.
@@ -43,7 +44,7 @@ SERVED: dict[str, tuple[Callable[..., Any], ...]] = {
 def _install_line() -> str:
     """The command that compiles mmcv's operators in this environment."""
     installed = importlib.metadata.packages_distributions().get('mmcv', ['mmcv'])[0]
-    version = importlib.metadata.version(installed)
+    version = importlib.import_module('mmcv').__version__
     return (
         f'pip uninstall -y {installed} && MMCV_WITH_OPS=1 pip install --no-build-isolation '
         f'--no-cache-dir --no-binary :all: --no-deps {installed.removesuffix("-lite")}=={version}'

@@ -7,7 +7,7 @@ by channels. The maximum has to: samples are bags there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,29 +24,29 @@ MAX_POOLING = 0
 
 
 class _Samples(NamedTuple):
-    """The sampling points of some RoIs, bin after bin."""
+    """The S sampling points of some RoIs, bin after bin."""
 
-    bins: slice  # bins of these RoIs among all bins
+    bins: slice  # of these RoIs among all bins
     counts: Tensor  # (bins,) points of each bin
-    first: Tensor  # (S,) pixel of each point's image at 0, 0
     y: Tensor  # (S,)
     x: Tensor  # (S,)
+    pixels: Tensor  # (S, 4) around each point, (image * height + y) * width + x
+    weights: Tensor  # (S, 4) of the pixels, bilinear
 
 
 def _samples(
     rois: Tensor,
+    map_size: Sequence[int],
     size: tuple[int, int],
-    image: int,
     spatial_scale: float,
     sampling_ratio: int,
     aligned: bool,
     most: int,
 ) -> Iterator[_Samples]:
     """The sampling points of all RoIs, in parts of about ``most`` points."""
-    shape = rois.new_tensor([size[1], size[0]])
     start, end = (rois[:, 1:].unflatten(1, (2, 2)) * spatial_scale - 0.5 * aligned).unbind(1)
     extent = end - start if aligned else (end - start).clamp(min=1)
-    bin_size = extent / shape
+    bin_size = extent / rois.new_tensor([size[1], size[0]])
     if sampling_ratio > 0:
         grid = torch.full_like(bin_size, sampling_ratio, dtype=torch.long)
     else:
@@ -70,13 +70,10 @@ def _samples(
                 (0, cell % size[1], place % width),
             )
         )
-        yield _Samples(
-            slice(int(part[0]) * bins, (int(part[-1]) + 1) * bins),
-            counts[part].repeat_interleave(bins),
-            rois[roi, 0].long() * image,
-            y,
-            x,
-        )
+        pixels, weights = _corners(y, x, *map_size)
+        pixels += rois[roi, :1].long() * (map_size[0] * map_size[1])
+        where = slice(int(part[0]) * bins, (int(part[-1]) + 1) * bins)
+        yield _Samples(where, counts[part].repeat_interleave(bins), y, x, pixels, weights)
 
 
 def _corners(y: Tensor, x: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -102,6 +99,12 @@ def _bags(table: Tensor, rows: Tensor, weights: Tensor, counts: Tensor) -> Tenso
     """Weighted sums (bags, C) of rows of a table (rows, C); ``counts`` entries belong to each."""
     offsets = counts.cumsum(0) - counts
     return embedding_bag(rows, table, offsets, mode='sum', per_sample_weights=weights)
+
+
+def _torchvision_serves(dtype: torch.dtype, pool_mode: int) -> bool:
+    """Not a maximum, nor bfloat16; in float64 it counts the samples of a bin in another way."""
+    known = dtype in (torch.float32, torch.float16)
+    return known and pool_mode != MAX_POOLING and has_torchvision_ops()
 
 
 def _check(rois: Tensor, aligned: bool) -> None:
@@ -143,12 +146,11 @@ def roi_align_forward(
         UserError: On a CPU, if ``aligned`` and an RoI ends before it starts.
     """
     _check(rois, aligned)
-    _, channels, height, width = input.shape
+    channels = input.shape[1]
     size = (aligned_height, aligned_width)
     # The compiled operator takes it as a C float.
     scale = torch.tensor(spatial_scale, dtype=torch.float32).item()
-    # torchvision has no maximum; in float64 it rounds the samples of a bin in another way.
-    if pool_mode != MAX_POOLING and input.dtype != torch.float64 and has_torchvision_ops():
+    if _torchvision_serves(input.dtype, pool_mode):
         output.copy_(
             torch.ops.torchvision.roi_align(input, rois, scale, *size, sampling_ratio, aligned)
         )
@@ -158,11 +160,9 @@ def roi_align_forward(
     flat = table.new_empty(len(rois) * size[0] * size[1], channels)
     where = [torch.empty_like(flat), torch.empty_like(flat)] if pool_mode == MAX_POOLING else []
     most = MAX_VALUES // channels if pool_mode == MAX_POOLING else MAX_SAMPLES
-    for bins, counts, first, y, x in _samples(
-        rois.to(dtype), size, height * width, scale, sampling_ratio, aligned, most
+    for bins, counts, y, x, pixels, weights in _samples(
+        rois.to(dtype), input.shape[2:], size, scale, sampling_ratio, aligned, most
     ):
-        pixels, weights = _corners(y, x, height, width)
-        pixels += first[:, None]
         if pool_mode == MAX_POOLING:
             values = embedding_bag(pixels, table, mode='sum', per_sample_weights=weights)
             flat[bins], best = _maximum(values, counts)
@@ -211,7 +211,7 @@ def roi_align_backward(
     _, channels, height, width = grad_input.shape
     size = (aligned_height, aligned_width)
     scale = torch.tensor(spatial_scale, dtype=torch.float32).item()
-    if pool_mode != MAX_POOLING and grad_input.dtype != torch.float64 and has_torchvision_ops():
+    if _torchvision_serves(grad_input.dtype, pool_mode):
         grad_input += torch.ops.torchvision._roi_align_backward(
             grad_output, rois, scale, *size, *grad_input.shape, sampling_ratio, aligned
         )
@@ -229,14 +229,13 @@ def roi_align_backward(
         return
     table = grad.permute(0, 2, 3, 1).reshape(-1, channels)
     total = table.new_zeros(len(grad_input) * height * width, channels)
-    for bins, counts, first, y, x in _samples(
-        rois.to(dtype), size, height * width, scale, sampling_ratio, aligned, MAX_SAMPLES
+    for bins, counts, _, _, pixels, weights in _samples(
+        rois.to(dtype), (height, width), size, scale, sampling_ratio, aligned, MAX_SAMPLES
     ):
-        pixels, weights = _corners(y, x, height, width)
         weights = weights / counts.repeat_interleave(counts)[:, None]
         each = torch.arange(bins.start, bins.stop, device=rois.device)
         each = each.repeat_interleave(4 * counts)
-        pixels, order = (pixels + first[:, None]).flatten().sort()
+        pixels, order = pixels.flatten().sort()
         entries = torch.bincount(pixels, minlength=len(total))
         total += _bags(table, each[order], weights.flatten()[order], entries)
     grad_input += total.unflatten(0, (-1, height, width)).permute(0, 3, 1, 2)
