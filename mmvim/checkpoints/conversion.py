@@ -14,12 +14,12 @@ from mmvim.checkpoints.vim import (
     BACKBONE,
     HEADS,
     MADE_OF,
+    PUBLISHED_MARK,
     Weights,
     backbone_part,
     check_backbone,
     choose_cls_token,
     convert_official,
-    is_published,
     to_official,
 )
 from mmvim.errors import UserError
@@ -91,7 +91,7 @@ def published_to_ours(
             no classifier where one is wanted, or does not tell where its class token is.
     """
     own = backbone_part(weights)[0]
-    if not is_published(own):
+    if PUBLISHED_MARK not in own:
         raise UserError('nothing to convert: it has mmvim keys already')
     cls_token = choose_cls_token(own, cls_token, noted)
     try:
@@ -142,7 +142,7 @@ def ours_to_published(
             token is.
     """
     ours, rest = backbone_part(weights)
-    if is_published(ours):
+    if PUBLISHED_MARK in ours:
         raise UserError('nothing to convert: it has published keys already')
     cls_token = choose_cls_token(ours, cls_token, noted)
     try:

@@ -8,8 +8,7 @@ keys are.
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from mmvim.errors import UserError
 
@@ -66,28 +65,6 @@ def prefixes(keys: Iterable[str], marks: Sequence[str]) -> list[str]:
         if key == mark or key.endswith(f'.{mark}')
     ]
     return sorted(dict.fromkeys(found), key=len)
-
-
-def common_prefix(keys: Iterable[str], wanted: Collection[str], source: str) -> str:
-    """The prefix without which most keys of a file are those of a model; '' where none are.
-
-    Args:
-        keys (Iterable[str]): Of the file.
-        wanted (Collection[str]): Of the model.
-        source (str): What to call the file in the message.
-
-    Raises:
-        UserError: If several are as good.
-    """
-    counts: Counter[str] = Counter()
-    for key in keys:
-        parts = key.split('.')
-        for i in range(len(parts)):
-            if '.'.join(parts[i:]) in wanted:
-                counts[''.join(f'{part}.' for part in parts[:i])] += 1
-    most = max(counts.values(), default=0)
-    best = [prefix for prefix, count in counts.items() if count == most]
-    return '' if not best or '' in best else choose_copy(best, source)
 
 
 def by_module(keys: Iterable[str]) -> dict[str, list[str]]:

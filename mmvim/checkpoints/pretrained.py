@@ -13,14 +13,7 @@ from mmvim.checkpoints.keys import by_module
 from mmvim.checkpoints.patch_embed import PATCH_EMBEDS, fit_patch_embed
 from mmvim.checkpoints.reading import read_weights
 from mmvim.checkpoints.strict import load_strictly
-from mmvim.checkpoints.vim import (
-    MADE_OF,
-    OURS_MARK,
-    backbone_part,
-    convert_official,
-    is_published,
-    unused_keys,
-)
+from mmvim.checkpoints.vim import MADE_OF, OURS_MARK, our_part, unused_keys
 from mmvim.errors import UserError
 from mmvim.models import VisionMamba
 from mmvim.models.arguments import check_choice
@@ -87,13 +80,7 @@ class PretrainedVim:
     def __call__(self, module: VisionMamba) -> None:
         """Load the checkpoint into ``module``."""
         file = read_weights(self.checkpoint)
-        weights, rest = backbone_part(file, self.checkpoint)
-        try:
-            if is_published(weights):
-                weights = convert_official(weights, self.cls_token)
-                rest |= weights.extras
-        except (UserError, ValueError) as error:
-            raise UserError(f'{self.checkpoint}: {error}') from error
+        weights, rest = our_part(file, self.checkpoint, self.cls_token)
         named = {key: ', '.join(keys) for key, keys in origins(file, weights, MADE_OF).items()}
         unused = unused_keys(module, weights)
         unused += [key for key in weights if key in self.allow_unexpected and key not in unused]

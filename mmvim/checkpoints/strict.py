@@ -13,21 +13,19 @@ from torch import nn
 
 from mmvim.checkpoints.architectures import foreign_architecture
 from mmvim.checkpoints.comparing import Misfits, load_and_compare
-from mmvim.checkpoints.keys import by_module, common_prefix, plain_key, prefixes
+from mmvim.checkpoints.keys import by_module, choose_copy, plain_key, prefixes
 from mmvim.checkpoints.reading import weights_of
 from mmvim.checkpoints.vim import (
     BACKBONE,
     HEADS,
     OURS_MARK,
     PUBLISHED_MARK,
-    backbone_part,
-    convert_official,
-    is_published,
-    placement,
+    our_part,
     unused_keys,
 )
 from mmvim.errors import UserError
 from mmvim.models import VisionMamba
+from mmvim.models.token_layout import CLS_TOKENS
 
 Weights = dict[str, torch.Tensor]
 
@@ -85,7 +83,7 @@ def load_start(model: nn.Module, checkpoint: Mapping[str, Any], source: str) -> 
     own = model.state_dict()
     misfits = _load(model, weights, source)
     lost = {*misfits.missing, *misfits.shapes}
-    said = str(misfits.of(vim[0])) if vim else ''
+    said = str(misfits.of(vim[0])) if vim else '' if misfits.shapes else misfits.message
     if said:
         raise UserError(
             f'{source} does not fit the backbone of this config: {said}; start from it by '
@@ -138,33 +136,26 @@ def under_keys_of(model: nn.Module, checkpoint: Mapping[str, Any], source: str) 
         source (str): What to call the checkpoint in the message.
 
     Raises:
-        UserError: If there are several models in it, or it is a Vim's place is taken by another
-            architecture.
+        UserError: If there are several models in it, or another architecture with the keys of Vim's
+            patch embedding.
     """
     weights: Weights = weights_of(checkpoint, source)
     keys = {plain_key(key): key for key in model.state_dict()}
     vim = _only_vim(model)
     if vim is not None and prefixes(weights, (PUBLISHED_MARK, OURS_MARK)):
-        own, rest = backbone_part(weights, source)
-        try:
-            if is_published(own):
-                meta = checkpoint.get('meta')
-                noted = meta.get('cls_token') if isinstance(meta, Mapping) else None
-                cls_token = placement(own, noted, vim[1].cls_token_type)
-                own = convert_official(own, cls_token)
-                rest |= own.extras
-                heads = {old: new for old, new in HEADS.items() if new in keys}
-                rest = {heads.get(key, key): value for key, value in rest.items()}
-                MMLogger.get_current_instance().info(
-                    f'{source}: converted from the published keys, class token {cls_token}.'
-                )
-        except (UserError, ValueError) as error:
-            raise UserError(f'{source}: {error}') from error
-        found = {plain_key(vim[0] + key): value for key, value in own.items()} | rest
+        meta = checkpoint.get('meta')
+        noted = meta.get('cls_token') if isinstance(meta, Mapping) else None
+        own_token = vim[1].cls_token_type
+        otherwise = own_token if CLS_TOKENS[own_token] == 1 else 'middle'
+        own, rest = our_part(weights, source, noted=noted, otherwise=otherwise)
+        heads = {old: new for old, new in HEADS.items() if new in keys}
+        found = {heads.get(key, key): value for key, value in rest.items()}
+        found |= {plain_key(vim[0] + key): value for key, value in own.items()}
     else:
-        prefix = common_prefix(weights, keys, source)
+        placed = prefixes(weights, list(keys)[:1])
+        prefix = choose_copy(placed, source) if placed and placed[0] else ''
         found = {key.removeprefix(prefix): value for key, value in weights.items()}
-        if not prefix and not keys.keys() & found.keys():
+        if not keys.keys() & found.keys():
             found = {BACKBONE + key: value for key, value in found.items()}
     arranged = OrderedDict((keys.get(key, key), value) for key, value in found.items())
     if hasattr(weights, '_metadata'):

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from mmengine.logging import MMLogger
 
 from mmvim.checkpoints.architectures import foreign_architecture
 from mmvim.checkpoints.comparing import load_and_compare
@@ -165,19 +166,18 @@ def to_official(state_dict: Weights, cls_token: str = 'middle') -> dict[str, tor
 
 
 def backbone_part(
-    weights: Weights, source: str = 'the file'
+    weights: Weights,
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """The backbone's tensors under its own keys, and the others without what precedes the model.
 
     Args:
         weights (Mapping[str, torch.Tensor]): Of a backbone or of a whole model, behind any prefix.
-        source (str): What to call the file in the message. Defaults to 'the file'.
 
     Raises:
-        UserError: If there are several backbones.
+        UserError: If there are several backbones, or none; another architecture is named.
     """
     found = prefixes(weights, (PUBLISHED_MARK, OURS_MARK))
-    prefix = choose_copy(found, source) if found else ''
+    prefix = choose_copy(found, 'it') if found else ''
     model = prefix.removesuffix(BACKBONE)
     own, rest = {}, {}
     for key, value in weights.items():
@@ -185,39 +185,67 @@ def backbone_part(
             own[key.removeprefix(prefix)] = value
         else:
             rest[key.removeprefix(model)] = value
+    name = foreign_architecture(own)
+    if name is not None:
+        raise UserError(f'no Vim checkpoint: its keys are those of {name}')
+    if not found:
+        raise UserError(
+            f'no Vim checkpoint: it has neither {PUBLISHED_MARK} (a published file) nor '
+            f'{OURS_MARK} (one of ours), but {", ".join(list(own)[:3])} …'
+        )
     return own, rest
 
 
-def is_published(weights: Weights) -> bool:
-    """Whether the backbone's keys are the published ones, or ours.
+def our_part(
+    weights: Weights,
+    source: str,
+    declared: str | None = None,
+    noted: object = None,
+    otherwise: str = 'middle',
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """As :func:`backbone_part`, the backbone converted where its keys are the published ones.
+
+    Args:
+        weights (Mapping[str, torch.Tensor]): Of a backbone or of a whole model, behind any prefix.
+        source (str): What to call the file in the message.
+        declared (str, optional): Placement of the class token of a published file. Defaults to
+            None, see :func:`choose_cls_token`.
+        noted (object): See there.
+        otherwise (str): See there. Defaults to 'middle', as of every released model.
 
     Raises:
-        UserError: If they are neither; another architecture is named.
+        UserError: If there is not one Vim, or the placement is not that of the file.
     """
-    name = foreign_architecture(weights)
-    if name is not None:
-        raise UserError(f'no Vim checkpoint: its keys are those of {name}')
-    if PUBLISHED_MARK not in weights and OURS_MARK not in weights:
-        raise UserError(
-            f'no Vim checkpoint: it has neither {PUBLISHED_MARK} (a published file) nor '
-            f'{OURS_MARK} (one of ours), but {", ".join(list(weights)[:3])} …'
-        )
-    return PUBLISHED_MARK in weights
+    try:
+        own, rest = backbone_part(weights)
+        if PUBLISHED_MARK in own:
+            cls_token = declared or choose_cls_token(own, None, noted, otherwise)
+            converted = convert_official(own, cls_token)
+            MMLogger.get_current_instance().info(
+                f'{source}: converted from the published keys, class token {cls_token}.'
+            )
+            return converted, rest | converted.extras
+    except (UserError, ValueError) as error:
+        raise UserError(f'{source}: {error}') from error
+    return own, rest
 
 
-def choose_cls_token(weights: Weights, declared: str | None, noted: object) -> str:
+def choose_cls_token(
+    weights: Weights, declared: str | None, noted: object, otherwise: str | None = None
+) -> str:
     """The class-token placement of a backbone: as declared, as noted in the file, or as it must be.
 
     Args:
         weights (Mapping[str, torch.Tensor]): The backbone, under published keys or ours.
         declared (str | None): What the user says.
         noted (object): What the file says about itself, None for nothing.
+        otherwise (str, optional): That of a single class token where nothing tells whether it is
+            the first or the middle one. Defaults to None, an error.
 
     Raises:
-        UserError: If the two contradict each other, or there is neither and the weights do not
-            tell: one class token may be the first or the middle one.
+        UserError: If the first two contradict each other, or nothing tells.
     """
-    if noted is not None and noted not in CLS_TOKENS:
+    if noted is not None and noted not in tuple(CLS_TOKENS):  # it may be a list
         raise UserError(f'its meta has cls_token={noted!r}, which is none of {tuple(CLS_TOKENS)}')
     if None not in (declared, noted) and declared != noted:
         raise UserError(
@@ -231,27 +259,12 @@ def choose_cls_token(weights: Weights, declared: str | None, noted: object) -> s
         return 'double' if 'cls_token_head' in weights else 'none'
     if token.ndim == 3 and token.shape[1] == 2:
         return 'double'
+    if otherwise is not None:
+        return otherwise
     raise UsageError(
         'it has one class token, and no file tells where: give --cls-token middle, as for every '
         'released model, or --cls-token head'
     )
-
-
-def placement(weights: Weights, noted: object, model: str) -> str:
-    """The class-token placement under which a published backbone is converted for a model.
-
-    Args:
-        weights (Mapping[str, torch.Tensor]): The backbone, under published keys.
-        noted (object): What the file says about itself, None for nothing.
-        model (str): The placement of the model, which counts where its number of tokens fits.
-
-    Returns:
-        str: 'middle', as every released model, for one token where nothing else tells.
-    """
-    if isinstance(noted, str) and noted in CLS_TOKENS:
-        return noted
-    count = sum(key in weights for key in _ALL_CLS_KEYS)
-    return model if CLS_TOKENS[model] == count else ('none', 'middle', 'double')[min(count, 2)]
 
 
 def unused_keys(model: VisionMamba, weights: Weights, prefix: str = '') -> list[str]:

@@ -8,7 +8,7 @@ from torch import nn
 
 from mmvim.checkpoints import load_strictly, read_weights, to_official
 from mmvim.checkpoints.conversion import ours_to_published, published_to_ours
-from mmvim.checkpoints.keys import choose_copy, common_prefix, plain_key, prefixes
+from mmvim.checkpoints.keys import choose_copy, plain_key, prefixes
 from mmvim.checkpoints.reading import read_checkpoint
 from mmvim.errors import UserError
 from mmvim.models import VisionMamba
@@ -126,7 +126,9 @@ def test_an_average_beside_the_weights_gives_way_and_a_teacher_asks(tmp_path, mo
     ):
         torch.save(held, path)
         monkeypatch.setenv('TORCH_HOME', str(tmp_path / f'hub{i}'))
-        with pytest.raises(UserError, match=r'a\.pth holds 2 models, under .*teacher.* #\w+$'):
+        with pytest.raises(
+            UserError, match=r'a\.pth(: it)? holds 2 models, under .*teacher.* #\w+$'
+        ):
             started(path)
         for name, source in (('teacher', first), ('student', other)):
             assert same(started(f'{path}#{name}'), source)
@@ -150,8 +152,6 @@ def test_names_alone():
     with pytest.raises(UserError, match='ema, model_ema'):
         choose_copy(['ema', 'model_ema'], 'a')
     assert prefixes(['a.b.w', 'w', 'x.vw', 'x.w.y'], ['w']) == ['', 'a.b.']
-    assert common_prefix(['m.a.w', 'm.a.b', 'n.x'], ['a.w', 'a.b'], 'a') == 'm.'
-    assert common_prefix(['x'], ['y'], 'a') == ''
 
 
 def test_one_key_twice_is_refused(tmp_path):

@@ -67,6 +67,14 @@ def test_dense_model_drops_class_token_and_norm_and_says_so(published, lines):
     assert any('Resize pos_embed' in line for line in lines)
 
 
+def test_blocks_that_are_not_built_are_left_out_and_named(published, lines):
+    path, _, source = published
+    model = load(path, out_indices=0)
+    assert len(model.layers) == 1
+    assert torch.equal(model.layers[0].mixer.D, source.layers[0].mixer.D)
+    assert any('not used by this backbone: layers.* (' in line for line in lines)
+
+
 @pytest.mark.parametrize(
     'form', ['pth', 'safetensors', 'published_safetensors', 'whole_model', 'url']
 )

@@ -178,8 +178,9 @@ def test_a_head_token_comes_back_without_being_named_again(
         assert same('back.pth', weights)
     assert run(IN, 'back.pth', 'again.pth').code == 0  # which notes it too
     assert torch.load('again.pth')['meta']['cls_token'] == 'head'
-    torch.save(dict(model=weights, meta=dict(cls_token=5)), 'odd.pth')
-    assert 'its meta has cls_token=5' in run(IN, 'odd.pth', 'out.pth').sentence
+    for noted in (5, ['middle']):
+        torch.save(dict(model=weights, meta=dict(cls_token=noted)), 'odd.pth')
+        assert f'its meta has cls_token={noted}' in run(IN, 'odd.pth', 'out.pth').sentence
 
 
 @pytest.mark.parametrize('cls_token', ['none', 'double'])
