@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     count = min(len(dataset), args.number or len(dataset))
     for index in track(range(count), 'drawing'):
         item = dataset[index]
-        image = to_rgb(item['inputs'], pipeline)
+        image = to_rgb(item['inputs'].numpy().transpose(1, 2, 0), pipeline)
         file = args.out / f'{index:06d}.png'
         draw(visualizer, image, plain_boxes(item['data_samples']), file, truth=True)
     print(f'pictures: {args.out} ({count} of {len(dataset)})')

@@ -20,11 +20,10 @@ from mmvim.cli.pictures import (
     find_images,
     raise_failed,
     read_item,
-    to_rgb,
 )
 from mmvim.cli.prepare import load_model, prepare
 from mmvim.cli.run_tool import run_tool
-from mmvim.datasets.pipelines import loading_only, pipeline_owner
+from mmvim.datasets.pipelines import pipeline_owner
 from mmvim.errors import UserError
 
 LABELS = 'labels'
@@ -80,8 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     @torch.no_grad()
     def predict(image: Path) -> None:
-        item = read_item(pipeline, image)
-        picture = to_rgb(read_item(loading_only(pipeline), image)['inputs'], loading_only(pipeline))
+        item, picture = read_item(pipeline, image)
         sample = model.test_step(pseudo_collate([item]))[0].cpu()
         if 'pred_sem_seg' in sample:
             written[LABELS] = args.out / LABELS

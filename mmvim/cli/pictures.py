@@ -13,15 +13,14 @@ from mmengine.dataset import Compose
 from mmengine.registry import DATASETS, VISUALIZERS
 from mmengine.visualization import Visualizer
 from PIL import Image
-from torch import Tensor
 
 from mmvim.cli.option_keys import accepted_arguments, resolve
 from mmvim.cli.progress import track
 from mmvim.cli.run_tool import sentence
-from mmvim.datasets.pipelines import is_loader, pipeline_owner, type_name, without_annotations
+from mmvim.datasets.pipelines import pipeline_owner, type_name, without_annotations
 from mmvim.errors import UserError, first_line
 
-SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.jp2', '.png', '.ppm', '.tif', '.tiff', '.webp')
+SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.jp2', '.png', '.ppm', '.tif', '.tiff', '.webp')
 # What no picture brings about, only code.
 _BUGS = (TypeError, AttributeError, KeyError, NameError, ImportError)
 
@@ -41,14 +40,19 @@ def find_images(place: str) -> dict[Path, str]:
         return {path: path.stem}
     if not path.is_dir():
         raise UserError(f'{place} is neither an image nor a folder: it does not exist')
-    images = sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in SUFFIXES)
+    # A link that leads nowhere is a picture that fails.
+    files = (file for file in path.iterdir() if file.is_file() or file.is_symlink())
+    images = sorted(p for p in files if p.suffix.lower() in SUFFIXES and not p.is_dir())
     if not images:
-        raise UserError(f'there is no image in {place} (looked for {", ".join(SUFFIXES)})')
+        raise UserError(
+            f'there is no image in {place} itself (looked for {", ".join(SUFFIXES)}; sub-folders '
+            'are not searched)'
+        )
     stems = [image.stem for image in images]
     return {image: image.name if stems.count(image.stem) > 1 else image.stem for image in images}
 
 
-def read_item(pipeline: Sequence[Any], image: Path) -> dict[str, Any]:
+def read_item(pipeline: Sequence[Any], image: Path) -> tuple[dict[str, Any], np.ndarray]:
     """Read a picture as a data set with this pipeline would.
 
     Args:
@@ -56,7 +60,8 @@ def read_item(pipeline: Sequence[Any], image: Path) -> dict[str, Any]:
         image (Path): The file.
 
     Returns:
-        dict[str, Any]: ``inputs`` (C, H, W) and ``data_samples``.
+        tuple[dict, np.ndarray]: ``inputs`` (C, H, W) with ``data_samples``; and the picture as it
+        is in the file, of :func:`to_rgb`.
 
     Raises:
         UserError: If it cannot be loaded, or has more pixels than Pillow deems safe to decode.
@@ -67,15 +72,19 @@ def read_item(pipeline: Sequence[Any], image: Path) -> dict[str, Any]:
     except Image.DecompressionBombError as error:
         raise UserError(f'{image} is not decoded: {sentence(error)}') from error
     item: Any = dict(img_path=str(image), img_id=0, seg_fields=[], instances=[])
-    for step in Compose(without_annotations(pipeline)).transforms:
-        loads = is_loader(dict(type=type(step)), of='image')
+    steps, picture = without_annotations(pipeline), None
+    for number, transform in enumerate(Compose(steps).transforms, 1):
         try:
-            item = step(item)
+            item = transform(item)
         except Exception as error:
-            if not loads:
+            if picture is not None:
                 raise
             raise UserError(f'{image} cannot be loaded ({first_line(error)})') from error
-    return item
+        if picture is None and 'img' in item:
+            picture = to_rgb(item['img'], steps[:number])
+    if picture is None:
+        raise UserError(f'no transform of the pipeline loads {image} as img')
+    return item, picture
 
 
 def each_picture(
@@ -129,22 +138,22 @@ def raise_failed(failed: Mapping[Path, Exception], total: int) -> None:
     raise UserError(f'{len(failed)} of {total} pictures failed, {names}{said}{others}') from first
 
 
-def to_rgb(packed: Tensor, pipeline: Sequence[Any]) -> np.ndarray:
-    """A packed input as a picture to look at.
+def to_rgb(image: np.ndarray, pipeline: Sequence[Any]) -> np.ndarray:
+    """A picture to look at.
 
     A ``Normalize`` of the pipeline is undone. What is not in the range of 8 bits, such as 16 bit
     and reflectances, is stretched between the 2nd and the 98th percentile of each channel.
 
     Args:
-        packed (Tensor): (C, H, W), any dtype. Of more than three channels the first three are
-            shown, of two the first.
+        image (np.ndarray): (H, W) or (H, W, C), any dtype. Of more than three channels the first
+            three are shown, of two the first.
         pipeline (Sequence): The transforms that made it, as config.
 
     Returns:
         np.ndarray: (H, W, 3), uint8, RGB.
     """
-    image = packed.numpy().transpose(1, 2, 0)
-    eight_bits, rgb = image.dtype == np.uint8, False
+    image = image if image.ndim == 3 else image[..., None]
+    eight_bits, is_float, rgb = image.dtype == np.uint8, image.dtype.kind == 'f', False
     image = np.nan_to_num(image.astype(np.float32))
     for step in pipeline:
         # tifffile and GDAL give the order of the file, the others of mmcv BGR.
@@ -155,7 +164,6 @@ def to_rgb(packed: Tensor, pipeline: Sequence[Any]) -> np.ndarray:
             )
             rgb ^= step.get('to_rgb', True)  # mmcv's default
     image = image[..., :3] if image.shape[2] > 2 else image[..., [0, 0, 0]]
-    is_float = packed.is_floating_point()
     if not (eight_bits or (is_float and 1 < image.max() < 256 and image.min() > -1)):
         low, high = np.percentile(image, (2, 98), axis=(0, 1))
         image = (image - low) / np.where(high > low, high - low, 1) * 255

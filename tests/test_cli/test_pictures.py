@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from mmengine.registry import init_default_scope
 from PIL import Image
 
@@ -16,6 +15,8 @@ from mmvim.errors import UserError
 def test_names_of_pictures(tmp_path: Path) -> None:
     for name in ('a.jpg', 'a.png', 'b.PNG', 'c.txt'):
         (tmp_path / name).touch()
+    (tmp_path / 'folder.png').mkdir()
+    (tmp_path / 'linked.png').symlink_to('folder.png')
     names = {path.name: name for path, name in find_images(str(tmp_path)).items()}
     assert names == {'a.jpg': 'a.jpg', 'a.png': 'a.png', 'b.PNG': 'b'}
 
@@ -27,7 +28,8 @@ def test_pictures_that_cannot_be_read(tmp_path: Path) -> None:
     init_default_scope('mmengine')
     path = tmp_path / 'a.png'
     Image.new('RGB', (5, 4)).save(path)
-    assert read_item(LOAD, path)['img'].shape == (4, 5, 3)
+    item, picture = read_item(LOAD, path)
+    assert item['img'].shape == picture.shape == (4, 5, 3)
     path.write_bytes(path.read_bytes()[:30])
     with pytest.raises(UserError, match=r'a\.png cannot be loaded \(failed to load image'):
         read_item(LOAD, path)
@@ -85,8 +87,8 @@ def test_a_full_disk_ends_it() -> None:
 
 
 def test_packed_bgr_becomes_rgb() -> None:
-    packed = torch.zeros(3, 2, 2, dtype=torch.uint8)
-    packed[0] = 200  # blue comes first
+    packed = np.zeros((2, 2, 3), np.uint8)
+    packed[..., 0] = 200  # blue comes first
     assert to_rgb(packed, [dict(type='PackDetInputs')])[0, 0].tolist() == [0, 0, 200]
     for loader in (
         dict(type='LoadImageFromFile', imdecode_backend='tifffile'),
@@ -99,30 +101,29 @@ def test_packed_bgr_becomes_rgb() -> None:
 def test_normalisation_is_undone(rgb: bool) -> None:
     mean, std = [120.0, 110.0, 100.0], [60.0, 50.0, 40.0]
     colour = np.array([250.0, 30.0, 90.0])
-    packed = torch.from_numpy((colour - mean) / std)
+    packed = (colour - mean) / std
     image = to_rgb(
-        packed.reshape(3, 1, 1), [dict(type='Normalize', mean=mean, std=std, to_rgb=rgb)]
+        packed.reshape(1, 1, 3), [dict(type='Normalize', mean=mean, std=std, to_rgb=rgb)]
     )
     assert image[0, 0].tolist() == (colour if rgb else colour[::-1]).tolist()
 
 
-def test_grey_is_shown_on_three_channels() -> None:
-    grey = torch.full((1, 2, 3), 30.0)
-    assert to_rgb(grey, []).tolist() == np.full((2, 3, 3), 30).tolist()
+@pytest.mark.parametrize('shape', [(2, 3), (2, 3, 1)])
+def test_grey_is_shown_on_three_channels(shape: tuple[int, ...]) -> None:
+    assert to_rgb(np.full(shape, 30.0), []).tolist() == np.full((2, 3, 3), 30).tolist()
 
 
-@pytest.mark.parametrize('dtype', [torch.uint16, torch.int32, torch.float32])
+@pytest.mark.parametrize('dtype', [np.uint16, np.int32, np.float32])
 @pytest.mark.parametrize('channels', [1, 2, 3, 4, 12])
-def test_other_ranges_are_stretched(dtype: torch.dtype, channels: int) -> None:
+def test_other_ranges_are_stretched(dtype: type, channels: int) -> None:
     """Each channel by itself, over what 2 of 100 pixels at either end leave."""
-    ramp = torch.arange(100.0).repeat(channels, 1, 1) * (torch.arange(channels) + 3).view(-1, 1, 1)
-    ramp = ramp / 1e4 if dtype is torch.float32 else ramp + 1000
-    if dtype is torch.float32:
-        ramp[0, 0, 50] = torch.nan
-    image = to_rgb(ramp.to(dtype), [])
+    ramp = np.arange(100.0)[None, :, None] * (np.arange(channels) + 3)
+    ramp = ramp / 1e4 if dtype is np.float32 else ramp + 1000
+    if dtype is np.float32:
+        ramp[0, 50, 0] = np.nan
+    image = to_rgb(ramp.astype(dtype), [])
     assert image.shape == (1, 100, 3) and image.dtype == np.uint8
     whole = image[0, :, 1].astype(int)
     assert (np.diff(np.delete(whole, 50)) >= 0).all() and (whole[[0, 99]] == [0, 255]).all()
     assert abs(whole[75] - 255 * (75 - 1.98) / 95.04) < 2
-    flat = torch.full((3, 2, 2), 7).to(dtype)
-    assert to_rgb(flat, []).shape == (2, 2, 3)
+    assert to_rgb(np.full((2, 2, 3), 7, dtype), []).shape == (2, 2, 3)

@@ -1,13 +1,18 @@
 """tools/predict.py on pictures: what it writes and what it refuses."""
 
+import errno
 import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
+from mmcv.transforms import BaseTransform
+from mmengine.fileio import LocalBackend
+from mmengine.registry import TRANSFORMS
 from PIL import Image
 
 Run = Callable[..., Any]
@@ -111,6 +116,103 @@ def test_odd_pictures_anywhere_in_a_folder(
         alone = run('predict', segmentation, weights, f'mine/{place}{name}.png', '--out', 'out')
         assert alone.code == 1
         assert f'1 of 1 pictures failed, mine/{place}{name}.png: ' in alone.sentence
+
+
+ODD_NAMES = ['a b', 'new\nline', "it's", '$x$', '100%', '#1', '-x', '[red]', 'ü', '\udcff', 'a.b']
+
+
+def test_every_kind_of_picture(
+    run: Run, segmentation: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Modes, formats and names of all kinds; those that fail are named, the others done."""
+    Path('mine/inner').mkdir(parents=True)
+    rgb = Image.fromarray(np.random.default_rng(1).integers(0, 255, (28, 40, 3), dtype=np.uint8))
+    for mode in ('1', 'L', 'LA', 'P', 'RGBA', 'I;16'):
+        rgb.convert('L' if mode == 'I;16' else mode).convert(mode).save(f'mine/{mode}.png')
+    for mode in ('CMYK', 'YCbCr'):
+        rgb.convert(mode).save(f'mine/{mode}.jpg')
+    rgb.save('mine/moving.gif', save_all=True, append_images=[rgb.rotate(90)])
+    for name in ODD_NAMES:
+        rgb.save(f'mine/{name}.bmp')
+    rgb.save('mine/inner/deeper.png')
+    bad = {'empty.png': b'', 'text.png': b'no picture', 'cut.jpg': b'\xff\xd8\xff\xe0'}
+    for name, content in bad.items():
+        Path('mine', name).write_bytes(content)
+    Path('mine/nowhere.png').symlink_to('absent.png')
+    rgb.save('mine/forbidden.png')
+    load = LocalBackend.get
+
+    def get(self: LocalBackend, filepath: str) -> bytes:
+        if 'forbidden' in str(filepath):  # root may read everything
+            raise PermissionError(errno.EACCES, 'Permission denied', str(filepath))
+        return load(self, filepath)
+
+    monkeypatch.setattr(LocalBackend, 'get', get)
+    outcome = run('predict', segmentation, weights, 'mine', '--out', 'out')
+    assert outcome.code == 1
+    failed = ['cut.jpg', 'empty.png', 'forbidden.png', 'nowhere.png', 'text.png']
+    names = ', '.join(f'mine/{name}' for name in failed)
+    assert outcome.sentence == f'5 of 25 pictures failed, {names}; the others are done'
+    good = {*ODD_NAMES, '1', 'L', 'LA', 'P', 'RGBA', 'I;16', 'CMYK', 'YCbCr', 'moving'}
+    assert {path.stem for path in Path('out').glob('*.png')} == good
+    assert {path.stem for path in Path('out/labels').iterdir()} == good
+
+
+@TRANSFORMS.register_module()
+class LoadBandsImage(BaseTransform):
+    """Twelve float bands of a file that no library of pictures knows, as GDAL would."""
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        image = np.load(results['img_path']).astype(np.float32)
+        return dict(results, img=image, img_shape=image.shape[:2], ori_shape=image.shape[:2])
+
+
+UNCHANGED = dict(type='LoadImageFromFile', color_type='unchanged')
+LOADERS = {
+    'float bands': (dict(type='LoadBandsImage'), 12),
+    '16-bit bands': (UNCHANGED, 4),
+    '16-bit grey': (UNCHANGED, 1),
+    'float bands by tifffile': (dict(UNCHANGED, imdecode_backend='tifffile'), 5),
+}
+
+
+@pytest.mark.parametrize('kind', LOADERS)
+def test_what_training_reads_is_read(run: Run, segmentation: Path, kind: str) -> None:
+    """Bands and ranges beyond those of pictures, from training to every tool that draws."""
+    loader, channels = LOADERS[kind]
+    if kind == 'float bands by tifffile':
+        pytest.importorskip('tifffile')
+    text = segmentation.read_text()
+    text = text.replace("dict(type='LoadImageFromFile')", str(loader))
+    text = text.replace('[127.0] * 3, std=[60.0] * 3, bgr_to_rgb=True', 'None, std=None')
+    text = text.replace("type='ResNet',", f"type='ResNet', in_channels={channels},")
+    segmentation.write_text(text.replace("img_suffix='.png'", "img_suffix='.tif'"))
+    for number in range(4):
+        Path(f'scenes/images/{number}.png').unlink()
+        ramp = np.linspace(0, 1, 32 * 40).reshape(32, 40, 1)
+        bands = ramp * np.linspace(0.5, 1, channels)  # reflectances: no shade of 8 bits
+        with Path(f'scenes/images/{number}.tif').open('wb') as file:
+            if 'tifffile' in kind:
+                import tifffile
+
+                tifffile.imwrite(file, bands.astype(np.float32))
+            elif 'float' in kind:
+                np.save(file, bands)
+            else:
+                file.write(cv2.imencode('.tif', (4000 * bands).astype(np.uint16))[1].tobytes())
+    assert run('train', segmentation, '--work-dir', 'w').code == 0
+    common = (segmentation, 'w/iter_2.pth', 'scenes/images', '--out')
+    outcome = run('predict', *common, 'predicted')
+    assert outcome.code == 0, outcome.err
+    option = ('--cfg-options', 'visualizer.alpha=0.0')
+    assert run('browse_dataset', segmentation, '--out', 'browsed', *option).code == 0
+    assert run('predict', *common, 'predicted', *option).code == 0
+    outcome = run('analysis_tools/visualize', *common, 'seen', '--what', 'taps')
+    assert outcome.code == 0, outcome.err
+    for place in ('predicted/2.png', 'browsed/000002.png'):
+        shown = np.asarray(Image.open(place).convert('L')).astype(int)
+        assert shown.min() < 5 and shown.max() > 250 and 100 < np.median(shown) < 155, place
+    assert len(list(Path('seen/taps').iterdir())) == 4
 
 
 @pytest.mark.skipif(not Path('/dev/full').exists(), reason='needs /dev/full')

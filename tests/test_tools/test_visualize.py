@@ -300,7 +300,13 @@ def test_names_are_no_formulas(run: Run, folder: Path) -> None:
     cfg.test_dataloader.dataset.metainfo.classes = ('sky$_{$', 'sea', 'sand')
     weights = save(cfg)
     Path('images/0.png').rename('images/a$_{$b.png')
+    Path('images/1.png').rename('images/\udcff.png')  # no UTF-8
+    Image.new('RGB', (8, 6000)).save('images/2.png')
+    cfg.test_dataloader.dataset.pipeline.pop(1)  # which would make it smaller than a patch
+    cfg.dump('config.py')
     arguments = ('--what', 'responses')
     outcome = run(TOOL, 'config.py', weights, 'images', '--out', 'out', *arguments)
     assert outcome.code == 0, outcome.err
     assert Path('out/responses/a$_{$b.png').is_file()
+    assert Path('out/responses/\udcff.png').is_file()
+    assert Path('out/responses/2.png').is_file()

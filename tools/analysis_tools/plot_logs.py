@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from mmvim.cli.arguments import PlainParser
 from mmvim.cli.prepare import make_writable
@@ -96,10 +97,8 @@ def draw(runs: Mapping[str, Run], keys: Sequence[str], smooth: float, log: Seque
         axis.grid(alpha=0.3)
     for axis in axes[len(keys) :]:
         axis.set_axis_off()
-    handles = [
-        axes[0].plot([], [], color=f'C{number % 10}', label=name)[0]
-        for number, name in enumerate(runs)
-    ]
+    names = [name.encode(errors='replace').decode() for name in runs]  # not all are UTF-8
+    handles = [Line2D([], [], color=f'C{n % 10}', label=name) for n, name in enumerate(names)]
     legend = figure.legend(handles=handles, loc='outside lower center', ncols=min(4, len(runs)))
     for text in legend.get_texts():
         text.set_parse_math(False)

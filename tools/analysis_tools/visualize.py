@@ -46,6 +46,7 @@ KINDS = ('taps', 'responses', 'receptive-field', 'positions')
 CLASSES = 4  # that respond most
 SMALLEST = 1e-6  # share of the largest gradient that is told from less
 TILES = 7  # maps of the position embedding per row and column, as in Fig. 7 of the ViT paper
+HIGHEST = 8.0  # a picture over its width, where it is drawn
 _TITLE = 30  # characters of a class name that fit above its map
 
 
@@ -59,8 +60,8 @@ class Sample(NamedTuple):
 
 def read_sample(model: Any, pipeline: Sequence[Any], image: Path, name: str) -> Sample:
     """Run the test pipeline and the data preprocessor on an image file."""
-    item = read_item(pipeline, image)
-    picture = to_rgb(item['inputs'], pipeline)
+    item, _ = read_item(pipeline, image)
+    picture = to_rgb(item['inputs'].numpy().transpose(1, 2, 0), pipeline)
     inputs = model.data_preprocessor(pseudo_collate([item]), False)['inputs']
     if not isinstance(inputs, Tensor):
         inputs = torch.stack(list(inputs))
@@ -97,12 +98,12 @@ def draw_maps(sample: Sample, maps: Mapping[str, Tensor], file: Path, shared: bo
     """The image, and each map (h, w) beside it by title; ``shared``: one scale for all maps."""
     height, width = sample.picture.shape[:2]
     count = len(maps) + 1
-    figure = Figure(
-        figsize=(3.2 * count, 3.2 * height / width + 0.8), layout='constrained', dpi=110
-    )
+    tall = 3.2 * min(height / width, HIGHEST) + 0.8
+    figure = Figure(figsize=(3.2 * count, tall), layout='constrained', dpi=110)
     axes = figure.subplots(1, count, squeeze=False)[0]
     axes[0].imshow(sample.picture)
-    axes[0].set_title(sample.name, parse_math=False)  # a $ is no formula
+    name = sample.name.encode(errors='replace').decode()  # a name may be no UTF-8
+    axes[0].set_title(name, parse_math=False)  # nor is a $ a formula
     limits = {}
     if shared:
         limits = dict(
