@@ -8,6 +8,7 @@ import torch
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from torch import nn
+from torch.nn.utils import parametrize, prune
 
 from mmvim.engine import LayerDecayOptimWrapperConstructor
 from mmvim.models import SimpleFPN, VisionMamba
@@ -226,6 +227,16 @@ def test_tokens_and_steps_do_not_decay(cls_token):
         assert found[f'backbone.{name}'][1] == 0, name
     for name in ('patch_embed.projection.weight', 'layers.1.mixer.dt_proj.weight'):
         assert found[f'backbone.{name}'][1] == 0.3, name
+
+
+def test_other_names_of_pruned_and_parametrised_ones_do_not_decay_either():
+    model = Segmentor(SMALL)
+    mixer = model.backbone.layers[0].mixer
+    prune.l1_unstructured(mixer, 'A_log', amount=0.5)
+    parametrize.register_parametrization(mixer, 'A_b_log', nn.Identity())
+    found = settings(build(model, weight_decay=0.3))
+    decayed = {name for name, (_, decay, _) in found.items() if 'A_' in name and decay}
+    assert not decayed and 'backbone.layers.0.mixer.A_log_orig' in found
 
 
 def test_groups_are_logged_as_a_table():

@@ -1,6 +1,7 @@
 """The token mixer beside what torch and its users hang on its layers, or put in their place."""
 
 import contextlib
+import itertools
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch.nn.modules.module import (
 from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
 from torch.testing._internal.two_tensor import TwoTensor
 
-from mmvim.models import VimMixer, VisionMamba
+from mmvim.models import VimBlock, VimMixer, VisionMamba
 from mmvim.models.layers.plain import is_plain
 
 SHARED = ['in_proj', 'conv1d', 'x_proj', 'dt_proj', 'out_proj']
@@ -34,8 +35,10 @@ def unfused(mixer, tokens):
 
     def direction(suffix, A_log, D, conv_reverse, scan_reverse):
         u = x.flip(1) if conv_reverse else x
-        rows = F.pad(u.transpose(1, 2), (mixer.d_conv - 1, 0))
-        u = F.silu(getattr(mixer, f'conv1d{suffix}')(rows)).transpose(1, 2)
+        conv = getattr(mixer, f'conv1d{suffix}')
+        width = getattr(conv, 'kernel_size', (mixer.d_conv,))[0]
+        rows = F.pad(u.transpose(1, 2), (getattr(conv, 'dilation', (1,))[0] * (width - 1), 0))
+        u = F.silu(conv(rows)).transpose(1, 2)
         u = u.flip(1) if conv_reverse != scan_reverse else u
         dt, B, C = getattr(mixer, f'x_proj{suffix}')(u).split(sizes, dim=-1)
         dt = F.softplus(getattr(mixer, f'dt_proj{suffix}')(dt))[..., None]  # (B, L, E, 1)
@@ -128,6 +131,15 @@ def results(function, mixer, tokens):
     return [out.detach(), *(param.grad for _, param in named)]
 
 
+def gradients(function, block, tokens):
+    """Output and gradients of the tokens and of all that is used."""
+    tokens = tokens.clone().requires_grad_()
+    out = function(tokens)
+    leaves = [tokens, *block.parameters()]
+    grads = torch.autograd.grad((out * out.detach().cos()).sum(), leaves, allow_unused=True)
+    return [out.detach(), *(grad for grad in grads if grad is not None)]
+
+
 def check(mixer, tokens):
     for found, wanted in zip(
         results(mixer, mixer, tokens), results(lambda x: unfused(mixer, x), mixer, tokens)
@@ -164,6 +176,69 @@ def test_in_every_direction(kind, direction, name):
     check(mixer, tokens)
     if direction == 'none':
         found, wanted = mixer(tokens, True), unfused(mixer, tokens.flip(1)).flip(1)
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize('direction', ['none', 'ssm', 'ssm_conv'])
+@pytest.mark.parametrize(
+    'name, layer',
+    [
+        ('x_proj', lambda: nn.Linear(16, 7)),  # with a bias
+        ('dt_proj', lambda: nn.Linear(1, 16, bias=False)),
+        ('conv1d', lambda: nn.Conv1d(16, 16, 4, groups=4)),
+        ('conv1d', lambda: nn.Conv1d(16, 16, 3, dilation=2, groups=16)),
+        ('conv1d', lambda: nn.Conv1d(16, 16, 2, groups=16, bias=False)),
+    ],
+)
+def test_layers_of_another_make(name, layer, direction):
+    """In a layer's place, of the same class: none of its settings is passed over."""
+    mixer, tokens = build(direction)
+    for suffix in ('', '_b') if direction == 'ssm_conv' else ('',):
+        setattr(mixer, name + suffix, layer().double())
+    check(mixer, tokens)
+
+
+def test_a_convolution_that_pads_by_itself_is_refused():
+    mixer, tokens = build()
+    mixer.conv1d = nn.Conv1d(16, 16, 4, groups=16, padding=3).double()
+    with pytest.raises(ValueError, match=r'3 zeros before its 5 tokens .*, got 11'):
+        mixer(tokens)
+
+
+@pytest.mark.parametrize('kind', [nn.Linear, nn.Conv1d])
+def test_forward_of_the_class_may_be_replaced(kind, monkeypatch):
+    mixer, tokens = build()
+    plain, forward = mixer(tokens), kind.forward
+    monkeypatch.setattr(kind, 'forward', lambda layer, x: 1.5 * forward(layer, x))
+    check(mixer, tokens)
+    assert not torch.allclose(mixer(tokens), plain)
+
+
+ON_ANY = [kind for kind in HUNG if 'hook' in kind or 'forward' in kind]
+
+
+@pytest.mark.parametrize(
+    'name, kind',
+    [
+        *itertools.product(['norm', 'mixer', 'drop_path'], ON_ANY),
+        *(('norm', kind) for kind in ('parametrisation', 'pruning')),
+    ],
+)
+def test_what_hangs_on_a_part_of_a_block_acts(name, kind):
+    """Beside a block whose parts are called one by one."""
+    torch.manual_seed(0)
+    block = VimBlock(8, dict(type='RMSNorm', eps=1e-5), d_state=3).double()
+    hidden, residual = torch.randn(2, 2, 5, 8, dtype=torch.float64)
+    HUNG[kind](getattr(block, name))
+
+    def parts(tokens):
+        total = residual + block.drop_path(tokens)
+        return block.mixer(block.norm(total)) + total
+
+    def whole(tokens):
+        return sum(block(tokens, residual))
+
+    for found, wanted in zip(*(gradients(function, block, hidden) for function in (whole, parts))):
         torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
 
 

@@ -385,5 +385,7 @@ class VisionMamba(TokenEmbedding):
             set[str]: Every ``A_log``, position embedding and class token; read by
             :class:`mmvim.engine.LayerDecayOptimWrapperConstructor`.
         """
+        kept = {*TOKENS, 'A_log', 'A_b_log'}
         names = (name for name, _ in self.named_parameters())
-        return {name for name in names if name in TOKENS or name.endswith(('.A_log', '.A_b_log'))}
+        # Pruned they are called …_orig, and parametrizations.A_log.original.
+        return {n for n in names if kept & {part.removesuffix('_orig') for part in n.split('.')}}

@@ -6,10 +6,15 @@ act when it is called, and an op that reads ``layer.weight`` would pass them by 
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 from torch.nn.modules import module as torch_module
 from torch.utils.module_tracker import ModuleTracker
 
+_FORWARDS: dict[type[nn.Module], Any] = {
+    kind: kind.forward for kind in (nn.Linear, nn.Conv1d, nn.RMSNorm)
+}
 _HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
 
 
@@ -22,6 +27,7 @@ def is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
     """
     return (
         type(layer) is kind
+        and kind.forward is _FORWARDS[kind]
         and 'forward' not in layer.__dict__
         and not any(getattr(layer, hooks) for hooks in _HOOKS)
         and not _global_hooks()

@@ -40,20 +40,45 @@ class _Scan(NamedTuple):
     def weights(self) -> MixerWeights | None:
         """The parameters of all layers; None if one has to be called."""
         conv1d, dt_proj = self.conv1d, self.dt_proj
-        linears = (self.x_proj, dt_proj)
-        if not is_plain(conv1d, nn.Conv1d) or not all(is_plain(x, nn.Linear) for x in linears):
+        x_proj_is_plain = is_plain(self.x_proj, nn.Linear) and self.x_proj.bias is None
+        if not (x_proj_is_plain and self.dt_proj_is_plain() and self.conv1d_is_plain()):
             return None
         conv, projections = (conv1d.weight.squeeze(1), conv1d.bias), self.x_proj.weight
         return MixerWeights(*conv, projections, dt_proj.weight, dt_proj.bias, self.A, self.D)
 
+    def conv1d_is_plain(self) -> bool:
+        """Whether the convolution may be read: nothing hangs on it, and it is as it was built."""
+        conv = self.conv1d
+        return (
+            is_plain(conv, nn.Conv1d)
+            and conv.weight.shape[:2] == (conv.groups, 1)
+            and (conv.stride, conv.padding, conv.dilation) == ((1,), (0,), (1,))
+        )
+
+    def dt_proj_is_plain(self) -> bool:
+        """Whether the projection may be read: nothing hangs on it, and it has its bias."""
+        return is_plain(self.dt_proj, nn.Linear) and self.dt_proj.bias is not None
+
     def convolve(self, x: torch.Tensor, reverse: bool) -> torch.Tensor:
-        """SiLU of the causal convolution over (B, L, E), anti-causal with ``reverse``."""
-        if is_plain(self.conv1d, nn.Conv1d):
+        """SiLU of the causal convolution over (B, L, E), anti-causal with ``reverse``.
+
+        Raises:
+            ValueError: If a layer in the convolution's place pads by itself.
+        """
+        if self.conv1d_is_plain():
             weight, bias = self.conv1d.weight.squeeze(1), self.conv1d.bias
             return conv1d_silu(x, weight, bias, reverse=reverse, backend=self.backend)
         rows = x.flip(1) if reverse else x
-        rows = F.pad(rows.transpose(1, 2), (self.d_conv - 1, 0))  # (B, E, W - 1 + L)
-        out = F.silu(self.conv1d(rows)).transpose(1, 2)
+        reach = self.d_conv - 1
+        if isinstance(self.conv1d, nn.Conv1d):
+            reach = self.conv1d.dilation[0] * (self.conv1d.kernel_size[0] - 1)
+        out = self.conv1d(F.pad(rows.transpose(1, 2), (reach, 0)))  # of (B, E, reach + L)
+        if out.shape[2] != x.shape[1]:
+            raise ValueError(
+                f'conv1d is given {reach} zeros before its {x.shape[1]} tokens and must give as '
+                f'many tokens, got {out.shape[2]}: it may neither pad nor stride.'
+            )
+        out = F.silu(out).transpose(1, 2)
         return out.flip(1) if reverse else out
 
     def step(self, dbl: torch.Tensor) -> torch.Tensor:
@@ -63,7 +88,7 @@ class _Scan(NamedTuple):
         dtypes = (p.dtype for p in self.dt_proj.parameters() if p.is_floating_point())
         # It stays in float32 if it can: its error is amplified by exp(dt A).
         with full_precision(dt.device):
-            if is_plain(self.dt_proj, nn.Linear):
+            if self.dt_proj_is_plain():
                 weight, bias = (p.to(wide) for p in (self.dt_proj.weight, self.dt_proj.bias))
                 return F.linear(dt.to(wide), weight, bias)
             return self.dt_proj(dt.to(next(dtypes, wide)))
@@ -231,7 +256,7 @@ class VimMixer(nn.Module):
         x_b = reverse.convolve(x, True) if own else x_f
         dbl_f = forward.x_proj(x_f)  # (B, L, R + 2N)
         dbl_b = reverse.x_proj(x_b) if own else dbl_f
-        if is_plain(forward.dt_proj, nn.Linear) and is_plain(reverse.dt_proj, nn.Linear):
+        if forward.dt_proj_is_plain() and reverse.dt_proj_is_plain():
             inputs = forward.inputs(x_f, dbl_f), reverse.inputs(x_b, dbl_b)
             return bidirectional_selective_scan(*inputs, z, **options)
         step_f = forward.step(dbl_f)
