@@ -41,10 +41,19 @@ class CheckedModule(BaseModule):
         self._empty = self._empty or 'to_empty' in getattr(fn, '__qualname__', '')
         return self
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        whole = all(prefix + key in state_dict for key in self.state_dict())
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, metadata: dict[str, Any], *args: Any
+    ) -> None:
+        """Refuse to copy values into tensors that have no memory, of which torch only warns."""
+        super()._load_from_state_dict(state_dict, prefix, metadata, *args)
+        whole = all(prefix + name in state_dict for name in self.state_dict())
         self._empty = self._empty and not whole
+        lost = (
+            param.is_meta and not getattr(state_dict.get(prefix + name), 'is_meta', True)
+            for name, param in self.named_parameters()
+        )
+        if any(lost) and not metadata.get('assign_to_params_buffers'):
+            args[-1].append(self._on_meta())  # the messages of torch's error
 
     def init_weights(self) -> None:
         """Draw what ``to_empty`` left undrawn, then initialise as ``init_cfg`` says.
@@ -53,10 +62,7 @@ class CheckedModule(BaseModule):
             RuntimeError: If a part is still on the meta device, or cannot be drawn.
         """
         if any(tensor.is_meta for tensor in (*self.parameters(), *self.buffers())):
-            raise RuntimeError(
-                f'{type(self).__name__} is on the meta device: call to_empty(device=…) before '
-                'init_weights, or load_state_dict(…, assign=True) instead.'
-            )
+            raise RuntimeError(self._on_meta())
         # Children before the modules that have them.
         for module in reversed([*self.modules()]) if self._empty else ():
             if hasattr(module, 'reset_parameters'):
@@ -69,6 +75,12 @@ class CheckedModule(BaseModule):
             self._is_init = False
         self._empty = False
         super().init_weights()
+
+    def _on_meta(self) -> str:
+        return (
+            f'{type(self).__name__} is on the meta device: call to_empty(device=…) before its '
+            'weights are drawn or copied, or load_state_dict(…, assign=True).'
+        )
 
 
 def check_whole(module: nn.Module) -> None:

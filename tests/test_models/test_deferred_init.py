@@ -116,11 +116,17 @@ def test_the_default_device_may_be_meta():
     model(torch.randn(1, 3, 64, 96))
 
 
+@pytest.mark.filterwarnings('ignore:for .* copying from a non-meta parameter')
 def test_what_cannot_be_drawn_is_refused():
     with torch.device('meta'):
         model = BUILDERS['backbone']()
     with pytest.raises(RuntimeError, match='VisionMamba is on the meta device: call to_empty'):
         model.init_weights()
+    state = BUILDERS['backbone']().state_dict()
+    named = {f'part.{key}': value for key, value in state.items()}
+    for whole, given in ((model, state), (Model(model), named)):
+        with pytest.raises(RuntimeError, match='VisionMamba is on the meta device: call to_empty'):
+            whole.load_state_dict(given, strict=False)
     # As FSDP draws module by module, parents first: the children's own draw would come last.
     for module in (model, model.layers[0].mixer):
         module.to_empty(device='cpu', recurse=False)
