@@ -3,6 +3,7 @@
 What only the data can tell is told when they are loaded, by :mod:`mmvim.datasets.checked_loading`.
 """
 
+import importlib.util
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,17 @@ from mmvim.models import VisionMamba
 
 # Heads of mmseg that normalise a map pooled to a single pixel.
 _POOLING = ('UPerHead', 'PSPHead', 'ASPPHead', 'DepthwiseSeparableASPPHead', 'APCHead', 'DMHead')
+
+# The packages that mmengine's trackers import when a run begins.
+_TRACKERS = {
+    'TensorboardVisBackend': 'tensorboard',
+    'WandbVisBackend': 'wandb',
+    'MLflowVisBackend': 'mlflow',
+    'ClearMLVisBackend': 'clearml',
+    'NeptuneVisBackend': 'neptune',
+    'DVCLiveVisBackend': 'dvclive',
+    'AimVisBackend': 'aim',
+}
 
 
 def check_config(cfg: Config, splits: Sequence[str]) -> None:
@@ -203,3 +215,15 @@ def check_schedule(cfg: Config) -> None:
             f'the end at {total}',
             file=sys.stderr,
         )
+
+
+def check_trackers(cfg: Config) -> None:
+    """Refuse a visualizer that writes for a tracker whose package is not installed."""
+    backends = (cfg.get('visualizer') or {}).get('vis_backends') or ()
+    for backend in [backends] if isinstance(backends, Mapping) else backends:
+        package = _TRACKERS.get(type_name(backend))
+        if package is not None and importlib.util.find_spec(package) is None:
+            raise UserError(
+                f'visualizer.vis_backends has {type_name(backend)}, which needs {package}, and '
+                f'that is not installed: pip install {package}, or take the backend out'
+            )

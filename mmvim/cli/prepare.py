@@ -14,7 +14,7 @@ from mmvim.analysis.model_views import build_model
 from mmvim.checkpoints.reading import read_checkpoint
 from mmvim.checkpoints.strict import load_strictly
 from mmvim.cli.config import load_config
-from mmvim.cli.contradictions import check_config
+from mmvim.cli.contradictions import check_config, check_trackers
 from mmvim.cli.data_paths import check_data
 from mmvim.engine.cpu_processes import has_amp_accelerator, join_processes
 from mmvim.errors import UserError
@@ -60,6 +60,8 @@ def prepare(args: Namespace, purpose: str, *keys: str, splits: Sequence[str] = (
     if 'launcher' in args:
         cfg.launcher = launcher
     check_config(cfg, splits)
+    if splits and ('work_dir' in args or 'checkpoint' in args):  # browsing writes to no tracker
+        check_trackers(cfg)
     check_data(cfg, ['train'] if 'train' in splits and cfg.get('val_cfg') is None else splits)
     fill_loaders(cfg)
     checkpoint: dict[str, Any] = {}

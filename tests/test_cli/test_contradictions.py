@@ -1,6 +1,7 @@
 """What a config says twice and differently."""
 
 import copy
+import importlib.util
 import re
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from mmvim.cli.contradictions import (
     check_classes,
     check_config,
     check_schedule,
+    check_trackers,
 )
 from mmvim.errors import UserError
 
@@ -280,3 +282,22 @@ def test_schedules_that_run(cfg, says, capsys):
     check_schedule(cfg)
     said = capsys.readouterr().err
     assert re.search(f'^warning: .*{says}', said) if says else not said
+
+
+@pytest.mark.parametrize('name', ['Tensorboard', 'Wandb', 'MLflow', 'ClearML', 'Neptune', 'Aim'])
+def test_a_tracker_that_is_not_installed_is_told_before_the_run(name, monkeypatch):
+    installed = []
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda package: package in installed or None)
+    backends = [dict(type='LocalVisBackend'), dict(type=f'mmengine.{name}VisBackend')]
+    cfg = Config(dict(visualizer=dict(type='Visualizer', vis_backends=backends)))
+    with pytest.raises(
+        UserError, match=rf'{name}VisBackend, which needs .*{name.lower()}'
+    ) as error:
+        check_trackers(cfg)
+    assert f'pip install {name.lower()}' in str(error.value)
+    installed.append(name.lower())
+    check_trackers(cfg)
+    cfg.visualizer.vis_backends = dict(type='DVCLiveVisBackend')
+    with pytest.raises(UserError, match='dvclive'):
+        check_trackers(cfg)
+    check_trackers(Config(dict(visualizer=None)))

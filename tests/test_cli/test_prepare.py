@@ -112,3 +112,14 @@ def test_torch_takes_the_loaders(workers):
         num_workers=workers, persistent_workers=True, prefetch_factor=3)))  # fmt: skip
     fill_loaders(cfg)
     DataLoader([1, 2], **cfg.train_dataloader)
+
+
+def test_trackers_are_asked_for_by_tools_that_run(tmp_path, monkeypatch):
+    config = tmp_path / 'a.py'
+    backends = "[dict(type='TensorboardVisBackend')]"
+    config.write_text(f"visualizer = dict(type='Visualizer', vis_backends={backends})\n")
+    monkeypatch.setattr('importlib.util.find_spec', lambda name, *_: name == 'mmengine' or None)
+    args = Namespace(config=str(config), cfg_options=None)
+    prepare(args, 'browsing', splits=['val'])
+    with pytest.raises(UserError, match='TensorboardVisBackend, which needs tensorboard'):
+        prepare(Namespace(**vars(args), work_dir=str(tmp_path)), 'testing', splits=['test'])
