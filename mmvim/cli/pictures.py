@@ -168,7 +168,7 @@ def to_rgb(image: np.ndarray, pipeline: Sequence[Any]) -> np.ndarray:
         low, high = np.percentile(image, (2, 98), axis=(0, 1))
         image = (image - low) / np.where(high > low, high - low, 1) * 255
     image = image.round().clip(0, 255).astype(np.uint8)
-    return image if rgb else np.ascontiguousarray(image[..., ::-1])
+    return np.ascontiguousarray(image if rgb else image[..., ::-1])
 
 
 def build_visualizer(cfg: Config, path: str, dataset_meta: Mapping[str, Any]) -> Visualizer:

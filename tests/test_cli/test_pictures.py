@@ -127,3 +127,5 @@ def test_other_ranges_are_stretched(dtype: type, channels: int) -> None:
     assert (np.diff(np.delete(whole, 50)) >= 0).all() and (whole[[0, 99]] == [0, 255]).all()
     assert abs(whole[75] - 255 * (75 - 1.98) / 95.04) < 2
     assert to_rgb(np.full((2, 2, 3), 7, dtype), []).shape == (2, 2, 3)
+    turned = to_rgb(ramp.astype(dtype), [dict(type='LoadSingleRSImageFromFile')])
+    assert turned.flags.c_contiguous and turned.flags.writeable  # OpenCV draws in it

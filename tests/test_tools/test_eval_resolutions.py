@@ -135,5 +135,5 @@ def test_mistakes(run: Run, classification: Path) -> None:
     option = ('--cfg-options', 'test_dataloader.dataset.pipeline.1.type=RandomResizedCrop')
     outcome = run(TOOL, classification, weights, '--out', 'out', *option)
     assert 'classification.py: the test pipeline has RandomResizedCrop(scale)' in outcome.sentence
-    option = ('--cfg-options', 'model.backbone.arch=tiny')
+    option = ('--cfg-options', 'model.head.num_classes=9')
     assert 'does not fit' in run(TOOL, classification, weights, '--out', 'o', *option).sentence

@@ -252,7 +252,7 @@ def test_mistakes(run: Run, folder: Path) -> None:
     for arguments, code, sentence in (
         (('--blocks', 4), 1, 'the model has 4 blocks'),
         (('--what', 'dreams'), 2, 'invalid choice'),
-        (('--cfg-options', 'model.backbone.arch=tiny'), 1, 'does not fit'),
+        (('--cfg-options', 'model.head.num_classes=9'), 1, 'does not fit'),
     ):
         outcome = run(*base, *arguments)
         assert (outcome.code, sentence in outcome.sentence) == (code, True), outcome.err
