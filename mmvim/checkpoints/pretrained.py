@@ -111,7 +111,10 @@ class PretrainedVim:
     ) -> str:
         """Adapt the patch embedding where it has to be; what was done, for the log."""
         kernel, wanted = weights.get(OURS_MARK), own[OURS_MARK].shape
-        if kernel is None or kernel.ndim != 4 or kernel.shape[1:] == wanted[1:]:
+        # What is no patch embedding at all is a misfit like any other.
+        if kernel is None or kernel.ndim != 4 or not kernel.numel():
+            return ''
+        if kernel.shape[1:] == wanted[1:]:
             return ''
         if self.patch_embed is None:
             raise UserError(

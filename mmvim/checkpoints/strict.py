@@ -78,8 +78,8 @@ def load_start(model: nn.Module, checkpoint: Mapping[str, Any], source: str) -> 
     name = type(model).__name__
     weights = under_keys_of(model, checkpoint, source)
     vim = _only_vim(model)
-    left = unused_keys(vim[1], weights, vim[0]) if vim else []
-    weights = type(weights)((k, v) for k, v in weights.items() if k not in left)
+    unused = unused_keys(vim[1], weights, vim[0]) if vim else []
+    weights = type(weights)((k, v) for k, v in weights.items() if k not in unused)
     own = model.state_dict()
     misfits = _load(model, weights, source)
     lost = {*misfits.missing, *misfits.shapes}
@@ -95,7 +95,8 @@ def load_start(model: nn.Module, checkpoint: Mapping[str, Any], source: str) -> 
     for what, keys in (
         ('left at their initial values', misfits.missing),
         ('of another shape, left at their initial values', misfits.shapes),
-        ('not used by this model', [*left, *misfits.unexpected]),
+        ('not used by this model', misfits.unexpected),
+        ('not used by its backbone', [key.removeprefix(vim[0]) for key in unused] if vim else []),
     ):
         if keys:
             logger.warning(f'{source}: {what}: {", ".join(by_module(keys))}.')

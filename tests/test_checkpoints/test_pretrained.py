@@ -67,6 +67,23 @@ def test_dense_model_drops_class_token_and_norm_and_says_so(published, lines):
     assert any('Resize pos_embed' in line for line in lines)
 
 
+@pytest.mark.parametrize('how', ['mean', 'repeat', None])
+@pytest.mark.parametrize(
+    'shape, says',
+    [
+        ((16, 3, 0, 0), r'of another shape \(patch_embed\.projection'),
+        ((16,), r'of another shape \(patch_embed\.projection'),
+        ((8, 1, 8, 8), r"of another shape \(patch_embed\.projection|'skip' leaves"),
+    ],
+)
+def test_what_is_no_patch_embedding_is_a_misfit(published, how, shape, says):
+    path, weights, _ = published
+    weights['patch_embed.proj.weight'] = torch.ones(shape)
+    torch.save({'model': weights}, path)
+    with pytest.raises(UserError, match=says):
+        load(path, patch_embed=how)
+
+
 def test_blocks_that_are_not_built_are_left_out_and_named(published, lines):
     path, _, source = published
     model = load(path, out_indices=0)

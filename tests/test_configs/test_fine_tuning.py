@@ -74,7 +74,8 @@ def test_load_from_of_a_dense_model_is_as_loud(tmp_path):
     cfg.load_from = str(tmp_path / 'vim.pth')
     model, log = trained(cfg)
     assert 'converted from the published keys, class token middle' in log
-    assert 'not used by this model: backbone.cls_token' in log and 'head.weight' in log
+    assert 'not used by its backbone: cls_token, cls_pos_embed, norm_f.weight' in log
+    assert 'not used by this model: head.weight, head.bias' in log
     assert 'left at their initial values: neck.* (' in log and 'decode_head.* (' in log
     assert 'do not match exactly' not in log
     name = 'layers.3.mixer.in_proj.weight'

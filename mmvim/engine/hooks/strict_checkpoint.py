@@ -38,5 +38,5 @@ class StrictCheckpointHook(Hook):
         # The runner builds the loop that it is going to run.
         starts = isinstance(runner._train_loop, BaseLoop) and not runner._resume
         load = load_start if starts and not self.exact else load_strictly
-        source = f'checkpoint {runner._load_from}'
+        source = f'checkpoint {runner._load_from or "of the work dir"}'
         checkpoint['state_dict'] = load(runner.model, checkpoint, source)
