@@ -2,7 +2,7 @@
 #   PYTHON           interpreter that makes it, 3.11 to 3.13                     (python3)
 #   STACK            openmmlab, or onedl for the maintained forks                (openmmlab)
 #   MMCV             lite, or full to compile mmcv's operators, which needs Python's
-#                    headers and, without STACK=onedl, 3.12 at most              (lite)
+#                    headers and, without STACK=onedl, 3.12 at most (what is installed, else lite)
 #   TORCH            the torch to install                                        (torch==2.13.0)
 #   TORCH_INDEX_URL  another package index for torch, e.g. of CPU-only builds    (none)
 #   ABI_PYTHON       the interpreter of test-abi, 3.10 or newer                  (PYTHON)
@@ -13,7 +13,6 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 STACK ?= openmmlab
-MMCV ?= lite
 TORCH ?= torch==2.13.0
 TORCH_INDEX_URL ?=
 ABI_PYTHON ?= $(PYTHON)
@@ -21,6 +20,7 @@ ABI := .venv-abi
 WORKERS ?= $(shell $(PYTHON) -c "from os import cpu_count, sysconf; \
 	print(max(1, min(8, cpu_count(), sysconf('SC_PHYS_PAGES') * sysconf('SC_PAGE_SIZE') >> 32)))")
 VENV ?= $(if $(filter openmmlab,$(STACK)),.venv,.venv-$(STACK))
+MMCV ?= $(if $(wildcard $(VENV)/.stamps/stack-full),full,lite)
 
 # GPUs that the environment's library is compiled for, where nvcc is; a wheel serves all of them.
 export TORCH_CUDA_ARCH_LIST ?= 9.0+PTX
@@ -79,19 +79,21 @@ $(STAMPS)/stack-lite: $(STAMPS)/venv requirements/$(STACK).txt requirements/runt
 	@$(INSTALL) --no-deps -r requirements/$(STACK).txt
 	@touch $@
 
-# The same with mmcv compiled, without debug information, which takes a third of the time. An
-# earlier build in pip's cache may lack the operators.
+# The same with mmcv compiled, without debug information, which takes a third of the time. The wheel
+# is kept for this torch; one in pip's cache may lack the operators.
 MMCV_FULL = $(subst mmcv-lite,mmcv,$(shell grep -E '^(onedl-)?mmcv' requirements/$(STACK).txt))
+MMCV_WHEELS := build/mmcv-$(subst =,-,$(TORCH))
 $(STAMPS)/stack-full: $(TORCH_STAMP) requirements/$(STACK).txt requirements/runtime.txt
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 13) and "$(STACK)" == "openmmlab" and \
 		"error: $(MMCV_FULL) cannot be built by Python 3.13: make PYTHON=python3.12, or STACK=onedl")'
 	@$(MAKE) -s $(STAMPS)/stack-lite
-	@echo 'Installing $(MMCV_FULL); without a wheel it is compiled, about 10 minutes on 2 cores.'
-	@rm -f $(STAMPS)/stack-*
-	@$(PIP) uninstall -y mmcv-lite onedl-mmcv
+	@echo 'Installing $(MMCV_FULL); where pip finds no wheel it is compiled, about 10 minutes on 2 cores.'
 	@flags="$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_config_var("CFLAGS"))') -g0"; \
 		PATH="$(abspath $(BIN)):$$PATH" MMCV_WITH_OPS=1 CFLAGS="$$flags" CXXFLAGS="$$flags" \
-		$(INSTALL) --no-deps --no-build-isolation --no-cache-dir $(MMCV_FULL)
+		$(PIP) wheel --no-deps --no-build-isolation --no-cache-dir -f $(MMCV_WHEELS) -w $(MMCV_WHEELS) $(MMCV_FULL)
+	@rm -f $(STAMPS)/stack-*
+	@$(PIP) uninstall -y mmcv-lite onedl-mmcv
+	@$(INSTALL) --no-deps --no-index -f $(MMCV_WHEELS) $(MMCV_FULL)
 	@$(BIN)/python -c 'import torch, mmcv._ext'
 	@touch $@
 
@@ -137,7 +139,7 @@ test: $(STAMPS)/test ## the test suite
 smoke: $(STAMPS)/test ## the tests that depend on the stack (2 minutes)
 	$(PYTEST) -m 'stack and not slow'
 
-ONEDL := STACK=onedl VENV=.venv-onedl
+ONEDL := STACK=onedl VENV=.venv-onedl MMCV=lite
 smoke-onedl: ## the same part, on the other stack in an environment of its own
 	$(MAKE) $(ONEDL) smoke
 
@@ -146,7 +148,8 @@ operators: $(STAMPS)/test ## the tests that call mmcv's operators
 
 operators-full: ## the same on compiled ones, which ours must equal, in both stacks
 	$(MAKE) MMCV=full operators
-	$(MAKE) MMCV=full $(ONEDL) operators
+	$(MAKE) MMCV=$(MMCV) packages
+	$(MAKE) $(ONEDL) MMCV=full operators
 
 lint: $(STAMPS)/dev ## format, lint and type check
 	$(BIN)/ruff format --check .
