@@ -6,7 +6,6 @@ Times are medians of interleaved samples: one of each contender in turn.
 
 from __future__ import annotations
 
-import math
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -21,7 +20,6 @@ from benchmarking.ceilings import copy_bandwidth, exp_loop
 from benchmarking.measuring import contained, saved_bytes
 from benchmarking.report import Row, mebibytes, significant
 from benchmarking.scan_cases import PARTS, PASSES, PUBLISHED, SIZES, SPLITS, Case, Work
-from torch import Tensor
 
 from mmvim_ops import BACKENDS
 
@@ -79,7 +77,7 @@ def measure(case: Case, args: Namespace) -> list[Row]:
             # The loop of exponentials is timed in the same rounds as what is compared with it.
             found = harness.contest(makers, execution, args, {}, {'exp': loop})
             forward = forward or found
-            loop_rate = count / found['exp'].get('seconds', math.inf)
+            loop_rate = count / found['exp'].get('seconds', float('inf'))
             for name, work in works.items():
                 about = dict(case._asdict(), execution=execution, kind=kind, contender=name)
                 row = {**about, **found[name], 'difference': differences.get(name)}
@@ -108,7 +106,7 @@ def compare(works: dict[str, Work]) -> dict[str, float]:
 
     That all compute the same is part of a comparison of times.
     """
-    outputs: dict[str, Tensor] = {}
+    outputs: dict[str, torch.Tensor] = {}
     for name, work in works.items():
         with contained({}, name), torch.no_grad():
             outputs[name] = work.forward().double()

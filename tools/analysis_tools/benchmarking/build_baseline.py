@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 # Those of both packages' setup.py, where they speak of code and not of the build.
-_TYPES = ('HALF', 'BFLOAT16', 'BFLOAT162')
 CUDA_FLAGS = [
     *('-O3', '--expt-relaxed-constexpr', '--expt-extended-lambda', '--use_fast_math'),
-    *(f'-U__CUDA_NO_{t}_{kind}__' for t in _TYPES for kind in ('OPERATORS', 'CONVERSIONS')),
+    *(f'-U__CUDA_NO_{name}_OPERATORS__' for name in ('HALF', 'BFLOAT16', 'BFLOAT162')),
+    *(f'-U__CUDA_NO_{name}_CONVERSIONS__' for name in ('HALF', 'BFLOAT16', 'BFLOAT162')),
 ]
 _INSTANCE = re.compile(r'^template void (\w+)<([^;]*), ([^;,]*)>\((\w+) ?&.*\);$', re.MULTILINE)
 # The packages choose a kernel by BOOL_SWITCH, which compiles it for both values of a condition.

@@ -22,7 +22,6 @@ from benchmarking.report import Row
 from mmvim_ops import loading
 
 ROOT = Path(__file__).parents[3]
-_PACKAGES = 'mmvim mamba-ssm causal-conv1d triton mmengine mmcv mmsegmentation mmpretrain timm'
 
 
 def positive(text: str) -> int:
@@ -88,21 +87,21 @@ def contest(
         dict[str, Row]: What :func:`interleave` returns; with ``peak_bytes``, and with time and
         memory over the first contender's.
     """
+    rows: dict[str, Row] = {name: {} for name in (*contenders, *beside)}
     failed: dict[str, Row] = {}
     calls: dict[str, Call] = {}
-    peaks: dict[str, int] = {}
     for name, make in contenders.items():
         with contained(failed, name):
             call = make()
             if execution == 'eager' and not args.no_memory:
                 call()  # what happens once is over
-                peaks[name] = held.get(name, 0) + peak_bytes(call, args.device)
+                peak = held.get(name, 0) + peak_bytes(call, args.device)
+                rows[name]['peak_bytes'] = peak
             calls[name] = capture(call) if execution == 'graphs' else call
-    found = interleave({**calls, **beside}, args) | failed
-    rows = {name: found[name] for name in (*contenders, *beside)}
-    first = rows[next(iter(contenders))]
-    for name, row in rows.items():
-        row.update({'peak_bytes': peaks[name]} if name in peaks else {})
+    for name, found in (interleave({**calls, **beside}, args) | failed).items():
+        rows[name].update(found)
+    first = next(iter(rows.values()))
+    for row in rows.values():
         for key in ('seconds', 'peak_bytes'):
             if key in row and key in first:
                 row[f'{key}_over_first'] = row[key] / first[key]
@@ -152,13 +151,13 @@ def circumstances(args: Namespace) -> dict[str, dict[str, str]]:
     machine['cpu features of torch'] = torch.backends.cpu.get_cpu_capability()
     if args.device.type == 'cuda':
         gpu = torch.cuda.get_device_properties(args.device)
-        memory = f'{gpu.total_memory / 2**30:.0f} GiB'
-        machine['gpu'] = f'{gpu.name}, {gpu.multi_processor_count} multiprocessors, {memory}'
+        machine['gpu'] = f'{gpu.name}, {gpu.multi_processor_count} multiprocessors'
     machine['system'] = platform.platform(terse=True)
     versions = {'python': platform.python_version(), 'torch': str(torch.__version__)}
     versions['float32 products'] = torch.get_float32_matmul_precision()
     versions['native library'] = loading.problem() or loading.isa()
-    for package in _PACKAGES.split():
+    libraries = ('mmengine', 'mmcv', 'mmsegmentation', 'mmpretrain', 'timm')
+    for package in ('mmvim', 'mamba-ssm', 'causal-conv1d', 'triton', *libraries):
         with suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
     with suppress(OSError, subprocess.SubprocessError):  # outside a repository
