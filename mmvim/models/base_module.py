@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import nn
 
@@ -19,12 +21,9 @@ if TYPE_CHECKING:
 class CheckedModule(BaseModule):
     """A module that answers a misspelt argument with the nearest valid one.
 
-    It may be built on the meta device: after ``to_empty``, ``init_weights`` draws all that the
-    constructor would have drawn. Weights that are loaded come after that, or take its place with
-    ``load_state_dict(…, assign=True)``.
+    It may be built on the meta device: ``to_empty`` draws all that the constructor would have
+    drawn, and ``load_state_dict(…, assign=True)`` needs no memory before.
     """
-
-    _empty = False
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Check the keywords."""
@@ -36,51 +35,23 @@ class CheckedModule(BaseModule):
         return super().__new__(cls)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
-        """Note whether the tensors are replaced by empty ones, which nothing about them tells."""
+        """Draw what ``to_empty`` leaves undrawn; nothing about its tensors would tell later."""
         super()._apply(fn, recurse)
-        self._empty = self._empty or 'to_empty' in getattr(fn, '__qualname__', '')
-        return self
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, metadata: dict[str, Any], *args: Any
-    ) -> None:
-        """Refuse to copy values into tensors that have no memory, of which torch only warns."""
-        super()._load_from_state_dict(state_dict, prefix, metadata, *args)
-        whole = all(prefix + name in state_dict for name in self.state_dict())
-        self._empty = self._empty and not whole
-        lost = (
-            param.is_meta and not getattr(state_dict.get(prefix + name), 'is_meta', True)
-            for name, param in self.named_parameters()
-        )
-        if any(lost) and not metadata.get('assign_to_params_buffers'):
-            args[-1].append(self._on_meta())  # the messages of torch's error
-
-    def init_weights(self) -> None:
-        """Draw what ``to_empty`` left undrawn, then initialise as ``init_cfg`` says.
-
-        Raises:
-            RuntimeError: If a part is still on the meta device, or cannot be drawn.
-        """
-        if any(tensor.is_meta for tensor in (*self.parameters(), *self.buffers())):
-            raise RuntimeError(self._on_meta())
-        # Children before the modules that have them.
-        for module in reversed([*self.modules()]) if self._empty else ():
-            if hasattr(module, 'reset_parameters'):
+        modules = reversed([*self.modules()])  # children before those that have them
+        undrawn = set()
+        for module in modules if recurse and 'to_empty' in getattr(fn, '__qualname__', '') else ():
+            sharded = any(hasattr(param, '__tensor_flatten__') for param in module.parameters())
+            if hasattr(module, 'reset_parameters') and not sharded:
                 module.reset_parameters()
             elif module._parameters or module._buffers:
-                raise RuntimeError(
-                    f'{type(module).__name__} has no reset_parameters() to draw it with after '
-                    'to_empty: load its weights instead.'
-                )
-            self._is_init = False
-        self._empty = False
-        super().init_weights()
-
-    def _on_meta(self) -> str:
-        return (
-            f'{type(self).__name__} is on the meta device: call to_empty(device=…) before its '
-            'weights are drawn or copied, or load_state_dict(…, assign=True).'
-        )
+                undrawn.add(type(module).__name__)
+        if undrawn:
+            print_log(
+                f'{", ".join(sorted(undrawn))}: without reset_parameters(), or sharded; after '
+                'to_empty the weights must be loaded.',
+                level=logging.WARNING,
+            )
+        return self
 
 
 def check_whole(module: nn.Module) -> None:
@@ -91,6 +62,6 @@ def check_whole(module: nn.Module) -> None:
     """
     if len({param.is_meta for param in module.parameters()}) > 1:
         raise RuntimeError(
-            f'a part of {type(module).__name__} is on the meta device: call to_empty(device=…) and '
-            'init_weights() of the whole model, rather than reset_parameters() one by one.'
+            f'a part of {type(module).__name__} is on the meta device: call to_empty(device=…) of '
+            'the whole model, rather than of one module after the other.'
         )

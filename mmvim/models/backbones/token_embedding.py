@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from mmcv.cnn.bricks.transformer import PatchEmbed
@@ -14,9 +14,6 @@ from mmvim.models.arguments import parse_pair
 from mmvim.models.base_module import CheckedModule, check_whole
 from mmvim.models.pos_embed import fit_pos_embed, pad_to_patches, patch_grid, resize_pos_embed
 from mmvim.models.token_layout import CLS_TOKENS, insert_tokens
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 # Factor of the standard deviation lost by truncating a normal draw at two of them.
 _TRUNCATED_STD = 0.87962566103423978
@@ -92,7 +89,7 @@ class TokenEmbedding(CheckedModule):
         """Initialise as published for Vim.
 
         Patch embedding: truncated LeCun-normal, bias 0; class token and position embedding:
-        normal with standard deviation 0.02.
+        normal with standard deviation 0.02. The saved grid is that of the model.
         """
         check_whole(self)
         projection = self.patch_embed.projection
@@ -101,6 +98,8 @@ class TokenEmbedding(CheckedModule):
         nn.init.zeros_(projection.bias)
         for tokens in self._tokens():
             nn.init.trunc_normal_(tokens, std=0.02)
+        if self.pos_embed_grid is not None:
+            self.pos_embed_grid.copy_(torch.tensor(self.grid_size))
 
     def _tokens(self) -> list[nn.Parameter]:
         """The class tokens and position embeddings that there are."""
@@ -135,14 +134,6 @@ class TokenEmbedding(CheckedModule):
         rows = state_dict.get(name, self.pos_embed)
         device = 'cpu' if rows.is_meta else rows.device
         state_dict[name + '_grid'] = torch.tensor(self.grid_size, device=device)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        """Keep the grid through ``to_empty``, which sets no tensor to a value."""
-        super()._apply(fn, recurse)
-        if self.pos_embed_grid is not None:
-            device = self.pos_embed_grid.device
-            self.pos_embed_grid = torch.tensor(self.grid_size, device=device)
-        return self
 
     def _embed(self, image: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
         """Image (B, C, H, W) in pixels -> tokens (B, L, D) and the patch grid."""
