@@ -20,6 +20,7 @@ from mmvim.cli.run_tool import run_tool
 from mmvim.cli.testing import apply_tta, draw_predictions, format_results
 from mmvim.datasets.checked_loading import check_loading_of_run
 from mmvim.engine import StrictCheckpointHook
+from mmvim.engine.quiet_runner import QuietRunner
 from mmvim.errors import UsageError
 
 
@@ -49,7 +50,7 @@ def parse_arguments(argv: Sequence[str]) -> Namespace:
 
 def build_runner(cfg: Config, args: Namespace) -> Runner:
     """The runner of the config, strict about the checkpoint and the data."""
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else QuietRunner.from_cfg(cfg)
     runner.register_hook(StrictCheckpointHook())
     check_loading_of_run(runner)
     if args.dump is not None:

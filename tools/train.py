@@ -14,6 +14,7 @@ from mmvim.cli.prepare import prepare, prepare_amp
 from mmvim.cli.run_tool import run_tool
 from mmvim.datasets.checked_loading import check_loading_of_run
 from mmvim.engine import NonFiniteLossHook, StrictCheckpointHook
+from mmvim.engine.quiet_runner import QuietRunner
 from mmvim.engine.resume.resumable import (
     check_resumable,
     latest_checkpoint,
@@ -74,7 +75,7 @@ def set_resume(cfg: Config, resume: str | None) -> None:
 def build_runner(cfg: Config) -> Runner:
     """The runner of the config, with our guards registered where the config has none."""
     use_atomic_checkpoints(cfg)
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else QuietRunner.from_cfg(cfg)
     if not any(isinstance(hook, NonFiniteLossHook) for hook in runner.hooks):
         runner.register_hook(NonFiniteLossHook())
     if cfg.get('load_from') is not None:

@@ -5,6 +5,9 @@ trained and validated. Interrupted, the same command goes on where it was; what 
 run again.
 """
 
+import interruptible  # noqa: F401  # first: what follows takes seconds to import
+
+# isort: split
 import json
 import statistics
 import sys

@@ -4,6 +4,9 @@ Beside it stands a linear classifier of the raw pixels. Interrupted, the same co
 it was; finished, it shows the same again.
 """
 
+import interruptible  # noqa: F401  # first: what follows takes seconds to import
+
+# isort: split
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -5,7 +5,6 @@ import json
 import os
 import runpy
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
+import interruptible
 import matplotlib
 import numpy as np
 from matplotlib import pyplot as plt
@@ -63,15 +63,18 @@ def run(tool: str, *arguments: Any) -> Any:
 def begin() -> None:
     """Go to ``ROOT``, where configs have their paths from, and make the data that are missing."""
     os.chdir(ROOT)
+    interruptible.hold()
+    print('The patterns dataset: about a minute on two cores where it is missing', flush=True)
     # A process of its own: the workers of this one would import all that a demo does.
     tool = 'tools/dataset_converters/make_patterns.py'
     command = [sys.executable, tool, '--out', str(DATA), '--if-missing']
     process = subprocess.Popen(command, start_new_session=True)
     try:
         code = process.wait()
-    except BaseException:
-        process.send_signal(signal.SIGINT)
-        code = process.wait()
+    except KeyboardInterrupt:
+        process.terminate()
+        Console(stderr=True).show_cursor()  # a progress bar hides it
+        raise
     if code:
         sys.exit(code)
 
@@ -103,11 +106,15 @@ def train(config: str, folder: Path, *options: str) -> Training:
         held = dict(made_of=made_of, minutes=0.0, checkpoint=None)
         record.write_text(json.dumps(held))
     if held['checkpoint'] is None:
+        print(f'\nTraining of {config}: the log shows the time left (eta)', flush=True)
         start = time.monotonic()
         changes = ('--cfg-options', *options) if options else ()
         try:
             run('train', config, '--work-dir', folder / 'train', '--resume', *changes)
             held['checkpoint'] = find_latest_checkpoint(str(folder / 'train'))
+        except SystemExit:  # saved on a signal
+            print('interrupted: the same command goes on from there', file=sys.stderr)
+            raise
         finally:
             held['minutes'] += (time.monotonic() - start) / 60
             record.write_text(json.dumps(held))
@@ -116,6 +123,7 @@ def train(config: str, folder: Path, *options: str) -> Training:
 
 def test(training: Training, *options: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Metrics of a test, and the predictions."""
+    print(f'\nTest of {training.checkpoint} on the validation split', flush=True)
     dump = training.folder / 'predictions.pkl'
     places = ('--work-dir', training.folder / 'test', '--dump', dump)
     metrics = run('test', training.config, training.checkpoint, *places, *options)

@@ -4,6 +4,9 @@ It starts from the backbone that the demo of segmentation trained, and trains th
 is missing. Interrupted, the same command goes on where it was; finished, it shows the same again.
 """
 
+import interruptible  # noqa: F401  # first: what follows takes seconds to import
+
+# isort: split
 import sys
 import warnings
 from collections.abc import Mapping, Sequence

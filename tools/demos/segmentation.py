@@ -4,6 +4,9 @@ Beside it stand a ViT of equal width, depth and budget, and a classifier of sing
 Interrupted, the same command goes on where it was; finished, it shows the same again.
 """
 
+import interruptible  # noqa: F401  # first: what follows takes seconds to import
+
+# isort: split
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from types import FrameType
@@ -20,6 +21,8 @@ from mmvim.engine.resume.atomic_checkpoint import AtomicCheckpointHook
 from mmvim.registry import HOOKS
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Seconds within which signals count as one: make and launchers hand on what their group got too.
+_ONE_SIGNAL = 1.0
 # Seconds that a data worker goes on after SIGTERM: enough to end an iteration and to save.
 _GRACE = 60
 
@@ -29,9 +32,10 @@ class SaveOnSignalHook(Hook):
     """Saves a checkpoint and exits at the end of the iteration in which a signal arrives.
 
     The signals are SIGTERM and SIGINT (Ctrl-C). The exit code is what a shell gives for them: 143
-    and 130. A second signal exits at once. With several processes one signal to any of them is
-    enough: all save at the same iteration, which takes one small reduction per iteration to agree
-    on. A signal during validation ends it at once (with several processes when it is over).
+    and 130. Another signal, a second later, exits at once. With several processes one signal to any
+    of them is enough: all save at the same iteration, which takes one small reduction per iteration
+    to agree on. A signal during validation ends it at once (with several processes when it is
+    over).
 
     :class:`AtomicCheckpointHook` saves; a run without one exits without saving.
     """
@@ -41,6 +45,7 @@ class SaveOnSignalHook(Hook):
 
     def __init__(self) -> None:
         self._received = 0
+        self._since = 0.0
         self._previous: dict[signal.Signals, Any] = {}
 
     def before_train(self, runner: Runner) -> None:
@@ -86,12 +91,15 @@ class SaveOnSignalHook(Hook):
         self._previous.clear()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self._received = number
-        self.release()
-        if is_main_process():
-            name = signal.Signals(number).name
-            # Not print: the signal may have come in the middle of one.
-            os.write(2, f'{name}: saving after this iteration, once more leaves now\n'.encode())
+        if not self._received:
+            self._received, self._since = number, time.monotonic()
+            if is_main_process():
+                name = signal.Signals(number).name
+                # Not print: the signal may have come in the middle of one.
+                os.write(2, f'{name}: saving after this iteration, once more leaves now\n'.encode())
+        elif time.monotonic() - self._since > _ONE_SIGNAL:
+            self.release()
+            os.kill(os.getpid(), number)
 
     def _agreed(self) -> int:
         """The signal that any process has received, 0 for none."""
@@ -103,7 +111,6 @@ class SaveOnSignalHook(Hook):
 
     def _leave(self, runner: Runner, epoch: int, iteration: int) -> NoReturn:
         number = self._agreed()
-        self.release()
         hooks = [hook for hook in runner.hooks if isinstance(hook, AtomicCheckpointHook)]
         what = 'left without saving, no AtomicCheckpointHook is there to do it'
         if hooks:
@@ -114,6 +121,7 @@ class SaveOnSignalHook(Hook):
             what = f'saved {path} at iteration {iteration}; the same command with --resume goes on'
         if is_main_process():
             print(f'{signal.Signals(number).name}: {what}', file=sys.stderr)
+        self.release()
         raise SystemExit(128 + number)
 
 
