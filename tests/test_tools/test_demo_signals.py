@@ -79,8 +79,10 @@ def test_a_stopped_training_is_saved_and_goes_on(demo, folder):
         text = wait_for(rf'Iter\(train\) \[ *{done + 2}/', folder, process)
         logged = [int(n) for n in re.findall(r'Iter\(train\) \[ *(\d+)/', text)]
         assert logged[0] == done + 1
-        # The environment and the config are not among them.
+        # A page before the first loss; the log file has the rest.
         assert text[: text.index('Iter(train)')].count('\n') <= 40
+        log = Path(re.search(r'environment, config and log: (.*)', text)[1]).read_text()
+        assert 'System environment' in log and 'Config:' in log
         lines = stop(folder, process, number)
         name = signal.Signals(number).name
         (saved,) = (re.search(r'at iteration (\d+)', line) for line in lines if 'saved' in line)
