@@ -39,13 +39,16 @@ class Misfits(NamedTuple):
 
     def __str__(self) -> str:
         """Number and first names of each kind; '' where all fits."""
-        shapes = [f'{key}: {said}' for key, said in self.shapes.items()]
-        kinds = (
-            ('missing', self.missing),
-            ('unexpected', self.unexpected),
-            ('of another shape', shapes),
-        )
-        said = [f'{_count(names)} {kind} ({_first(names)})' for kind, names in kinds if names]
+        kinds = {
+            'missing': self.missing,
+            'unexpected': self.unexpected,
+            'of another shape': [f'{key}: {said}' for key, said in self.shapes.items()],
+        }
+        said = []
+        for kind, names in kinds.items():
+            few = ', '.join([*names[:_SHOWN], *(['…'] if len(names) > _SHOWN else [])])
+            count = f'{len(names)} {"key" if len(names) == 1 else "keys"}'
+            said += [f'{count} {kind} ({few})'] if names else []
         return '; '.join(said) or self.message
 
 
@@ -106,11 +109,3 @@ def _counted(keys: Iterable[str]) -> list[str]:
 
 def _by(value: torch.Tensor) -> str:
     return f'({", ".join(map(str, value.shape))})'
-
-
-def _count(keys: list[str]) -> str:
-    return f'{len(keys)} {"key" if len(keys) == 1 else "keys"}'
-
-
-def _first(keys: list[str]) -> str:
-    return ', '.join([*keys[:_SHOWN], *(['…'] if len(keys) > _SHOWN else [])])

@@ -11,6 +11,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
+from mmvim.checkpoints.conversion import ours_to_published
 from mmvim.models import VisionMamba
 
 Run = Callable[..., Any]
@@ -137,3 +138,28 @@ def test_mistakes(run: Run, classification: Path) -> None:
     assert 'classification.py: the test pipeline has RandomResizedCrop(scale)' in outcome.sentence
     option = ('--cfg-options', 'model.head.num_classes=9')
     assert 'does not fit' in run(TOOL, classification, weights, '--out', 'o', *option).sentence
+
+
+def test_every_tool_takes_a_published_classifier(run: Run, classification: Path) -> None:
+    """Converted on the way: the same results as those of our file; a plain ViT is named."""
+    ours = save(Config.fromfile(classification))
+    state = torch.load(ours)['state_dict']
+    torch.save(dict(model=ours_to_published(state, 'middle').weights, epoch=1), 'published.pth')
+    vit = ('patch_embed.proj.weight', 'blocks.0.attn.qkv.weight')
+    torch.save(dict(model=dict.fromkeys(vit, torch.ones(1))), 'vit.pth')
+    image = next(Path('folders').rglob('*.png'))
+    for tool, options, result in (
+        (TOOL, ('--sizes', 32), 'resolutions.json'),
+        ('predict', (image,), 'predictions.jsonl'),
+        ('analysis_tools/visualize', (image, '--what', 'positions'), 'positions.png'),
+    ):
+        written = []
+        for weights in (ours, 'published.pth'):
+            out = Path(f'{Path(tool).name}-{weights}')
+            outcome = run(tool, classification, weights, *options, '--out', out)
+            assert outcome.code == 0, outcome.err
+            written.append((out / result).read_bytes().replace(weights.encode(), b''))
+        assert written[0] == written[1]
+        outcome = run(tool, classification, 'vit.pth', *options, '--out', 'vit')
+        assert outcome.code == 1
+        assert 'vit.pth: no Vim checkpoint: its keys are those of DeiT' in outcome.sentence

@@ -123,6 +123,24 @@ def test_load_from_is_loud_before_the_first_step(run: Run, toy: Path) -> None:
     assert 'whose keys are those of ResNet' in outcome.sentence
 
 
+def test_an_average_of_the_weights_goes_on_where_it_was(run: Run, toy: Path) -> None:
+    """The weights and their average change places in a checkpoint, and back."""
+    toy.write_text(toy.read_text() + "custom_hooks = [dict(type='EMAHook', momentum=0.1)]\n")
+    whole = ('--cfg-options', 'train_cfg.max_epochs=2')
+    assert run('train', toy, '--work-dir', 'whole', *whole).code == 0
+    assert run('train', toy, '--work-dir', 'parts').code == 0
+    assert run('train', toy, '--work-dir', 'parts', '--resume', *whole).code == 0
+    one, other = (torch.load(f'{d}/epoch_2.pth', weights_only=False) for d in ('whole', 'parts'))
+    for name in ('state_dict', 'ema_state_dict'):
+        assert one[name].keys() == other[name].keys()
+        assert all(torch.equal(value, other[name][key]) for key, value in one[name].items())
+    assert not torch.equal(
+        one['state_dict']['head.weight'], one['ema_state_dict']['module.head.weight']
+    )
+    start = ('--cfg-options', 'load_from=whole/epoch_2.pth')
+    assert run('train', toy, '--work-dir', 'fresh', *start).code == 0
+
+
 def test_load_from_of_the_config_survives_an_empty_resume(run: Run, toy: Path) -> None:
     assert run('train', toy, '--work-dir', 'w').code == 0
     options = ('--cfg-options', 'load_from=w/epoch_1.pth')
