@@ -1,6 +1,7 @@
 """Samples that cannot be read, and masks that do not fit: an error that names the file."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from mmengine.registry import DATASETS, init_default_scope
 from torch.utils.data import ConcatDataset, DataLoader
 
 from mmvim.cli.run_tool import sentence
-from mmvim.datasets.checked_loading import CheckedLoader, check_loading
+from mmvim.datasets.checked_loading import CheckedLoader, check_loading, check_loading_of_run, look
 from mmvim.errors import UserError
 
 PIPELINE = [
@@ -124,3 +125,75 @@ def test_other_errors_of_annotations_pass() -> None:
 
     with pytest.raises(KeyError):
         CheckedLoader(LoadAnnotations())(dict(img_path='a.png'))
+
+
+def first_look(root: Path, head: dict[str, Any], **settings: Any) -> None:
+    for one, loader in check_loading(dataset(root, **settings), dict(decode_head=head)):
+        look(one, loader)
+
+
+def write_masks(root: Path, *labels: list[int]) -> None:
+    """As many images of 4 x 6, their masks of these labels in turn."""
+    for number, values in enumerate(labels):
+        pixels = np.resize(np.array(values, np.uint8), (4, 6))
+        Image.new('RGB', (6, 4)).save(root / 'images' / f'{number:03}.png')
+        Image.fromarray(pixels).save(root / 'masks' / f'{number:03}.png')
+
+
+TWO = dict(num_classes=2, ignore_index=255)
+
+
+@pytest.mark.parametrize('labels', [[[0, 255]] * 3, [[0], [255]], [[0, 255]] * 40, [[255]]])
+def test_masks_of_0_and_255_are_refused_before_the_run(labels: Any, mask: Path) -> None:
+    mask.unlink()
+    (mask.parents[1] / 'images' / 'x.png').unlink()
+    write_masks(mask.parents[1], *labels)
+    words = rf'masks/\d+\.png and {len(labels) - 1} more masks .*\[255\] is ignored: nothing could'
+    with pytest.raises(UserError, match=words):
+        first_look(mask.parents[1], TWO)
+
+
+@pytest.mark.parametrize('labels', [[[0, 255]] * 60 + [[0, 1]], [[0]] * 3, [[0, 1]], [[0, 1, 255]]])
+def test_masks_that_may_be_meant_pass(labels: Any, mask: Path) -> None:
+    """Rare classes, data without any object, and proper ones."""
+    write_masks(mask.parents[1], *labels)
+    Image.new('L', (6, 4)).save(mask)
+    first_look(mask.parents[1], TWO)
+
+
+def test_a_label_out_of_range_is_found_before_the_run(mask: Path) -> None:
+    write_masks(mask.parents[1], *[[0, 1]] * 7, [0, 2])
+    Image.new('L', (6, 4)).save(mask)
+    with pytest.raises(UserError, match=r'007\.png: label 2 is outside the 2 classes'):
+        first_look(mask.parents[1], TWO)
+    first_look(mask.parents[1], dict(num_classes=3))
+
+
+def test_what_a_first_look_cannot_read_is_left_to_the_run(mask: Path) -> None:
+    mask.unlink()
+    first_look(mask.parents[1], TWO)
+
+
+def test_every_label_of_whole_images_is_looked_at(tmp_path: Path) -> None:
+    pytest.importorskip('mmpretrain')
+    for name in 'abc':
+        (tmp_path / name).mkdir()
+        Image.new('RGB', (6, 4)).save(tmp_path / name / 'x.png')
+    init_default_scope('mmpretrain')
+    pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
+    built = DATASETS.build(dict(type='CustomDataset', data_root=str(tmp_path), pipeline=pipeline))
+    ((one, loader),) = check_loading(built, dict(head=dict(num_classes=2)))
+    with pytest.raises(UserError, match=r'c/x\.png: label 2 is outside the 2 classes'):
+        look(one, loader)
+
+
+def test_a_run_begins_with_the_look(mask: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new('L', (6, 4), 255).save(mask)
+    data = dataset(mask.parents[1])
+    model = dict(decode_head=HEAD)
+    runner: Any = SimpleNamespace(
+        build_dataloader=lambda: DataLoader(data, collate_fn=list), cfg=SimpleNamespace(model=model)
+    )
+    check_loading_of_run(runner)
+    with pytest.raises(UserError, match='nothing could be learnt'):
+        runner.build_dataloader()
