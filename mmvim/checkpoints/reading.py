@@ -35,8 +35,7 @@ HOLDERS = ('state_dict', 'model')
 # Elements of a tensor that repeats what is stored: more would fill the memory from a small file.
 _MOST_REPEATED = 2**30
 _HISTORY_STATISTICS = ('mean', 'max', 'min', 'current')
-# Older torch reads whatever a file holds, as mmengine expects: the renamed globals that the guarded
-# ``getattr`` needs came with 2.6 too.
+# The renamed globals that the guarded ``getattr`` needs came with 2.6 too.
 _READS_WEIGHTS_ONLY = version_tuple(torch.__version__) >= (2, 6)
 
 
@@ -84,6 +83,8 @@ def _allowed_globals() -> list[Any]:
 def load_checkpoint_file(filename: str | Path, map_location: Any = None) -> Any:
     """Read a checkpoint written by torch, mmengine or safetensors without running code from it.
 
+    With torch < 2.6 files of torch's format are read as mmengine reads them, which runs code.
+
     Args:
         filename (str | Path): A local file, ``.safetensors`` or of torch's format; behind a ``#``
             which of several models in it is meant: an entry, or a part of the keys.
@@ -107,9 +108,11 @@ def load_checkpoint_file(filename: str | Path, map_location: Any = None) -> Any:
         with safetensors.safe_open(path, 'pt') as file:
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             checkpoint: Any = dict(state_dict=weights, meta=file.metadata() or {})
-    else:
+    elif _READS_WEIGHTS_ONLY:
         with torch.serialization.safe_globals(_allowed_globals()):
             checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    else:
+        checkpoint = torch.load(path, map_location=map_location)
     return _narrowed(checkpoint, part, name) if part else checkpoint
 
 
@@ -150,18 +153,18 @@ def fetch(url: str) -> Path:
     return file
 
 
-if _READS_WEIGHTS_ONLY:
-    # mmengine names the loader in its log by what follows the first ten characters.
-    @CheckpointLoader.register_scheme(prefixes='', force=True)
-    def load_from_local(filename: str, map_location: Any = None) -> Any:
-        """Mmengine's loader of files."""
-        return load_checkpoint_file(filename, map_location)
+# mmengine names the loader in its log by what follows the first ten characters.
+@CheckpointLoader.register_scheme(prefixes='', force=True)
+def load_from_local(filename: str, map_location: Any = None) -> Any:
+    """Mmengine's loader of files."""
+    return load_checkpoint_file(filename, map_location)
 
-    @CheckpointLoader.register_scheme(prefixes=['http://', 'https://', 'file://'], force=True)
-    def load_from_http(filename: str, map_location: Any = None) -> Any:
-        """Mmengine's loader of URLs."""
-        url, part = split_part(filename)
-        return load_checkpoint_file(f'{fetch(url)}#{part}', map_location)
+
+@CheckpointLoader.register_scheme(prefixes=['http://', 'https://', 'file://'], force=True)
+def load_from_http(filename: str, map_location: Any = None) -> Any:
+    """Mmengine's loader of URLs."""
+    url, part = split_part(filename)
+    return load_checkpoint_file(f'{fetch(url)}#{part}', map_location)
 
 
 def read_checkpoint(source: str) -> dict[str, Any]:
