@@ -6,6 +6,7 @@ import re
 import runpy
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from PIL import Image
 from repository import ROOT
 
 from mmvim.cli.config import load_config
+from mmvim.datasets.checked_loading import check_loading_of_run
+from mmvim.errors import UserError
 
 IoUMetric = pytest.importorskip('mmseg.evaluation').IoUMetric
 
@@ -124,7 +127,13 @@ def test_masks_of_0_and_255(folder: Path) -> None:
     mask = torch.from_numpy(np.array(Image.open('data/cracks/masks/val/0.png')).astype(np.int64))
     areas = IoUMetric.intersect_and_union(torch.zeros_like(mask), mask, 2, 255)
     assert np.nanmean(IoUMetric.total_area_to_metrics(*areas, ['mIoU'])['IoU']) == 1
+    tool = SimpleNamespace(cfg=load_config('cracks.py'), build_dataloader=Runner.build_dataloader)
+    check_loading_of_run(tool)
+    for split in ('train', 'val'):
+        with pytest.raises(UserError, match=r'\[255\] is ignored: nothing could'):
+            tool.build_dataloader(tool.cfg[f'{split}_dataloader'], seed=0)
     runpy.run_path('renumber_masks.py')
+    tool.build_dataloader(tool.cfg.train_dataloader, seed=0)
     assert labels() == {0, 1}
 
 
