@@ -15,7 +15,7 @@ from mmengine.logging import MMLogger
 
 from mmvim.checkpoints.architectures import foreign_architecture
 from mmvim.checkpoints.comparing import load_and_compare
-from mmvim.checkpoints.keys import choose_copy, prefixes
+from mmvim.checkpoints.keys import choose_copy, plain_key, prefixes
 from mmvim.errors import UsageError, UserError
 from mmvim.models import VisionMamba
 from mmvim.models.arguments import check_choice
@@ -76,8 +76,8 @@ def convert_official(state_dict: Weights, cls_token: str = 'middle') -> Backbone
     """Give the backbone's state dict of a published checkpoint.
 
     Args:
-        state_dict (Mapping[str, torch.Tensor]): The weights of a published checkpoint, or the
-            whole checkpoint with the weights under ``'model'``.
+        state_dict (Mapping[str, torch.Tensor]): The weights of a published checkpoint, behind any
+            prefix, or the whole checkpoint with the weights under ``'model'``.
         cls_token (str): Where that checkpoint has its class token: 'none', 'head', 'middle' or
             'double'. It is declared because the file does not tell 'head' from 'middle'; every
             released model is 'middle'. Defaults to 'middle'.
@@ -87,13 +87,13 @@ def convert_official(state_dict: Weights, cls_token: str = 'middle') -> Backbone
         and what else is no part of the backbone is kept apart in its ``extras``.
 
     Raises:
+        UserError: If there are several models.
         ValueError: If the class tokens are not those declared, or a key is unknown.
     """
     check_choice('cls_token', cls_token, _CLS_KEYS)
     names = _CLS_KEYS[cls_token]
     nested = state_dict.get('model')
-    if isinstance(nested, Mapping):
-        state_dict = nested
+    state_dict, rest = _split(nested if isinstance(nested, Mapping) else state_dict)
     found = tuple(key for key in _ALL_CLS_KEYS if key in state_dict)
     if found != names:
         raise ValueError(
@@ -122,25 +122,27 @@ def convert_official(state_dict: Weights, cls_token: str = 'middle') -> Backbone
             f'{unknown[:5]}{" …" if len(unknown) > 5 else ""}. Expected patch_embed.proj.*, '
             'layers.*, norm_f.*, cls_token*, pos_embed and head.*.'
         )
-    return BackboneWeights(weights, extras)
+    return BackboneWeights(weights, extras | rest)
 
 
 def to_official(state_dict: Weights, cls_token: str = 'middle') -> dict[str, torch.Tensor]:
     """Give the published keys of a backbone's state dict: the way back.
 
     Args:
-        state_dict (Mapping[str, torch.Tensor]): State dict of a ``VisionMamba``, or what
-            :func:`convert_official` returned, whose ``extras`` are put back.
+        state_dict (Mapping[str, torch.Tensor]): State dict of a ``VisionMamba``, behind any prefix,
+            or what :func:`convert_official` returned, whose ``extras`` are put back.
         cls_token (str): The class-token placement of the model. Defaults to 'middle'.
 
     Returns:
         dict[str, torch.Tensor]: The weights under published keys.
 
     Raises:
+        UserError: If there are several models.
         ValueError: If the class tokens are not those declared, or a key has no published name.
     """
     check_choice('cls_token', cls_token, _CLS_KEYS)
-    names = _CLS_KEYS[cls_token]
+    names, extras = _CLS_KEYS[cls_token], getattr(state_dict, 'extras', {})
+    state_dict, rest = _split(state_dict)
     _check_token_tables(state_dict)
     tokens = state_dict.get('cls_token')
     count = 0 if tokens is None else tokens.shape[1]
@@ -150,7 +152,7 @@ def to_official(state_dict: Weights, cls_token: str = 'middle') -> dict[str, tor
             'declare the placement of this model.'
         )
     weights: dict[str, torch.Tensor] = {}
-    unknown: list[str] = []
+    unknown = list(rest)
     for key, value in state_dict.items():
         if key == 'cls_token':
             weights |= {name: value[:, i : i + 1] for i, name in enumerate(names)}
@@ -162,7 +164,7 @@ def to_official(state_dict: Weights, cls_token: str = 'middle') -> dict[str, tor
             unknown.append(key)
     if unknown:
         raise ValueError(f'these keys have no published name: {unknown}.')
-    return weights | getattr(state_dict, 'extras', {})
+    return weights | extras
 
 
 def backbone_part(
@@ -176,23 +178,26 @@ def backbone_part(
     Raises:
         UserError: If there are several backbones, or none; another architecture is named.
     """
-    found = prefixes(weights, (PUBLISHED_MARK, OURS_MARK))
-    prefix = choose_copy(found, 'it') if found else ''
-    model = prefix.removesuffix(BACKBONE)
-    own, rest = {}, {}
-    for key, value in weights.items():
-        if key.startswith(prefix):
-            own[key.removeprefix(prefix)] = value
-        else:
-            rest[key.removeprefix(model)] = value
+    own, rest = _split(weights)
     name = foreign_architecture(own)
     if name is not None:
         raise UserError(f'no Vim checkpoint: its keys are those of {name}')
-    if not found:
+    if PUBLISHED_MARK not in own and OURS_MARK not in own:
         raise UserError(
             f'no Vim checkpoint: it has neither {PUBLISHED_MARK} (a published file) nor '
             f'{OURS_MARK} (one of ours), but {", ".join(list(own)[:3])} …'
         )
+    return own, rest
+
+
+def _split(weights: Weights) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """As :func:`backbone_part`, and all weights where there is no backbone."""
+    plain = {plain_key(key): value for key, value in weights.items()}
+    found = prefixes(plain, (PUBLISHED_MARK, OURS_MARK))
+    prefix = choose_copy(found, 'it') if found else ''
+    model = prefix.removesuffix(BACKBONE)
+    own = {k.removeprefix(prefix): v for k, v in plain.items() if k.startswith(prefix)}
+    rest = {k.removeprefix(model): v for k, v in plain.items() if not k.startswith(prefix)}
     return own, rest
 
 

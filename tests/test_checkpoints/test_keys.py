@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmvim.checkpoints import load_strictly, read_weights, to_official
+from mmvim.checkpoints import convert_official, load_strictly, read_weights, to_official
 from mmvim.checkpoints.conversion import ours_to_published, published_to_ours
 from mmvim.checkpoints.keys import choose_copy, plain_key, prefixes
 from mmvim.checkpoints.reading import read_checkpoint
@@ -77,6 +77,9 @@ def test_every_loader_finds_the_backbone(tmp_path, prefix, published):
     expected = own if published else to_official(own)
     assert converted.keys() == expected.keys()
     assert all(torch.equal(converted[key], value) for key, value in expected.items())
+    converted = (convert_official if published else to_official)(weights)
+    assert converted.keys() == expected.keys() - {'pos_embed_grid'}
+    assert all(torch.equal(value, expected[key]) for key, value in converted.items())
 
 
 @pytest.mark.parametrize('prefix', ['', '_orig_mod.', 'module.', 'model.', 'ema_model.module.'])
