@@ -85,7 +85,8 @@ def main(argv: Sequence[str]) -> None:
         for key, row in found.items():
             ratio = row['seconds'] / found['compiled']['seconds']
             rows.append(dict(row, title=title, source=key, ratio=ratio))
-    command = f'```bash\npython tools/analysis_tools/benchmark_mmcv_ops.py {shlex.join(argv)}\n```'
+    command = 'python tools/analysis_tools/benchmark_mmcv_ops.py ' + shlex.join(argv)
+    command = f'```bash\nOMP_NUM_THREADS={args.threads} {command}\n```'
     texts = ["# mmcv's operators", command, *about, READING, table(rows, columns)]
     args.out.write_text('\n\n'.join(texts) + '\n', encoding='utf-8')
 
