@@ -174,13 +174,20 @@ def check_schedule(cfg: Config) -> None:
             f'train_cfg counts epochs, but with train_dataloader.sampler={sampler} the first one '
             "never ends: take dict(type='DefaultSampler', shuffle=True), or IterBasedTrainLoop"
         )
-    if by_epoch and epochs and not any(epochs):
-        ends = ', '.join(str(scheduler.get('end')) for scheduler in schedulers)
-        print(
-            'warning: train_cfg counts epochs, but every param_scheduler counts iterations '
-            f'(by_epoch=False; their ends: {ends})',
-            file=sys.stderr,
+    saving, warning = (cfg.get('default_hooks') or {}).get('checkpoint', {}), None
+    if by_epoch is False and saving is not None and saving.get('by_epoch', True):
+        warning = (
+            'train_cfg counts iterations, but default_hooks.checkpoint counts epochs: nothing is '
+            'saved before the end; set its by_epoch=False, and interval to match'
         )
+    elif by_epoch and epochs and not any(epochs):
+        ends = ', '.join(str(scheduler.get('end')) for scheduler in schedulers)
+        warning = (
+            'train_cfg counts epochs, but every param_scheduler counts iterations '
+            f'(by_epoch=False; their ends: {ends})'
+        )
+    if warning:
+        print(f'warning: {warning}', file=sys.stderr)
 
 
 def check_trackers(cfg: Config) -> None:

@@ -113,7 +113,7 @@ def fill_loaders(cfg: Config) -> None:
             loader.setdefault('pin_memory', True)
             loader.setdefault('persistent_workers', True)
         if not loader.get('num_workers'):  # torch refuses them
-            for key in ('persistent_workers', 'prefetch_factor'):
+            for key in ('persistent_workers', 'prefetch_factor', 'multiprocessing_context'):
                 loader.pop(key, None)
 
 

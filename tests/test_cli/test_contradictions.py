@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
 
-from mmvim.cli.config import load_config
+from mmvim.cli.config import enter_default_scope, load_config
 from mmvim.cli.contradictions import (
     check_batch,
     check_channels,
@@ -184,7 +183,7 @@ def test_class_weights(loss, settings, length):
 @pytest.mark.parametrize('of', ['metainfo', 'type'])
 def test_classes_of_a_detector(of, several):
     pytest.importorskip('mmdet')
-    init_default_scope('mmdet')
+    enter_default_scope('mmdet', 'a.py')
     data = dict(type='CocoDataset', pipeline=[dict(type='LoadImageFromFile')])
     if of == 'metainfo':
         data['metainfo'] = dict(classes=('a', 'b', 'c'))
@@ -223,13 +222,13 @@ def test_one_image_a_batch_under_batch_norm():
             check_batch(wrong)
 
 
-def schedule(sampler='DefaultSampler', schedulers=(), **loop):
+def schedule(sampler='DefaultSampler', schedulers=(), saves=False, **loop):
     return Config(
         dict(
             train_cfg=loop,
             train_dataloader=dict(sampler=dict(type=sampler)),
             param_scheduler=list(schedulers),
-            val_cfg=dict(),
+            default_hooks=dict(checkpoint=dict(by_epoch=saves)),
         )
     )
 
@@ -264,6 +263,8 @@ def test_epochs_against_iterations(cfg, says):
     'cfg, says',
     [
         (schedule(schedulers=[dict(by_epoch=False, end=60000)], **BY_EPOCH), 'their ends: 60000'),
+        (schedule(saves=True, **BY_ITERATION), 'nothing is saved before the end'),
+        (schedule(saves=True, **BY_EPOCH), None),
         (schedule(schedulers=[dict(by_epoch=False, end=5), dict()], **BY_EPOCH), None),
         (schedule(schedulers=[dict(convert_to_iter_based=True)], **BY_ITERATION), None),
         (schedule(schedulers=[dict(type='ReduceOnPlateauLR')], **BY_ITERATION), None),

@@ -109,7 +109,8 @@ def test_loaders_get_what_fits_their_workers(scope, workers):
 @pytest.mark.parametrize('workers', [0, 2])
 def test_torch_takes_the_loaders(workers):
     cfg = Config(dict(train_dataloader=dict(
-        num_workers=workers, persistent_workers=True, prefetch_factor=3)))  # fmt: skip
+        num_workers=workers, persistent_workers=True, prefetch_factor=3,
+        multiprocessing_context='fork')))  # fmt: skip
     fill_loaders(cfg)
     DataLoader([1, 2], **cfg.train_dataloader)
 
