@@ -232,7 +232,7 @@ def weights_of(checkpoint: Mapping[Any, Any], source: str) -> OrderedDict[str, t
             break
         names = [name for name in HOLDERS if name in held][:1]
         if not names and not _holds_tensors(held):
-            names = [name for name, value in held.items() if _holds_tensors(value)]
+            names = [k for k, v in held.items() if isinstance(k, str) and _holds_tensors(v)]
         held = held[choose_copy(names, source)] if names else held
     if not isinstance(held, Mapping):
         raise UserError(

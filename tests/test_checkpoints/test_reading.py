@@ -144,6 +144,12 @@ def test_arguments_that_run_something_are_refused(tmp_path):
     assert not (tmp_path / 'written').exists()
 
 
+def test_entries_without_a_name_are_no_weights(tmp_path):
+    torch.save({7: {'a': torch.ones(1)}, 8: {'a': torch.ones(1)}}, tmp_path / 'a.pth')
+    with pytest.raises(UserError, match='it holds a dict of 7, 8, but no weights'):
+        read_checkpoint(str(tmp_path / 'a.pth'))
+
+
 @pytest.mark.parametrize(
     'weights, says',
     [
