@@ -11,7 +11,7 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import DefaultScope
 
 from mmvim.models import VisionMamba
-from mmvim.models.pos_embed import patch_grid, resize_pos_embed
+from mmvim.models.pos_embed import pad_to_patches, patch_grid, resize_pos_embed
 from mmvim.models.token_layout import cls_positions, format_output
 from mmvim.registry import MODELS
 
@@ -81,6 +81,14 @@ def test_padding_is_at_the_bottom_right():
     small = image(29, 43)
     padded = F.pad(small, (0, 5, 0, 3))
     torch.testing.assert_close(model(small), model(padded), rtol=0, atol=0)
+
+
+def test_whole_patches_are_not_copied():
+    x = image(32, 48)
+    padded, grid = pad_to_patches(x, (8, 8), (8, 8))
+    assert padded is x and grid == (4, 6)
+    padded, grid = pad_to_patches(x, (8, 8), (6, 6))
+    assert padded.shape == (2, 3, 32, 50) and grid == (5, 8)
 
 
 def test_position_embedding_is_interpolated_to_the_grid():

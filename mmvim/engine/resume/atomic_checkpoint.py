@@ -57,14 +57,13 @@ class AtomicCheckpointHook(CheckpointHook):
             remove_partial_files(self.out_dir)
             remove_partial_files(runner.work_dir)
 
-    def save_interrupted(self, runner: Runner, epoch: int, iteration: int) -> str:
+    def save_interrupted(self, runner: Runner, iteration: int) -> str:
         """Save at once, outside the interval, as ``interrupted.pth``.
 
         The next regular checkpoint replaces that file.
 
         Args:
             runner (Runner): The runner, in the middle of a run.
-            epoch (int): Whole epochs that the weights have seen.
             iteration (int): Iterations that the weights have seen.
 
         Returns:
@@ -74,7 +73,7 @@ class AtomicCheckpointHook(CheckpointHook):
             UserError: If it cannot be written.
         """
         path = self.file_backend.join_path(self.out_dir, INTERRUPTED_FILE)
-        meta = dict(epoch=epoch, iter=iteration)
+        meta = dict(epoch=runner.epoch, iter=iteration)
         try:
             self._save(runner, path, meta, save_optimizer=True, save_param_scheduler=True)
         except OSError as error:

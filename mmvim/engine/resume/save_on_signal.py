@@ -65,7 +65,7 @@ class SaveOnSignalHook(Hook):
         """Save and leave if told to."""
         if self._agreed():
             # The loop counts this iteration only after its hooks.
-            self._leave(runner, runner.epoch, runner.iter + 1)
+            self._leave(runner, runner.iter + 1)
 
     def after_val_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         """Save and leave if told to; several processes may have shares of different lengths."""
@@ -73,12 +73,12 @@ class SaveOnSignalHook(Hook):
             for hook in runner.hooks:
                 if isinstance(hook, EMAHook):  # validation runs on the averaged weights
                     hook.after_val_epoch(runner)
-            self._leave(runner, runner.epoch, runner.iter)
+            self._leave(runner, runner.iter)
 
     def after_val_epoch(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         """Save and leave if told to."""
         if self._agreed():
-            self._leave(runner, runner.epoch, runner.iter)
+            self._leave(runner, runner.iter)
 
     def after_train(self, runner: Runner) -> None:
         """Handle signals no longer."""
@@ -109,7 +109,7 @@ class SaveOnSignalHook(Hook):
         all_reduce(highest, op='max')
         return int(highest)
 
-    def _leave(self, runner: Runner, epoch: int, iteration: int) -> NoReturn:
+    def _leave(self, runner: Runner, iteration: int) -> NoReturn:
         number = self._agreed()
         hooks = [hook for hook in runner.hooks if isinstance(hook, AtomicCheckpointHook)]
         what = 'left without saving, no AtomicCheckpointHook is there to do it'
@@ -117,7 +117,7 @@ class SaveOnSignalHook(Hook):
             if hooks[0].saved_iter == iteration:
                 path = hooks[0].last_ckpt
             else:
-                path = hooks[0].save_interrupted(runner, epoch, iteration)
+                path = hooks[0].save_interrupted(runner, iteration)
             what = f'saved {path} at iteration {iteration}; the same command with --resume goes on'
         if is_main_process():
             print(f'{signal.Signals(number).name}: {what}', file=sys.stderr)
