@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from mmengine.runner import Runner
+from torch.utils.data import DataLoader, IterableDataset
 
 from mmvim.datasets.pipelines import is_loader
 from mmvim.errors import UserError, first_line
@@ -125,6 +126,7 @@ def check_loading_of_run(runner: Runner) -> None:
 
     def build_checked(*args: Any, **kwargs: Any) -> Any:
         loader = build(*args, **kwargs)
+        check_sizes(loader)
         for one, inner in check_loading(loader.dataset, runner.cfg.model):
             look(one, inner)
         return loader
@@ -172,6 +174,29 @@ def look(dataset: Any, loader: CheckedLoader) -> None:
             f'only, of which {sorted(seen - classes)} is ignored: nothing could be learnt. Where '
             'it stands for a class, write the number of the class: 0 and 1 for two classes'
         )
+
+
+def check_sizes(loader: DataLoader[Any]) -> None:
+    """Refuse a loader without a batch, and annotations without some of the classes.
+
+    Raises:
+        UserError: With the numbers.
+    """
+    dataset: Any = loader.dataset
+    endless = 'Infinite' in type(loader.sampler).__name__
+    if not isinstance(dataset, IterableDataset) and not (endless or len(loader)):
+        raise UserError(
+            f'the data set has {len(dataset)} samples, of which drop_last leaves no batch: '
+            'take a smaller batch_size, or drop_last=False'
+        )
+    for one in _opened(dataset):
+        found, classes = getattr(one, 'cat_ids', None), getattr(one, 'metainfo', {}).get('classes')
+        if isinstance(found, list) and classes and len(found) != len(classes):
+            raise UserError(
+                f'{one.ann_file} has {len(found)} of the {len(classes)} classes of the data set '
+                f'({", ".join(classes)}), so that their numbers would not match: set '
+                'metainfo.classes to the names of its categories'
+            )
 
 
 def _opened(dataset: Any) -> Iterator[Any]:
