@@ -6,21 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.evaluator import DumpResults
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
 from rich.console import Console
 
 from mmvim.cli.arguments import ToolParser
-from mmvim.cli.prepare import make_writable, prepare
+from mmvim.cli.prepare import build_runner, make_writable, prepare
 from mmvim.cli.result_table import paper_metrics, result_table
 from mmvim.cli.run_tool import run_tool
 from mmvim.cli.testing import apply_tta, draw_predictions, format_results
-from mmvim.datasets.checked_loading import check_loading_of_run
-from mmvim.engine import StrictCheckpointHook
-from mmvim.engine.quiet_runner import QuietRunner
 from mmvim.errors import UsageError
 
 
@@ -48,16 +42,6 @@ def parse_arguments(argv: Sequence[str]) -> Namespace:
     return args
 
 
-def build_runner(cfg: Config, args: Namespace) -> Runner:
-    """The runner of the config, strict about the checkpoint and the data."""
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else QuietRunner.from_cfg(cfg)
-    runner.register_hook(StrictCheckpointHook())
-    check_loading_of_run(runner)
-    if args.dump is not None:
-        runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.dump))
-    return runner
-
-
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Check everything that can be checked first, then test.
 
@@ -79,7 +63,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if args.dump is not None:
         make_writable(Path(args.dump).parent, 'the folder of --dump')
         places['predictions'] = Path(args.dump)
-    metrics = build_runner(cfg, args).test()
+    runner = build_runner(cfg)
+    if args.dump is not None:
+        runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.dump))
+    metrics = runner.test()
     table = result_table(metrics, paper_metrics(args.config))
     if table is not None and is_main_process():
         Console().print(table)

@@ -5,16 +5,13 @@ from argparse import Namespace
 from collections.abc import Sequence
 
 from mmengine.config import Config
-from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mmvim.checkpoints.reading import read_checkpoint
 from mmvim.cli.arguments import ToolParser
-from mmvim.cli.prepare import prepare, prepare_amp
+from mmvim.cli.prepare import build_runner, prepare, prepare_amp
 from mmvim.cli.run_tool import run_tool
-from mmvim.datasets.checked_loading import check_loading_of_run
-from mmvim.engine import NonFiniteLossHook, StrictCheckpointHook
-from mmvim.engine.quiet_runner import QuietRunner
+from mmvim.engine import NonFiniteLossHook
 from mmvim.engine.resume.resumable import (
     check_resumable,
     latest_checkpoint,
@@ -72,15 +69,12 @@ def set_resume(cfg: Config, resume: str | None) -> None:
     cfg.load_from = path
 
 
-def build_runner(cfg: Config) -> Runner:
+def build_resumable(cfg: Config) -> Runner:
     """The runner of the config, with our guards registered where the config has none."""
     use_atomic_checkpoints(cfg)
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else QuietRunner.from_cfg(cfg)
+    runner = build_runner(cfg)
     if not any(isinstance(hook, NonFiniteLossHook) for hook in runner.hooks):
         runner.register_hook(NonFiniteLossHook())
-    if cfg.get('load_from') is not None:
-        runner.register_hook(StrictCheckpointHook())
-    check_loading_of_run(runner)
     make_resumable(runner)
     return runner
 
@@ -99,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
         cfg.auto_scale_lr.enable = True
     set_resume(cfg, args.resume)
-    runner = build_runner(cfg)
+    runner = build_resumable(cfg)
     try:
         runner.train()
     finally:

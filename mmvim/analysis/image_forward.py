@@ -32,19 +32,12 @@ def image_forward(model: Any, images: Tensor) -> Any:
 
 
 class Region(NamedTuple):
-    """A head of a second stage.
+    """A head of a second stage."""
 
-    Attributes:
-        kind (str): 'boxes' or 'masks'.
-        number (int): The most regions an image that the test settings let it see.
-        head (nn.Module): Runs on them.
-        extractor (nn.Module): Gives it their features.
-    """
-
-    kind: str
-    number: int
+    kind: str  # 'boxes' or 'masks'
+    number: int  # the most regions an image that the test settings let it see
     head: Any
-    extractor: Any
+    extractor: Any  # of their features
 
 
 def region_heads(model: Any) -> list[Region]:

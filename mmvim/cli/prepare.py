@@ -5,10 +5,12 @@ import tempfile
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
 
 from mmvim.analysis.model_views import build_model
 from mmvim.checkpoints.reading import read_checkpoint
@@ -16,7 +18,10 @@ from mmvim.checkpoints.strict import load_strictly
 from mmvim.cli.config import load_config
 from mmvim.cli.contradictions import check_config, check_trackers
 from mmvim.cli.data_paths import check_data
+from mmvim.datasets.checked_loading import check_loading_of_run
+from mmvim.engine import StrictCheckpointHook
 from mmvim.engine.cpu_processes import has_amp_accelerator, join_processes
+from mmvim.engine.quiet_runner import QuietRunner
 from mmvim.errors import UserError
 
 # What mmengine.dist reads from the environment for each launcher (mmengine 0.10).
@@ -29,14 +34,9 @@ _ENVIRONMENT = {
 }  # fmt: skip
 
 
-class Prepared(NamedTuple):
-    """A config that was checked, and the content of the checkpoint, if the tool takes one."""
-
-    cfg: Config
-    checkpoint: dict[str, Any]
-
-
-def prepare(args: Namespace, purpose: str, *keys: str, splits: Sequence[str] = ()) -> Prepared:
+def prepare(
+    args: Namespace, purpose: str, *keys: str, splits: Sequence[str] = ()
+) -> tuple[Config, dict[str, Any]]:
     """Load the config of a tool and check all that can be checked before anything is built.
 
     Of ``args`` it reads ``config`` and ``cfg_options``, and where the tool has them ``launcher``
@@ -47,6 +47,9 @@ def prepare(args: Namespace, purpose: str, *keys: str, splits: Sequence[str] = (
         purpose (str): What needs the ``keys``, for the message.
         *keys (str): Root keys of the config that must be there.
         splits (Sequence[str]): Of ``'train'``, ``'val'``, ``'test'``: those whose data are read.
+
+    Returns:
+        tuple[Config, dict]: The config, and the content of the checkpoint, if the tool takes one.
 
     Raises:
         UserError: On the first thing that is wrong.
@@ -75,7 +78,7 @@ def prepare(args: Namespace, purpose: str, *keys: str, splits: Sequence[str] = (
         make_writable(cfg.work_dir, 'the work dir')
     if 'out' in args:
         make_writable(args.out, '--out')
-    return Prepared(cfg, checkpoint)
+    return cfg, checkpoint
 
 
 def load_model(cfg: Config, args: Namespace, checkpoint: Mapping[str, Any]) -> Any:
@@ -87,6 +90,15 @@ def load_model(cfg: Config, args: Namespace, checkpoint: Mapping[str, Any]) -> A
     model = build_model(cfg)
     load_strictly(model, checkpoint, f'checkpoint {args.checkpoint}')
     return model.to(args.device).eval()
+
+
+def build_runner(cfg: Config) -> Runner:
+    """The runner of the config, strict about its checkpoint and its data."""
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else QuietRunner.from_cfg(cfg)
+    if cfg.get('load_from') is not None:
+        runner.register_hook(StrictCheckpointHook())
+    check_loading_of_run(runner)
+    return runner
 
 
 def check_launcher(launcher: str, local_rank: int) -> None:

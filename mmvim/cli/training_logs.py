@@ -17,31 +17,19 @@ _MOST_STEPS = 2**53  # a plot's numbers are whole up to here
 
 @dataclass
 class Curve:
-    """One value over the iterations.
+    """One value over the iterations."""
 
-    Attributes:
-        steps (list[int]): Iterations, ascending.
-        values (list[float]): As many.
-        validation (bool): Whether a validation measured it.
-    """
-
-    steps: list[int] = field(default_factory=list)
-    values: list[float] = field(default_factory=list)
-    validation: bool = False
+    steps: list[int] = field(default_factory=list)  # iterations, ascending
+    values: list[float] = field(default_factory=list)  # as many
+    validation: bool = False  # whether a validation measured it
 
 
 @dataclass
 class Run:
-    """The curves of one run.
+    """The curves of one run."""
 
-    Attributes:
-        curves (dict[str, Curve]): By key.
-        broken (int): How many lines could not be read, such as the last one of a run that was
-            killed.
-    """
-
-    curves: dict[str, Curve] = field(default_factory=dict)
-    broken: int = 0
+    curves: dict[str, Curve] = field(default_factory=dict)  # by key
+    broken: int = 0  # lines that cannot be read, such as the last one of a run that was killed
 
 
 def find_logs(place: str) -> list[Path]:

@@ -14,16 +14,13 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 from mmengine.config import Config
-from mmengine.runner import Runner
 
 from mmvim.analysis.resolutions import resolution, set_resolution
 from mmvim.atomic_files import write_atomically
 from mmvim.cli.arguments import ToolParser
-from mmvim.cli.prepare import prepare
+from mmvim.cli.prepare import build_runner, prepare
 from mmvim.cli.run_tool import run_tool
-from mmvim.datasets.checked_loading import check_loading_of_run
 from mmvim.datasets.pipelines import pipeline_owner
-from mmvim.engine import StrictCheckpointHook
 from mmvim.errors import UsageError, UserError, first_line
 
 # Sides at which VMamba (arXiv 2401.10166) is compared, and one beyond.
@@ -31,15 +28,7 @@ SIZES = (224, 288, 384, 512, 640, 768, 1024)
 
 
 def test_at(cfg: Config, size: int, args: Namespace) -> dict[str, Any]:
-    """Test at one size through mmengine's runner.
-
-    Args:
-        cfg (Config): Of the test at its own size; not changed.
-        size (int): Side of the images, see :func:`mmvim.analysis.resolutions.set_resolution`.
-        args (Namespace): The command line.
-
-    Returns:
-        dict[str, Any]: ``size``, the ``changes`` to the config, and ``metrics`` by name.
+    """The ``size`` of a test, the ``changes`` to the config, and the ``metrics`` by name.
 
     Raises:
         UserError: If the model does not take images of this size, or memory does not suffice.
@@ -52,9 +41,7 @@ def test_at(cfg: Config, size: int, args: Namespace) -> dict[str, Any]:
     cfg.experiment_name = f'{Path(args.config).stem}_{size}'
     if cfg.get('visualizer') is not None:
         cfg.visualizer.name = cfg.experiment_name
-    runner = Runner.from_cfg(cfg)
-    runner.register_hook(StrictCheckpointHook())
-    check_loading_of_run(runner)
+    runner = build_runner(cfg)
     try:
         metrics = runner.test()
     except (torch.cuda.OutOfMemoryError, ValueError) as error:

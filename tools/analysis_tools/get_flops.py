@@ -31,16 +31,7 @@ _NUMBERS_A_PIXEL = 6
 
 
 def count(cfg: Config, shapes: Sequence[Shape], device: str) -> tuple[nn.Module, list[Count]]:
-    """Count one forward pass on one image of each size, without weights.
-
-    Args:
-        cfg (Config): The config.
-        shapes (Sequence[Shape]): (H, W) each.
-        device (str): On 'meta' neither model nor images take memory.
-
-    Returns:
-        tuple[nn.Module, list[Count]]: The model too.
-    """
+    """The model without weights, and one forward pass on an image of each size (H, W)."""
     with torch.device(device):
         model: nn.Module = build_model(cfg).to(device).eval().requires_grad_(False)
     owner = getattr(model, 'backbone', model)
