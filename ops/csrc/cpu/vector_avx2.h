@@ -102,7 +102,7 @@ inline Split split(Vec x) {
 }
 // The same of x * y within +-126, with the rest exact to the last bit of the product.
 inline Split split_product(Vec x, Vec y) {
-  const Vec shifted = split(x * y).integer;
+  const Vec shifted = x * y + set(kBiasedMagic);
   const Vec r = shifted - set(kBiasedMagic);
   return {shifted, {_mm256_fmsub_ps(x.v, y.v, r.v)}};
 }
