@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -29,8 +30,8 @@ def find_images(place: str) -> dict[Path, str]:
     """The image itself, or the images right in a folder, sorted by name.
 
     Returns:
-        dict[Path, str]: A name for what is written of each: the stem, or the full name where two
-        share a stem.
+        dict[Path, str]: A name for what is written of each: the stem, or the full name where the
+        stem tells it from no other.
 
     Raises:
         UserError: If there is no such place, or no image in the folder.
@@ -48,8 +49,9 @@ def find_images(place: str) -> dict[Path, str]:
             f'there is no image in {place} itself (looked for {", ".join(SUFFIXES)}; sub-folders '
             'are not searched)'
         )
-    stems = [image.stem for image in images]
-    return {image: image.name if stems.count(image.stem) > 1 else image.stem for image in images}
+    # Two names that are equal would write the same files: 'a.png.jpg' beside 'a.png', too.
+    taken = Counter(name for image in images for name in {image.stem, image.name})
+    return {image: image.name if taken[image.stem] > 1 else image.stem for image in images}
 
 
 def read_item(pipeline: Sequence[Any], image: Path) -> tuple[dict[str, Any], np.ndarray]:

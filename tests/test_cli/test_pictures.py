@@ -13,12 +13,13 @@ from mmvim.errors import UserError
 
 
 def test_names_of_pictures(tmp_path: Path) -> None:
-    for name in ('a.jpg', 'a.png', 'b.PNG', 'c.txt'):
+    for name in ('a.jpg', 'a.png', 'a.png.jpg', 'b.PNG', 'c.txt'):
         (tmp_path / name).touch()
     (tmp_path / 'folder.png').mkdir()
     (tmp_path / 'linked.png').symlink_to('folder.png')
     names = {path.name: name for path, name in find_images(str(tmp_path)).items()}
-    assert names == {'a.jpg': 'a.jpg', 'a.png': 'a.png', 'b.PNG': 'b'}
+    full = ('a.jpg', 'a.png', 'a.png.jpg')
+    assert names == {**{name: name for name in full}, 'b.PNG': 'b'}
 
 
 LOAD = [dict(type='LoadImageFromFile')]
