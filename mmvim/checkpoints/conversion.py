@@ -73,8 +73,7 @@ def published_to_ours(
     """Convert a published checkpoint.
 
     Args:
-        weights (Mapping[str, torch.Tensor]): Under published keys, with or without ``backbone.``
-            before those of the backbone.
+        weights (Mapping[str, torch.Tensor]): Under published keys, behind any prefix.
         cls_token (str, optional): See :func:`mmvim.checkpoints.convert_official`. Defaults to
             None, for what the file notes or its tensors tell.
         noted (object): The ``cls_token`` of the file's ``meta``. Defaults to None.
@@ -126,10 +125,9 @@ def ours_to_published(
 
     Args:
         weights (Mapping[str, torch.Tensor]): Of a model whose backbone is ours, or of the bare
-            backbone.
-        cls_token (str, optional): The class-token placement of the model. Defaults to None, for
-            what the file notes or its tensors tell.
-        noted (object): The ``cls_token`` of the file's ``meta``. Defaults to None.
+            backbone, behind any prefix.
+        cls_token (str, optional): See :func:`published_to_ours`.
+        noted (object): See there.
         head (bool): Whether to keep the linear classifier, where there is one.
             Defaults to True.
 
