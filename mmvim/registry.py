@@ -12,12 +12,16 @@ from mmengine.registry import (
     PARAM_SCHEDULERS,
     Registry,
 )
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.registry import WEIGHT_INITIALIZERS as MMENGINE_WEIGHT_INITIALIZERS
 
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmvim', locations=['mmvim.models'])
+DATASETS = Registry(
+    'dataset', parent=MMENGINE_DATASETS, scope='mmvim', locations=['mmvim.datasets.registered']
+)
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmvim', locations=['mmvim.engine'])
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor',
