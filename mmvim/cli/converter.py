@@ -70,11 +70,14 @@ def run_converter(
         raise UsageError(f'{out} is the checkpoint to convert: give another name')
     if out.exists() and not args.overwrite:
         raise UserError(f'{out} exists: give another name, or --overwrite to replace it')
-    checkpoint = read_checkpoint(source)
+    # A published file of Vim-B and its optimiser takes seconds.
+    with Console(stderr=True).status(f'reading {source}'):
+        checkpoint = read_checkpoint(source)
     meta = checkpoint.get('meta')
     noted = meta.get('cls_token') if isinstance(meta, Mapping) else None
     try:
-        converted = convert(weights_of(checkpoint, source), args, noted)
+        with Console(stderr=True).status('converting'):
+            converted = convert(weights_of(checkpoint, source), args, noted)
     except UserError as error:
         raise type(error)(f'{source}: {error}') from error
     packed = pack_weights(converted.weights, out.suffix, holder, converted.cls_token)
