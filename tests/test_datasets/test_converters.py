@@ -7,10 +7,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from mmvim.datasets.registered import CamVidDataset, NucleiDataset
+from mmengine.registry import DATASETS
 from pycocotools.coco import COCO
 from repository import TOOLS, load_script
 
+from mmvim.datasets.registered import CamVidDataset, NucleiDataset
 from mmvim.errors import UserError
 
 CAMVID = load_script(TOOLS / 'dataset_converters' / 'camvid.py')
@@ -99,6 +100,11 @@ def nuclei(tmp_path: Path) -> Path:
             mask[2 : 5 + number, 6 * number : 6 * number + 4] = 255
             write(source / name / 'masks' / f'{number}.png', mask)
     return source
+
+
+def test_registered() -> None:
+    for dataset in (CamVidDataset, NucleiDataset):
+        assert DATASETS.get(f'mmvim.{dataset.__name__}') is dataset
 
 
 def test_splits() -> None:
