@@ -1,6 +1,7 @@
 """A demo on few images: python tiny_demo.py DEMO [ARGUMENTS], in a folder with data/patterns."""
 
 import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -21,6 +22,7 @@ def small(path: str) -> str:
     cfg = Config.fromfile(common.ROOT / path)
     for name in ('train', 'val', 'test'):
         cfg[f'{name}_dataloader'].update(batch_size=2)
+    cfg.train_cfg.max_iters = int(os.environ.get('ITERATIONS', cfg.train_cfg.max_iters))
     cfg.train_cfg.val_interval = cfg.train_cfg.max_iters
     cfg.default_hooks.logger.interval = 1
     if 'init_cfg' in cfg.model.backbone:

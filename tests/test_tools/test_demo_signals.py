@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,14 +29,14 @@ def folder(tmp_path_factory):
     return out
 
 
-def start(folder, demo):
+def start(folder, demo, **environment):
     """``make``, as the leader of a process group, which a terminal's Ctrl-C reaches whole."""
     paths = os.pathsep.join(str(path) for path in (ROOT, ROOT / 'ops', ROOT / 'tests'))
     with open(folder / 'out.txt', 'w') as out:
         return subprocess.Popen(
             ['make', 'demo', f'DEMO={demo}'],
             cwd=folder,
-            env={**os.environ, 'PYTHONPATH': paths},
+            env={**os.environ, **environment, 'PYTHONPATH': paths},
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -49,7 +50,10 @@ def wait_for(words, folder, process):
         text = (folder / 'out.txt').read_text()
         if re.search(words, text):
             return text
-        assert process.poll() is None and time.monotonic() < deadline, text
+        if process.poll() is not None or time.monotonic() > deadline:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            pytest.fail(text)
         time.sleep(0.05)
 
 
@@ -63,6 +67,7 @@ def stop(folder, process, number):
     return [line for line in after.splitlines() if not re.match('make|.*mmengine - INFO', line)]
 
 
+LAST = 'interrupted: the same command goes on from there'
 SLOW = pytest.mark.slow
 DEMOS = [
     'classification',
@@ -73,6 +78,8 @@ DEMOS = [
 
 @pytest.mark.parametrize('demo', DEMOS)
 def test_a_stopped_training_is_saved_and_goes_on(demo, folder):
+    # Two demos share a training.
+    shutil.rmtree(folder / 'work_dirs', ignore_errors=True)
     done = 0
     for number in (signal.SIGINT, signal.SIGTERM):
         process = start(folder, demo)
@@ -87,7 +94,7 @@ def test_a_stopped_training_is_saved_and_goes_on(demo, folder):
         name = signal.Signals(number).name
         (saved,) = (re.search(r'at iteration (\d+)', line) for line in lines if 'saved' in line)
         assert lines[0].startswith(f'{name}: saving')
-        assert lines[-1] == 'interrupted: the same command goes on from there'
+        assert lines[-1] == LAST
         assert len(lines) == 3
         done = int(saved[1])
         assert done >= logged[-1]
@@ -97,7 +104,17 @@ def test_a_stopped_training_is_saved_and_goes_on(demo, folder):
 def test_a_demo_that_still_imports_ends_in_a_line(number, folder):
     process = start(folder, 'classification')
     wait_for('imports begin', folder, process)
-    assert stop(folder, process, number) == ['interrupted']
+    assert stop(folder, process, number) == [LAST]
+
+
+def test_a_demo_that_tests_or_fits_ends_in_a_line_and_keeps_the_training(folder):
+    shutil.rmtree(folder / 'work_dirs', ignore_errors=True)
+    process = start(folder, 'classification', ITERATIONS='2')
+    assert 'Iter(train)' in wait_for(r'Iter\(test\)', folder, process)
+    assert stop(folder, process, signal.SIGINT) == [LAST]
+    process = start(folder, 'classification', ITERATIONS='2')
+    assert 'Iter(train)' not in wait_for('Logistic regression', folder, process)
+    assert stop(folder, process, signal.SIGTERM) == [LAST]
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
@@ -120,8 +137,8 @@ def test_data_are_made_anew_after_an_interruption(number, tmp_path):
         assert process.poll() is None
         time.sleep(0.05)
     os.kill(process.pid, number)
-    assert process.wait(timeout=60) == 130
-    assert Path(tmp_path / 'out.txt').read_text().splitlines()[-1] == 'interrupted'
+    assert process.wait(timeout=60) == 128 + number
+    assert Path(tmp_path / 'out.txt').read_text().splitlines()[-1] == LAST
     assert '"complete": false' in manifest.read_text()
     count = len(list((tmp_path / 'data').rglob('*.png')))
     time.sleep(1)

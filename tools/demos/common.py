@@ -71,7 +71,7 @@ def begin() -> None:
     process = subprocess.Popen(command, start_new_session=True)
     try:
         code = process.wait()
-    except KeyboardInterrupt:
+    except SystemExit:
         process.terminate()
         Console(stderr=True).show_cursor()  # a progress bar hides it
         raise
@@ -113,7 +113,7 @@ def train(config: str, folder: Path, *options: str) -> Training:
             run('train', config, '--work-dir', folder / 'train', '--resume', *changes)
             held['checkpoint'] = find_latest_checkpoint(str(folder / 'train'))
         except SystemExit:  # saved on a signal
-            print('interrupted: the same command goes on from there', file=sys.stderr)
+            interruptible.say()
             raise
         finally:
             held['minutes'] += (time.monotonic() - start) / 60

@@ -1,31 +1,47 @@
 """Imported first: Ctrl-C and SIGTERM end a demo in one line, also while it imports the rest."""
 
+import atexit
 import os
 import signal
 import sys
 import time
 from types import FrameType
 
+_demo = os.getpid()
 _since = 0.0
 
 
+def say() -> None:
+    """Say once that the demo was interrupted."""
+    global _since
+    if not _since:
+        _since = time.monotonic()
+        print('interrupted: the same command goes on from there', file=sys.stderr, flush=True)
+
+
 def _leave(number: int, frame: FrameType | None) -> None:
-    print('interrupted', file=sys.stderr, flush=True)
+    say()
     os._exit(128 + number)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    global _since
+    if os.getpid() != _demo:
+        return  # a data worker, which ends with the demo
+    first = not _since
+    say()
+    if first:
+        raise SystemExit(128 + number)
     # make hands on what the whole process group has got already.
     if time.monotonic() - _since > 1:
-        _since = time.monotonic()
-        raise KeyboardInterrupt
+        os._exit(128 + number)
 
 
 def hold() -> None:
-    """From here on both raise KeyboardInterrupt, so that what runs can clean up."""
+    """From here on what runs may clean up; another signal, a second later, ends it at once."""
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, _interrupt)
+    # Data workers end with the demo, which torch would call a failure of theirs.
+    atexit.register(signal.signal, signal.SIGCHLD, signal.SIG_DFL)
 
 
 for each in (signal.SIGINT, signal.SIGTERM):
