@@ -56,11 +56,10 @@ class CheckedLoader:
                 f'{path} cannot be loaded ({first_line(error)}): mend it, or take it out of the '
                 'data set'
             ) from error
-        labels = self.labels(loaded or {})
-        size = (loaded or {}).get('ori_shape')
-        if labels is None:
+        labels, size = self.labels(loaded or {}), (loaded or {}).get('ori_shape')
+        if self.is_image or labels is None or size is None:
             return loaded
-        if not self.is_image and size is not None and labels.shape != tuple(size[:2]):
+        if labels.shape != tuple(size[:2]):
             raise UserError(
                 f'{path} has shape {labels.shape}, but its image {loaded.get("img_path")} '
                 f'{tuple(size[:2])}: a mask holds one class index for each pixel'
