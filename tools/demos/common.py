@@ -23,6 +23,7 @@ from mmengine.runner import find_latest_checkpoint
 from rich.console import Console
 from rich.table import Table
 
+from mmvim.atomic_files import write_atomically
 from mmvim.datasets.patterns.generation import MANIFEST
 from mmvim.errors import UserError
 
@@ -104,7 +105,7 @@ def train(config: str, folder: Path, *options: str) -> Training:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         held = dict(made_of=made_of, minutes=0.0, checkpoint=None)
-        record.write_text(json.dumps(held))
+        write_atomically(record, json.dumps(held).encode())
     if held['checkpoint'] is None:
         print(f'\nTraining of {config}: the log shows the time left (eta)', flush=True)
         start = time.monotonic()
@@ -117,7 +118,7 @@ def train(config: str, folder: Path, *options: str) -> Training:
             raise
         finally:
             held['minutes'] += (time.monotonic() - start) / 60
-            record.write_text(json.dumps(held))
+            write_atomically(record, json.dumps(held).encode())
     return Training(config, folder, held['checkpoint'], held['minutes'])
 
 
