@@ -68,12 +68,8 @@ def stop(folder, process, number):
 
 
 LAST = 'interrupted: the same command goes on from there'
-SLOW = pytest.mark.slow
-DEMOS = [
-    'classification',
-    'ablate',
-    *(pytest.param(x, marks=SLOW) for x in ('segmentation', 'detection')),
-]
+OTHERS = ('ablate', 'detection', 'segmentation')  # whose trainings go the same way
+DEMOS = ['classification', *(pytest.param(demo, marks=pytest.mark.slow) for demo in OTHERS)]
 
 
 @pytest.mark.parametrize('demo', DEMOS)
