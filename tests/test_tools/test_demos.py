@@ -297,7 +297,7 @@ def test_pictures_of_classification(demo, guesses, monkeypatch):
     assert len([*Path('examples').iterdir()]) == 4 * 8
     # The fourth of four images of each class, on the sheet's last row, is a mistake.
     assert titles[0] == 'blobs 0.65'
-    assert titles[24:26] == ['blobs 0.65\nWRONG: checker', 'checker 0.65\nWRONG: dots']
+    assert titles[24:26] == ['blobs, taken for\nchecker 0.65', 'checker, taken for\ndots 0.65']
     counts = classification.confusion(*classification.labels(guesses), 8)
     classification.draw_confusion(counts, classes, Path('confusion.png'))
     for file in ('examples.png', 'confusion.png'):

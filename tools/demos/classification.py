@@ -62,8 +62,8 @@ def draw_examples(
     def title(sample: Mapping[str, Any]) -> str:
         (true,), (predicted,) = labels([sample])
         score = float(sample['pred_score'].max())
-        wrong = '' if true == predicted else f'\nWRONG: {classes[predicted]}'
-        return f'{classes[true]} {score:.2f}{wrong}'
+        wrong = '' if true == predicted else f'{classes[true]}, taken for\n'
+        return f'{wrong}{classes[predicted]} {score:.2f}'
 
     firsts = [
         [sample for sample in samples if int(sample['gt_label']) == label][:EXAMPLES]
