@@ -1,5 +1,6 @@
 """Backbones with every kind of tap, to be trained for a few steps in two processes."""
 
+import gc
 import itertools
 
 import torch
@@ -52,10 +53,17 @@ def train_in_process(rank, folder):
     store = torch_dist.FileStore(f'{folder}/store', 2)
     torch_dist.init_process_group('gloo', store=store, rank=rank, world_size=2)
     for options in CASES:
-        model = build(options)
-        if not any(p.requires_grad for p in model.parameters()):
-            continue
-        wrapped = DistributedDataParallel(model)
-        for _ in range(3):
-            loss_of(wrapped(torch.randn(1, 3, 16, 16))).backward()
+        _train(options)
+    # A wrapper that outlives its group ends gloo's threads while it holds the lock of Python,
+    # which they wait for.
+    gc.collect()
     torch_dist.destroy_process_group()
+
+
+def _train(options):
+    model = build(options)
+    if not any(p.requires_grad for p in model.parameters()):
+        return
+    wrapped = DistributedDataParallel(model)
+    for _ in range(3):
+        loss_of(wrapped(torch.randn(1, 3, 16, 16))).backward()
