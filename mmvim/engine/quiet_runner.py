@@ -7,6 +7,20 @@ from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
 
+class _WarningsAlone(logging.Filter):
+    """Lets warnings pass alone until ``begun``.
+
+    Handlers live as long as the process. They must not keep the runner alive, whose process group
+    has to end before Python does.
+    """
+
+    begun = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the terminal shows a record."""
+        return self.begun or record.levelno >= logging.WARNING
+
+
 class QuietRunner(Runner):
     """Runner whose terminal shows only warnings while it is built.
 
@@ -14,22 +28,18 @@ class QuietRunner(Runner):
     to the log file alone, whose name is printed.
     """
 
-    _begun = False
-
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
         """Build mmengine's logger, its terminal quiet so far."""
         logger = super().build_logger(*args, **kwargs)
+        self._terminal = _WarningsAlone()
         for handler in logger.handlers:
             if isinstance(handler, logging.FileHandler):
                 print(f'environment, config and log: {handler.baseFilename}', flush=True)
             else:
-                handler.addFilter(self._is_shown)
+                handler.addFilter(self._terminal)
         return logger
 
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:
         """Call all hooks; with the first, ``before_run``, everything is built."""
-        self._begun = True
+        self._terminal.begun = True
         super().call_hook(fn_name, **kwargs)
-
-    def _is_shown(self, record: logging.LogRecord) -> bool:
-        return self._begun or record.levelno >= logging.WARNING

@@ -276,13 +276,16 @@ def test_what_fits_no_memory_is_counted_without_it(
     assert size['parts']['blocks: scan'] == 24 * tokens * 2 * 384 * (9 * 16 + 2 + 1)
 
 
+WIDTHS = ('backbone.arch.embed_dims', 'head.in_channels')
+
+
 @pytest.mark.parametrize(
     'arguments, sentence',
     [
         (('--shape', 10**9), 'images of 1000000000x1000000000 do not fit into the memory'),
         (('--cfg-options', 'model.backbone.img_size=1000000000'), 'do not fit into the memory'),
         (
-            ('--shape', 224, '--cfg-options', 'model.backbone.arch.embed_dims=4000000000'),
+            ('--shape', 224, '--cfg-options', *(f'model.{key}=4000000000' for key in WIDTHS)),
             'cannot be',
         ),
     ],
