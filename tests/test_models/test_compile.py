@@ -79,6 +79,16 @@ def test_fullgraph_of_symbolic_sizes(dynamic):
 
 
 @pytest.mark.slow
+def test_training_on_padded_images_of_symbolic_sizes():
+    """The kernels that inductor writes meet the strides of an image that was padded."""
+    torch._dynamo.reset()
+    model = VisionMamba(dict(embed_dims=8, num_layers=1, d_state=2), img_size=32, cls_token='none')
+    compiled = torch.compile(model, dynamic=True, backend='inductor')
+    x = torch.randn(2, 3, 47, 72)
+    assert_same(run(model, compiled, x), run(model, model, x))
+
+
+@pytest.mark.slow
 def test_fullgraph_under_autocast():
     torch._dynamo.reset()
     model = build('ssm_conv')
