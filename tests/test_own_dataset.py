@@ -16,6 +16,8 @@ import scaled_down_classification
 import scaled_down_detection
 import torch
 from mmengine.config import Config
+from mmengine.model import ImgDataPreprocessor
+from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from PIL import Image
 from repository import ROOT
@@ -157,7 +159,16 @@ def test_classification(folder: Path) -> None:
 
 def test_channels(folder: Path) -> None:
     write_scenes(folder / 'data/cracks', suffix='.png', channels=4)
-    _, runner, metrics = run('bands.py', folder)
+
+    def shrink(cfg: Config, folder: Path) -> None:
+        scaled_down.shrink(cfg, folder)
+        preprocessor = MODELS.get('mmseg.SegDataPreProcessor')
+        if issubclass(preprocessor, ImgDataPreprocessor):  # the onedl fork's
+            with pytest.raises(AssertionError, match='should have 1 or 3 values'):
+                preprocessor(mean=[1.0] * 4, std=[1.0] * 4)
+            cfg.model.data_preprocessor.update(mean=[96.0], std=[47.0])
+
+    _, runner, metrics = run('bands.py', folder, shrink)
     assert runner.train_dataloader.dataset[0]['inputs'].shape[0] == 4
     assert runner.model.backbone.patch_embed.projection.in_channels == 4 and 'mIoU' in metrics
 
