@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import time
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -93,7 +94,13 @@ def load_model(cfg: Config, args: Namespace, checkpoint: Mapping[str, Any]) -> A
 
 
 def build_runner(cfg: Config) -> Runner:
-    """The runner of the config, strict about its checkpoint and its data."""
+    """The runner of the config, strict about its checkpoint and its data.
+
+    mmengine keeps visualizers by name for the whole process: a second run, with a name from its
+    config, would write its scalars into the folder of the first.
+    """
+    if cfg.get('visualizer') is not None:
+        cfg.visualizer.name = f'run-{time.time_ns()}'
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else QuietRunner.from_cfg(cfg)
     if cfg.get('load_from') is not None:
         runner.register_hook(StrictCheckpointHook())

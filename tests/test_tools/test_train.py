@@ -5,6 +5,7 @@ import pickle
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from PIL import Image
+from repository import load_script
+
+from mmvim.cli.run_tool import run_tool
 
 TOOLS = Path(__file__).parents[2] / 'tools'
 Run = Callable[..., Any]
@@ -24,6 +28,19 @@ def test_trains_and_writes_to_the_default_work_dir(run: Run, toy: Path) -> None:
     work_dir = toy.parent / 'work_dirs' / toy.stem
     assert (work_dir / 'epoch_1.pth').is_file()
     assert Config.fromfile(work_dir / toy.name).model.type == 'ToyModel'
+
+
+def test_each_training_of_a_process_writes_its_own_scalars(toy: Path) -> None:
+    toy.write_text(
+        toy.read_text() + "visualizer = dict(type='Visualizer', name='visualizer', "
+        "vis_backends=[dict(type='LocalVisBackend')])\n"
+    )
+    main = load_script(TOOLS / 'train.py').main  # not `run`, which forgets the visualizers
+    for work_dir in ('first', 'second'):
+        time.sleep(1)  # the loggers bear the second in their names
+        assert run_tool(main, [str(toy), '--work-dir', work_dir]) in (0, None)
+        (log,) = Path(work_dir).glob('*/vis_data/scalars.json')
+        assert len(log.read_text().splitlines()) == 4
 
 
 def test_work_dir_argument_wins_over_the_config(run: Run, toy: Path) -> None:

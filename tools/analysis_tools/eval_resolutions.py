@@ -37,10 +37,8 @@ def test_at(cfg: Config, size: int, args: Namespace) -> dict[str, Any]:
     changes = set_resolution(cfg, size, args.config)
     print(f'{size}: {", ".join(changes)}', file=sys.stderr)
     cfg.work_dir = str(args.out / str(size))
-    # mmengine keeps loggers and visualizers by name for the whole process.
+    # mmengine keeps loggers by name for the whole process.
     cfg.experiment_name = f'{Path(args.config).stem}_{size}'
-    if cfg.get('visualizer') is not None:
-        cfg.visualizer.name = cfg.experiment_name
     runner = build_runner(cfg)
     try:
         metrics = runner.test()
