@@ -36,8 +36,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 INSTALL := $(PIP) install --no-compile --no-warn-conflicts
 STAMPS := $(VENV)/.stamps
 TORCH_STAMP := $(STAMPS)/torch-$(subst =,-,$(TORCH))
-# A file's tests stay in one process, which builds their fixtures once.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+# A process takes tests in their order, which builds a file's fixtures once, until it runs out and
+# takes some from the other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -160,9 +161,8 @@ format: $(STAMPS)/dev ## rewrite the sources in the house format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# A few files take most of the time, so their tests are shared.
 slow-tests: $(STAMPS)/test ## the tests that `make test` leaves out
-	$(PYTEST) --dist worksteal -m slow
+	$(PYTEST) -m slow
 
 packages-onedl:
 	$(MAKE) $(ONEDL) packages
