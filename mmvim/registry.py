@@ -16,11 +16,22 @@ from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
+from mmengine.registry import VISUALIZERS as MMENGINE_VISUALIZERS
 from mmengine.registry import WEIGHT_INITIALIZERS as MMENGINE_WEIGHT_INITIALIZERS
 
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmvim', locations=['mmvim.models'])
 DATASETS = Registry(
     'dataset', parent=MMENGINE_DATASETS, scope='mmvim', locations=['mmvim.datasets.registered']
+)
+TRANSFORMS = Registry(
+    'transform', parent=MMENGINE_TRANSFORMS, scope='mmvim', locations=['mmvim.datasets.registered']
+)
+VISUALIZERS = Registry(
+    'visualizer',
+    parent=MMENGINE_VISUALIZERS,
+    scope='mmvim',
+    locations=['mmvim.datasets.registered'],
 )
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmvim', locations=['mmvim.engine'])
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(

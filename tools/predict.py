@@ -23,9 +23,11 @@ from mmvim.cli.pictures import (
 )
 from mmvim.cli.prepare import load_model, prepare
 from mmvim.cli.run_tool import run_tool
+from mmvim.datasets.instance_masks import number_masks
 from mmvim.datasets.pipelines import pipeline_owner
 from mmvim.errors import UserError
 
+DRAWN_SCORE = 0.3  # of an instance, default of mmdet's visualizer
 LABELS = 'labels'
 JSON_LINES = 'predictions.jsonl'
 
@@ -39,12 +41,21 @@ def refuse_own_input(images: Mapping[Path, str], out: Path) -> None:
                 raise UserError(f'--out {out} would overwrite {file}: give another folder')
 
 
-def write_labels(sample: Any, file: Path) -> None:
-    """Write the class index of every pixel in 8 bits, or 16 where one is above 255."""
-    labels = sample.pred_sem_seg.data[0].numpy()
-    file.parent.mkdir(exist_ok=True)
-    dtype = np.uint8 if labels.max(initial=0) < 256 else np.uint16
-    Image.fromarray(labels.astype(dtype)).save(file)
+def label_image(sample: Any) -> np.ndarray | None:
+    """The class index of every pixel, or the number of the instance that covers it.
+
+    Returns:
+        np.ndarray, optional: (H, W). Indices have 8 bits, or 16 where one is above 255. Numbers
+        have 16 bits, 0 is background, and n is the n-th prediction, the more certain one where
+        two overlap; those that are not drawn are left out. None without masks.
+    """
+    if 'pred_sem_seg' in sample:
+        labels = sample.pred_sem_seg.data[0].numpy()
+        return labels.astype(np.uint8 if labels.max(initial=0) < 256 else np.uint16)
+    found = sample.get('pred_instances', {})
+    if 'masks' not in found:
+        return None
+    return number_masks(found.masks[found.scores > DRAWN_SCORE].numpy().astype(bool))
 
 
 def to_record(sample: Any, classes: Sequence[str] | None) -> dict[str, Any]:
@@ -81,10 +92,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     def predict(image: Path) -> None:
         item, picture = read_item(pipeline, image)
         sample = model.test_step(pseudo_collate([item]))[0].cpu()
-        if 'pred_sem_seg' in sample:
+        if 'pred_instances' in sample:  # the most certain first
+            found = sample.pred_instances
+            sample.pred_instances = found[found.scores.argsort(descending=True, stable=True)]
+        labels = label_image(sample)
+        if labels is not None:
             written[LABELS] = args.out / LABELS
-            write_labels(sample, args.out / LABELS / f'{images[image]}.png')
-        else:
+            written[LABELS].mkdir(exist_ok=True)
+            Image.fromarray(labels).save(written[LABELS] / f'{images[image]}.png')
+        if 'pred_sem_seg' not in sample:
             record = dict(image=str(image), **to_record(sample, meta.get('classes')))
             mode = 'a' if JSON_LINES in written else 'w'
             written[JSON_LINES] = args.out / JSON_LINES

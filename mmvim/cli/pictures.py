@@ -160,6 +160,8 @@ def to_rgb(image: np.ndarray, pipeline: Sequence[Any]) -> np.ndarray:
     for step in pipeline:
         # tifffile and GDAL give the order of the file, the others of mmcv BGR.
         rgb |= step.get('imdecode_backend') == 'tifffile' or 'RSImage' in type_name(step)
+        # For pictures of 8 bits, whose range it leaves a little in mmdet.
+        eight_bits |= type_name(step) == 'PhotoMetricDistortion'
         if type_name(step) == 'Normalize':
             image = image * np.asarray(step['std'], np.float32) + np.asarray(
                 step['mean'], np.float32

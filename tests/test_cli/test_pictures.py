@@ -109,6 +109,13 @@ def test_normalisation_is_undone(rgb: bool) -> None:
     assert image[0, 0].tolist() == (colour if rgb else colour[::-1]).tolist()
 
 
+def test_jittered_pictures_are_shown_as_they_are() -> None:
+    """mmdet's jitter makes floats below 0 and above 255: a dark picture stays dark."""
+    dark = np.array([-40.0, 3, 3, 3, 300], np.float32).reshape(1, 5, 1)
+    shown = to_rgb(dark, [dict(type='mmdet.PhotoMetricDistortion')])
+    assert shown[0, :, 0].tolist() == [0, 3, 3, 3, 255]
+
+
 @pytest.mark.parametrize('shape', [(2, 3), (2, 3, 1)])
 def test_grey_is_shown_on_three_channels(shape: tuple[int, ...]) -> None:
     assert to_rgb(np.full(shape, 30.0), []).tolist() == np.full((2, 3, 3), 30).tolist()

@@ -107,8 +107,19 @@ def test_detector_predicts_boxes_and_masks(run: Run) -> None:
     assert all(0 <= score <= 1 for score in first['scores'])
     assert len(first['scores']) == len(first['bboxes']) == len(first['masks']) == count
     assert len(first['bboxes'][0]) == 4
-    assert coco_masks.decode(first['masks'][0]).shape == (48, 64)
+    masks = [coco_masks.decode(mask) for mask in first['masks']]
+    assert masks[0].shape == (48, 64)
     assert Image.open('p/1.png').size == (64, 48)
+
+    # Each pixel has the number of the most certain prediction over it, of those that are drawn.
+    assert first['scores'] == sorted(first['scores'], reverse=True)
+    expected = np.zeros((48, 64))
+    for number, (mask, score) in enumerate(zip(masks, first['scores']), start=1):
+        if score > 0.3:
+            expected[(mask > 0) & (expected == 0)] = number
+    labels = np.asarray(Image.open('p/labels/0.png'))
+    assert labels.dtype == np.uint16 and labels.any() and np.array_equal(labels, expected)
+    assert len(list(Path('p/labels').iterdir())) == 3 and 'labels: p/labels' in outcome.out
 
 
 @pytest.mark.parametrize('mode', ['train', 'test'])
