@@ -6,6 +6,10 @@ and its configs, so that ``_base_ = 'mmvim::…'`` does. None of these three lib
 installed for the import to succeed.
 """
 
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
+
 from mmvim import compat as _compat
 
 _compat.check_stack()
@@ -33,6 +37,10 @@ from mmvim.models import (  # noqa: E402
 )
 from mmvim.version import __version__  # noqa: E402
 
+if _TYPE_CHECKING:
+    from mmvim.datasets.camvid import CamVidDataset as CamVidDataset
+    from mmvim.datasets.nuclei import NucleiDataset as NucleiDataset
+
 __all__ = [
     'AtomicCheckpointHook',
     'DataPositionHook',
@@ -53,3 +61,12 @@ __all__ = [
     'engine',
     'models',
 ]
+
+_DATASETS = {'CamVidDataset': 'mmvim.datasets.camvid', 'NucleiDataset': 'mmvim.datasets.nuclei'}
+
+
+def __getattr__(name: str) -> _Any:
+    """The data sets, each imported when it is asked for: it needs mmseg or mmdet."""
+    if name in _DATASETS:
+        return getattr(_import_module(_DATASETS[name]), name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -11,6 +11,7 @@ import argparse
 import difflib
 import hashlib
 import importlib
+import json
 import pickle
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -30,6 +31,8 @@ from mmvim.compat import version_tuple
 from mmvim.errors import UserError, first_line
 
 SUFFIXES = ('.pth', '.safetensors')
+# The one text that a .safetensors file of ours has beside its tensors: ``meta`` as JSON.
+META_ENTRY = 'mmvim'
 # Names under which files keep their weights, beside which there may be others.
 HOLDERS = ('state_dict', 'model')
 # Elements of a tensor that repeats what is stored: more would fill the memory from a small file.
@@ -107,7 +110,9 @@ def load_checkpoint_file(filename: str | Path, map_location: Any = None) -> Any:
     if path.suffix == '.safetensors':
         with safetensors.safe_open(path, 'pt') as file:
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            checkpoint: Any = dict(state_dict=weights, meta=file.metadata() or {})
+            meta = file.metadata() or {}
+        meta = json.loads(meta[META_ENTRY]) if META_ENTRY in meta else meta
+        checkpoint: Any = dict(state_dict=weights, meta=meta)
     elif _READS_WEIGHTS_ONLY:
         with torch.serialization.safe_globals(_allowed_globals()):
             checkpoint = torch.load(path, map_location=map_location, weights_only=True)

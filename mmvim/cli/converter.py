@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from argparse import Namespace
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -16,7 +19,7 @@ from rich.table import Table
 
 from mmvim.atomic_files import write_atomically
 from mmvim.checkpoints.conversion import DROPPED, Conversion
-from mmvim.checkpoints.reading import HOLDERS, SUFFIXES, read_checkpoint, weights_of
+from mmvim.checkpoints.reading import HOLDERS, META_ENTRY, SUFFIXES, read_checkpoint, weights_of
 from mmvim.cli.arguments import PlainParser
 from mmvim.errors import UsageError, UserError
 from mmvim.models.token_layout import CLS_TOKENS
@@ -80,7 +83,8 @@ def run_converter(
             converted = convert(weights_of(checkpoint, source), args, noted)
     except UserError as error:
         raise type(error)(f'{source}: {error}') from error
-    packed = pack_weights(converted.weights, out.suffix, holder, converted.cls_token)
+    meta = dict(cls_token=converted.cls_token)
+    packed = pack_weights(converted.weights, out.suffix, holder, meta)
     Console(highlight=False, width=_WIDTH).print(_table(converted))
     print(converted.model)
     others = [str(key) for key in checkpoint if key not in HOLDERS]
@@ -95,7 +99,7 @@ def run_converter(
 
 
 def pack_weights(
-    weights: Mapping[str, torch.Tensor], suffix: str, holder: str, cls_token: str
+    weights: Mapping[str, torch.Tensor], suffix: str, holder: str, meta: Mapping[str, Any]
 ) -> bytes:
     """The bytes of a file of weights, the same for the same input.
 
@@ -103,18 +107,22 @@ def pack_weights(
         weights (Mapping[str, torch.Tensor]): Stored contiguous, each on its own.
         suffix (str): '.safetensors' or '.pth'.
         holder (str): What a ``.pth`` file keeps the weights under.
-        cls_token (str): Noted in the file, as no tensor tells it.
+        meta (Mapping[str, Any]): Notes in the file, such as the ``cls_token``, which no tensor
+            tells.
     """
     # A slice would take the whole of what it is cut from with it into the file.
-    own = {
-        key: value.detach().clone(memory_format=torch.contiguous_format)
+    own = OrderedDict(
+        (key, value.detach().clone(memory_format=torch.contiguous_format))
         for key, value in weights.items()
-    }
-    meta = dict(cls_token=cls_token)
+    )
     if suffix == '.safetensors':
-        return safetensors.torch.save(own, meta)  # which writes several entries in any order
+        # One entry, because several are written in any order.
+        noted = json.dumps(meta, default=lambda array: array.tolist())
+        return safetensors.torch.save(own, {META_ENTRY: noted})
+    if hasattr(weights, '_metadata'):  # versions of modules, read by their loading hooks
+        own._metadata = weights._metadata  # type: ignore[attr-defined]
     buffer = io.BytesIO()
-    torch.save({'meta': meta, holder: own}, buffer)
+    torch.save({'meta': dict(meta), holder: own}, buffer)
     return buffer.getvalue()
 
 

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmengine.fileio import load
 from rich.table import Table
 
-_SUFFIX = ' (paper)'
+from mmvim.cli.metafile import PAPER, entry_of
+
 _AP = {'': '', '50': '_50', '75': '_75', ' small': '_s', ' medium': '_m', ' large': '_l'}
 # Metafile's name of a metric -> the metric's own, and what makes it per cent.
 _NAMES: dict[str, tuple[str, float]] = {
@@ -19,8 +19,8 @@ _NAMES: dict[str, tuple[str, float]] = {
     'mIoU': ('mIoU', 1.0),
     'mAcc': ('mAcc', 1.0),
     'aAcc': ('aAcc', 1.0),
-    'top-1': ('accuracy/top1', 1.0),
-    'top-5': ('accuracy/top5', 1.0),
+    'Top 1 Accuracy': ('accuracy/top1', 1.0),
+    'Top 5 Accuracy': ('accuracy/top5', 1.0),
 }
 
 
@@ -34,17 +34,11 @@ def paper_metrics(config_file: str | Path) -> dict[str, float]:
         Per cent by the metafile's names without '(paper)'; empty where nothing is published, or
         for a config of the user's.
     """
-    metafile = Path(config_file).parent / 'metafile.yml'
-    if not metafile.is_file():
-        return {}
-    models = load(metafile).get('Models') or []
     return {
-        name.removesuffix(_SUFFIX): float(value)
-        for model in models
-        if model['Name'] == Path(config_file).stem
-        for result in model.get('Results') or []
+        name.removesuffix(PAPER): float(value)
+        for result in entry_of(config_file).get('Results') or []
         for name, value in result['Metrics'].items()
-        if name.endswith(_SUFFIX)
+        if name.endswith(PAPER)
     }
 
 

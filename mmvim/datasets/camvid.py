@@ -41,6 +41,8 @@ class CamVidDataset(BaseSegDataset):
     101 validation and 233 test images of 480×360 pixels, 11 classes; unlabelled pixels are 255.
 
     Args:
+        img_suffix (str): Of the images. Defaults to '.png'.
+        seg_map_suffix (str): Of the label images. Defaults to '.png'.
         **kwargs: Arguments of mmseg's ``BaseSegDataset``; ``data_prefix`` names the split.
     """
 

@@ -41,7 +41,7 @@ def test_average_precision_by_size_beside_the_paper():
 
 @pytest.mark.parametrize(
     'metrics, name, value',
-    [({'mIoU': 41.25}, 'mIoU', '41.2'), ({'accuracy/top1': 76.1}, 'top-1', '76.1')],
+    [({'mIoU': 41.25}, 'mIoU', '41.2'), ({'accuracy/top1': 76.1}, 'Top 1 Accuracy', '76.1')],
 )
 def test_other_tasks_without_a_paper(metrics, name, value):
     table = result_table(metrics, {})

@@ -346,5 +346,7 @@ def test_metafile_has_the_figures_of_the_paper():
         **{ABLATION.format('none'): 73.2, ABLATION.format('block'): 70.9},
         **{ABLATION.format('ssm'): 72.8},
     }
-    assert listed == {name: {'top-1': top1[name]} if name in top1 else {} for name in listed}
+    assert listed == {
+        name: {'Top 1 Accuracy': top1[name]} if name in top1 else {} for name in listed
+    }
     assert set(listed) == {path.stem for path in (CONFIGS / 'vim').glob('*.py')}

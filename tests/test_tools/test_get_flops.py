@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import task_configs as configs
 from mmengine.config import Config
-from repository import ROOT, load_script
+from repository import ROOT
 
+from mmvim.analysis.config_flops import count_on
 from mmvim.cli.config import load_config
 
 Run = Callable[..., Any]
@@ -136,9 +137,8 @@ def test_segmentor_with_pyramid(run: Run, write: Callable[[str], Path]) -> None:
 
 def test_meta_and_real_tensors_count_alike(write: Callable[[str], Path]) -> None:
     pytest.importorskip('mmseg')
-    tool = load_script(ROOT / 'tools' / f'{TOOL}.py')
     cfg = load_config(str(write(SEGMENTOR)), {})
-    one, other = (tool.count(cfg, [(48, 80)], device)[1][0] for device in ('meta', 'cpu'))
+    one, other = (count_on(cfg, [(48, 80)], device)[1][0] for device in ('meta', 'cpu'))
     assert (one.device, other.device) == ('meta', 'cpu')
     assert one.parts == other.parts
     assert one.uncounted == other.uncounted
@@ -256,7 +256,7 @@ def test_model_that_looks_at_numbers(
     assert 'special_bessel_j0' in outcome.out
     outcome = run(TOOL, config)
     assert outcome.code == 2
-    assert 'has no img_size: give --shape H W' in outcome.sentence
+    assert 'does not say how large its images are: give --shape H W' in outcome.sentence
 
 
 @pytest.mark.parametrize(

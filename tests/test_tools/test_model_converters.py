@@ -144,9 +144,9 @@ def test_packed_weights_are_compact_and_always_the_same(suffix: str) -> None:
     """Slices and shared tensors are stored on their own, whatever they were cut from."""
     whole = torch.arange(100_000.0).reshape(100, 1000)
     weights = {'slice': whole[3:5], 'turned': whole[:2].T, 'again': whole[3:5]}
-    packed = converter.pack_weights(weights, suffix, 'model', 'head')
+    packed = converter.pack_weights(weights, suffix, 'model', dict(cls_token='head'))
     assert len(packed) < 40_000
-    assert converter.pack_weights(weights, suffix, 'model', 'head') == packed
+    assert converter.pack_weights(weights, suffix, 'model', dict(cls_token='head')) == packed
     if suffix == '.safetensors':
         found = load(packed)
     else:

@@ -5,71 +5,21 @@ papers call GFLOPs. A FLOP is one addition, multiplication or exponential: twice
 """
 
 import json
-import math
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from mmvim.analysis.flops import Count, count_flops, count_parameters
-from mmvim.analysis.model_views import build_model
+from mmvim.analysis.config_flops import Shape, count_config, image_shape
+from mmvim.analysis.flops import Count, count_parameters
 from mmvim.cli.arguments import ToolParser
 from mmvim.cli.prepare import make_writable, prepare
 from mmvim.cli.run_tool import run_tool
-from mmvim.errors import UsageError, UserError, first_line
-
-Shape = tuple[int, int]
-# Real tensors: an image and the first features of any model, in numbers a pixel at the least.
-_NUMBERS_A_PIXEL = 6
-
-
-def count(cfg: Config, shapes: Sequence[Shape], device: str) -> tuple[nn.Module, list[Count]]:
-    """The model without weights, and one forward pass on an image of each size (H, W)."""
-    with torch.device(device):
-        model: nn.Module = build_model(cfg).to(device).eval().requires_grad_(False)
-    owner = getattr(model, 'backbone', model)
-    convolutions = (module for module in owner.modules() if isinstance(module, nn.Conv2d))
-    first = next(convolutions, None)
-    channels = 3 if first is None else first.in_channels
-    torch.manual_seed(0)
-    images = (torch.rand(1, channels, *shape, device=device) for shape in shapes)
-    return model, [count_flops(model, image) for image in images]
-
-
-def count_anyhow(cfg: Config, shapes: Sequence[Shape]) -> tuple[nn.Module, list[Count]]:
-    """Count on meta tensors, or on real ones where these do not do.
-
-    Raises:
-        UserError: If the model refuses images of a size, or they do not fit into memory.
-    """
-    try:
-        return count(cfg, shapes, 'meta')
-    except Exception as error:  # whatever a model does that needs numbers
-        print(
-            f'note: the model did not run on meta tensors ({first_line(error)}); counting on real '
-            'ones, which takes their time',
-            file=sys.stderr,
-        )
-    largest = max(shapes, key=math.prod)
-    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-    if 4 * _NUMBERS_A_PIXEL * math.prod(largest) > memory:
-        raise UserError(
-            f'images of {largest[0]}x{largest[1]} do not fit into the memory of this machine'
-        )
-    try:
-        return count(cfg, shapes, 'cpu')
-    except (ValueError, MemoryError, RuntimeError) as error:
-        sizes = ', '.join(f'{height}x{width}' for height, width in shapes)
-        raise UserError(
-            f'the model cannot be built and run on images of {sizes}: {first_line(error)}'
-        ) from error
+from mmvim.errors import UsageError
 
 
 def remarks(model: nn.Module, counts: Sequence[Count]) -> list[str]:
@@ -165,14 +115,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     shapes = [parse_shape(values) for values in args.shape or ()]
     cfg, _ = prepare(args, 'counting', 'model')
     if not shapes:
-        size = cfg.model.get('backbone', {}).get('img_size')
-        if size is None:
-            raise UsageError(f'the backbone of {args.config} has no img_size: give --shape H W')
-        shapes = [parse_shape([size] if isinstance(size, int) else size)]
+        shape = image_shape(cfg)
+        if shape is None:
+            raise UsageError(
+                f'{args.config} does not say how large its images are: give --shape H W'
+            )
+        shapes = [shape]
     if args.file is not None:
         make_writable(Path(args.file).parent, 'the folder of --out')
 
-    model, counts = count_anyhow(cfg, list(dict.fromkeys(shapes)))
+    model, counts = count_config(cfg, list(dict.fromkeys(shapes)))
     console = Console(width=max(90, 44 + 20 * len(counts)), highlight=False)
     console.print(to_table(model, counts))
     print('\n'.join(remarks(model, counts)))

@@ -160,7 +160,7 @@ def main(argv: Sequence[str]) -> None:
             top1[seed] = curves['accuracy/top1'].values[-1]
         dense = SEGMENTER.format(row.name.replace('_', '-'))
         paper = dict(
-            top1=paper_metrics(ROOT / row.config).get('top-1'),
+            top1=paper_metrics(ROOT / row.config).get('Top 1 Accuracy'),
             miou=paper_metrics(ROOT / dense).get('mIoU'),
         )
         entry = dict(table=row.table, name=row.name, paper=paper, patterns_top1=top1)
