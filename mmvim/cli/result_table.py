@@ -42,6 +42,20 @@ def paper_metrics(config_file: str | Path) -> dict[str, float]:
     }
 
 
+def named_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """What a test returned, in per cent by the metafile's names.
+
+    Args:
+        metrics (Mapping[str, Any]): By the metrics' own names.
+
+    Returns:
+        dict[str, float]: Those that are known here; negative where COCO's evaluation says -1, for
+            no object is of that size.
+    """
+    known = {name: place for name, place in _NAMES.items() if place[0] in metrics}
+    return {name: float(metrics[key]) * scale for name, (key, scale) in known.items()}
+
+
 def result_table(metrics: Mapping[str, Any], paper: Mapping[str, float]) -> Table | None:
     """Average precision by overlap and size of the objects, mean IoU, or accuracy.
 
@@ -60,12 +74,9 @@ def result_table(metrics: Mapping[str, Any], paper: Mapping[str, float]) -> Tabl
     table.add_column('measured', justify='right')
     if paper:
         table.add_column('paper', justify='right')
-    for name, (key, scale) in _NAMES.items():
-        if key in metrics:
-            # COCO's evaluation says -1 where no object is of that size.
-            value = float(metrics[key])
-            row = [name, '-' if value < 0 else f'{value * scale:.1f}']
-            if paper:
-                row.append(f'{paper[name]:.1f}' if name in paper else '-')
-            table.add_row(*row)
+    for name, value in named_metrics(metrics).items():
+        row = [name, '-' if value < 0 else f'{value:.1f}']
+        if paper:
+            row.append(f'{paper[name]:.1f}' if name in paper else '-')
+        table.add_row(*row)
     return table if table.row_count else None

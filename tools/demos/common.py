@@ -5,7 +5,6 @@ import json
 import os
 import runpy
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -69,11 +68,9 @@ def begin() -> None:
     # A process of its own: the workers of this one would import all that a demo does.
     tool = 'tools/dataset_converters/make_patterns.py'
     command = [sys.executable, tool, '--out', str(DATA), '--if-missing']
-    process = subprocess.Popen(command, start_new_session=True)
     try:
-        code = process.wait()
+        code = interruptible.run_apart(command)
     except SystemExit:
-        process.terminate()
         Console(stderr=True).show_cursor()  # a progress bar hides it
         raise
     if code:

@@ -3,9 +3,12 @@
 import atexit
 import os
 import signal
+import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from types import FrameType
+from typing import Any
 
 _demo = os.getpid()
 _since = 0.0
@@ -42,6 +45,25 @@ def hold() -> None:
         signal.signal(each, _interrupt)
     # Data workers end with the demo, which torch would call a failure of theirs.
     atexit.register(signal.signal, signal.SIGCHLD, signal.SIG_DFL)
+
+
+def run_apart(command: Sequence[str], **options: Any) -> int:
+    """Run a process that the terminal's signals do not reach, but that ends with this one.
+
+    Args:
+        command (Sequence[str]): Its words.
+        **options (Any): As :class:`subprocess.Popen` takes them.
+
+    Returns:
+        int: Its exit code, once it has ended; after a signal it may take its time to save.
+    """
+    process = subprocess.Popen(command, start_new_session=True, **options)
+    try:
+        return process.wait()
+    except SystemExit:
+        process.terminate()
+        process.wait()
+        raise
 
 
 for each in (signal.SIGINT, signal.SIGTERM):

@@ -1,0 +1,239 @@
+"""Reproduce tables of results: check, estimate, train, test, and set measured beside published.
+
+Every row is a config, trained and tested in processes of its own. Interrupted, the same command
+goes on where it was; what is finished, here or by ``tools/train.py`` elsewhere, is not run again.
+"""
+
+from demos import interruptible  # first: what follows takes seconds to import
+
+# isort: split
+import json
+import os
+import shutil
+import sys
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from reproduction import report, training
+from reproduction.cost import PEAK, USED, Cost, cost
+from reproduction.plan import Run, batch, plan
+from reproduction.tables import PLACES, ROOT, TABLES, rows
+from rich.console import Console
+from rich.table import Table
+
+from mmvim.cli.arguments import PlainParser
+from mmvim.cli.prepare import make_writable
+from mmvim.cli.run_tool import run_tool
+from mmvim.errors import UsageError, UserError
+
+
+def parse_arguments(argv: Sequence[str]) -> Namespace:
+    """The command line; all that is misspelt is refused."""
+    parser = PlainParser('Reproduce tables of results, measured beside published.')
+    known = ', '.join(TABLES)
+    parser.add_argument('tables', nargs='*', metavar='TABLE', help=f'{known} (default: all)')
+    parser.add_argument(
+        '--data-root',
+        nargs='+',
+        default=[],
+        metavar='NAME=PATH',
+        help=f'where data or released weights are: {", ".join(PLACES)} '
+        f'(default: {", ".join(place.root for place in PLACES.values())})',
+    )
+    who = parser.add_mutually_exclusive_group()
+    who.add_argument('--gpus', type=int, help='train each row on so many GPUs of this machine')
+    who.add_argument(
+        '--launcher', choices=['slurm'], help='by tools/slurm_train.sh, in $PARTITION, on $GPUS'
+    )
+    parser.add_argument('--dry-run', action='store_true', help='check and estimate, then end')
+    parser.add_argument('--out', default=training.OUT, type=Path, help='default: %(default)s')
+    parser.add_argument('--seeds', type=int, nargs='+', help="instead of the rows' own")
+    parser.add_argument(
+        '--rows', nargs='+', default=['*'], metavar='PATTERN', help='some of them, as the shell'
+    )
+    parser.add_argument(
+        '--copy',
+        action='store_true',
+        help='run nothing: show the results in --out in the README and metafile of the configs',
+    )
+    args = parser.parse_args(argv)
+    args.tables = args.tables or list(TABLES)
+    for table in args.tables:
+        if table not in TABLES:
+            raise UsageError(f'there is no table {table}: {known}')
+    pairs = [pair.partition('=') for pair in args.data_root]
+    args.data_root = {name: str(Path(path).expanduser()) for name, _, path in pairs}
+    for name, path in args.data_root.items():
+        if name not in PLACES:
+            raise UsageError(f'--data-root {name}=…: the names are {", ".join(PLACES)}')
+        if not Path(path).is_dir():
+            raise UsageError(f'--data-root {name}={path}: there is no such folder')
+    names = [row.name for table in args.tables for row in rows(table)]
+    for pattern in args.rows:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UsageError(f'--rows {pattern} fits none of {", ".join(names)}')
+    args.rows = [name for name in names if any(fnmatchcase(name, p) for p in args.rows)]
+    args.out = args.out.expanduser().absolute()
+    args.processes = _processes(args)
+    return args
+
+
+def _processes(args: Namespace) -> int:
+    """Processes of a training."""
+    if args.launcher:
+        if 'PARTITION' not in os.environ or shutil.which('srun') is None:
+            raise UsageError('--launcher slurm needs srun, and PARTITION in the environment')
+        return int(os.environ.get('GPUS', '4'))  # as the script has it
+    here = torch.cuda.device_count()
+    if args.gpus is not None and not 1 <= args.gpus <= here:
+        raise UsageError(
+            f'--gpus takes 1 to {here}, the GPUs of this machine; got {args.gpus}'
+            if here
+            else f'--gpus {args.gpus}: this machine has no GPU that torch sees; leave it out'
+        )
+    return args.gpus or 1
+
+
+def estimates(runs: Sequence[Run], table: str) -> dict[str, Cost]:
+    """What a training of each row takes, by name; only what is left is timed."""
+    left = {run.row.name for run in runs if training.finished(run) is None}
+    readable = {run.row.name: run.cfg for run in runs if run.cfg is not None}
+    return {
+        name: cost(cfg, batch(cfg), TABLES[table].epoch, timed=name in left)
+        for name, cfg in readable.items()
+    }
+
+
+def show(table: str, runs: Sequence[Run], costs: Mapping[str, Cost], args: Namespace) -> float:
+    """Print checks and estimates; the hours that are left, as far as they are known."""
+    console, hours = Console(highlight=False, width=110), 0.0
+    grid = Table('', title=f'{table}: what is left, estimated')
+    for head in ('trainings', 'hours here', 'GPU-hours', 'GB'):
+        grid.add_column(head, justify='right')
+    for name in dict.fromkeys(run.row.name for run in runs):
+        mine = [run for run in runs if run.row.name == name]
+        left = [run for run in mine if training.finished(run) is None]
+        found = costs.get(name)
+        if found is None or not left:
+            grid.add_row(name, str(len(left)), *['–'] * 3)
+            continue
+        time = None if found.hours is None else len(left) * found.hours / args.processes
+        hours += (time or 0.0) * (not left[0].problem)
+        memory = found.memory(-(-batch(left[0].cfg) // args.processes))
+        cells = [f'{time:.1f}' if time is not None else '–', f'{len(left) * found.gpu_hours:.1f}']
+        grid.add_row(name, str(len(left)), *cells, f'{memory:.1f}' if found.seconds else '–')
+    console.print('', grid)
+    for name, found in costs.items():
+        if found.note:
+            print(f'{name}: {found.note}')
+    for problem in dict.fromkeys(run.problem for run in runs if run.problem):
+        names = dict.fromkeys(run.row.name for run in runs if run.problem == problem)
+        print(f'not runnable here: {", ".join(names)}: {problem}')
+    return hours
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Check and estimate all tables, then run them; or copy results.
+
+    Raises:
+        UserError: If nothing can be run, or a training or test failed.
+    """
+    args = parse_arguments(sys.argv[1:] if argv is None else argv)
+    if args.copy:
+        for table in args.tables:
+            copy(table, args.out / table)
+        return
+    interruptible.hold()
+    plans, costs, hours = {}, {}, 0.0
+    for table in args.tables:
+        plans[table] = plan(table, args)
+        costs[table] = estimates(plans[table], table)
+        hours += 0.0 if not plans[table] else show(table, plans[table], costs[table], args)
+    print(
+        f'\n{hours:.1f} hours are estimated for what can run here. "hours here": a training step '
+        'on synthetic images, timed on this device, times the steps, without data and validation. '
+        f'"GPU-hours": counted operations, at {USED:.0%} of the {PEAK / 1e12:g} TFLOP/s of an A100 '
+        'in float32, which is assumed. "GB": weights, gradients, moments of AdamW and what the '
+        'forward pass keeps, a process.',
+        flush=True,
+    )
+    if args.dry_run:
+        return
+    if all(run.problem for runs in plans.values() for run in runs):
+        raise UserError('nothing can be run here: the lines above say why')
+    make_writable(args.out, '--out')
+    failed = [
+        name for table in plans for name in reproduce(table, plans[table], costs[table], args)
+    ]
+    if failed:
+        raise UserError(f'failed: {", ".join(failed)}; the lines above say why')
+
+
+def reproduce(
+    table: str, runs: Sequence[Run], costs: Mapping[str, Cost], args: Namespace
+) -> list[str]:
+    """Train and test what can be; the results are written after each. What failed."""
+    out, failed, trained = args.out / table, [], []
+    reasons = {run.row.name: run.problem for run in runs if run.problem}
+    # What an earlier command measured of rows that this one leaves out stays.
+    file = out / 'results.json'
+    held = json.loads(file.read_text(encoding='utf-8'))['rows'] if file.is_file() else []
+    found: dict[str, dict[str, Any]] = {
+        row['name']: row for row in held if row['name'] not in args.rows
+    }
+    results = dict(
+        table=table, command=f'python tools/reproduce.py {table}', machine=report.machine()
+    )
+    ready = [run for run in runs if not run.problem]
+    for number, run in enumerate(ready):
+        todo = [other for other in ready[number:] if training.finished(other) is None]
+        left = sum(costs[other.row.name].hours or 0.0 for other in todo)
+        print(
+            f'\n{table}, {number + 1} of {len(ready)}: {run.row.name}, seed {run.seed}; about '
+            f'{left / args.processes:.1f} hours for this and the rest',
+            flush=True,
+        )
+        good = training.finished(run) is not None or training.train(run, args)
+        checkpoint = training.finished(run) if good else None
+        if checkpoint is None or not training.test(run, checkpoint, args):
+            failed.append(f'{run.row.name}, seed {run.seed}')
+            reasons[run.row.name] = (
+                'the training failed' if checkpoint is None else 'the test failed'
+            )
+            continue
+        config = str(run.row.config.relative_to(ROOT))
+        entry = dict(
+            name=run.row.name, config=config, parameters=costs[run.row.name].parameters, runs=[]
+        )
+        found.setdefault(run.row.name, entry)['runs'].append(training.result(run, args))
+        report.write(dict(results, rows=list(found.values())), reasons, out)
+        trained.append(str(run.folder / 'train'))
+    if trained:
+        training.draw(trained, out / 'curves.png')
+        print(f'\n{(out / "results.md").read_text(encoding="utf-8")}\nresults: {out}')
+    return failed
+
+
+def copy(table: str, out: Path) -> None:
+    """Show the results of a table in the folder of its configs.
+
+    Raises:
+        UserError: If there are none, or the rows lie in several folders.
+    """
+    folders = list(TABLES[table].parts)
+    if len(folders) > 1:
+        raise UserError(f'{table} cannot be copied: its configs lie in {", ".join(folders)}')
+    file = out / 'results.json'
+    if not file.is_file():
+        raise UserError(f'{file} does not exist: run `python tools/reproduce.py {table}` first')
+    folder = ROOT / 'configs' / folders[0]
+    report.copy(folder, json.loads(file.read_text(encoding='utf-8')))
+    print(f'{folder}: results.json, README.md, metafile.yml')
+
+
+if __name__ == '__main__':
+    sys.exit(run_tool(main))

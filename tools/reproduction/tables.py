@@ -1,0 +1,124 @@
+"""The tables that can be reproduced: rows are configs, published figures the metafiles'."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from mmvim.cli.result_table import paper_metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Place(NamedTuple):
+    """What trainings read.
+
+    Attributes:
+        root (str): Folder in which the configs look for it.
+        source (str): How to get it.
+    """
+
+    root: str
+    source: str
+
+
+class Table(NamedTuple):
+    """A table.
+
+    Attributes:
+        dataset (str): Its name in metafiles.
+        parts (dict[str, str]): By folder under ``configs``, a pattern of the names of its rows.
+        published (bool): Only configs with published figures are rows. Defaults to False.
+        epoch (int): Images of an epoch, where schedules count epochs. Defaults to 0.
+    """
+
+    dataset: str
+    parts: dict[str, str]
+    published: bool = False
+    epoch: int = 0
+
+
+class Row(NamedTuple):
+    """A row of a table.
+
+    Attributes:
+        config (Path): Its file.
+        seeds (tuple[int, ...]): It is trained once with each.
+        options (tuple[str, ...]): KEY=VALUE for ``--cfg-options``.
+        after (str): Name of the row whose last weights it starts from; empty for none.
+    """
+
+    config: Path
+    seeds: tuple[int, ...]
+    options: tuple[str, ...]
+    after: str
+
+    @property
+    def name(self) -> str:
+        """The config's name."""
+        return self.config.stem
+
+
+PLACES = {
+    'camvid': Place('data/camvid', 'configs/camvid/README.md says where to get CamVid'),
+    'nuclei': Place('data/nuclei', 'configs/nuclei/README.md says where to get the nuclei'),
+    'patterns': Place(
+        'data/patterns', 'python tools/dataset_converters/make_patterns.py --out data/patterns'
+    ),
+    'ade20k': Place('data/ade/ADEChallengeData2016', '"Data" in the README has the link'),
+    'coco': Place('data/coco', 'cocodataset.org has train2017, val2017 and the annotations'),
+    'imagenet': Place('data/imagenet', 'image-net.org, ILSVRC 2012'),
+    'weights': Place(
+        'checkpoints', '"Released checkpoints" in configs/vim/README.md says how to get it'
+    ),
+}
+TABLES = {
+    'camvid': Table('CamVid', {'camvid': ''}),
+    'nuclei': Table('nuclei', {'nuclei': ''}),
+    'patterns': Table('patterns', {'demo': ''}),
+    'ade20k': Table('ADE20K', {'upernet': ''}, published=True),
+    'coco': Table('COCO', {'vitdet': ''}, published=True),
+    'imagenet': Table(
+        'ImageNet-1k', {'vim': r'vim-[a-z]+(-stride8)?_'}, published=True, epoch=1_281_167
+    ),
+    # Tab. 4 and 5: directions and classification designs, the former on ADE20K too.
+    'ablation': Table(
+        'ImageNet-1k, ADE20K',
+        {'vim': r'vim-tiny.*_8xb128-300e', 'segmenter': ''},
+        published=True,
+        epoch=1_281_167,
+    ),
+}
+# The comparisons are too close for one seed.
+_SEEDS = {r'vim-nano_upernet_.*camvid': (0, 1, 2), r'vim-nano_mask-rcnn_.*nuclei': (0, 1)}
+# Dense models start from the classifiers that were released, those of the ablation from its own.
+_RELEASED = {'tiny': 'vim_t_midclstok_76p1acc.pth', 'small': 'vim_s_midclstok_80p5acc.pth'}
+_AFTER = {
+    'vim-tiny-none_segmenter': 'vim-tiny-none_8xb128-300e_in1k',
+    'vim-tiny-block_segmenter': 'vim-tiny-block_8xb128-300e_in1k',
+    'vim-tiny-ssm_segmenter': 'vim-tiny-ssm_8xb128-300e_in1k',
+    'vim-tiny-ssm-conv_segmenter': 'vim-tiny-mean-pool_8xb128-300e_in1k',
+    'vim-nano_mask-rcnn_1xb8-600_patterns': 'vim-nano_upernet_1xb8-900_patterns-128x128',
+}
+
+
+def start(checkpoint: str | Path, cls_token: str) -> str:
+    """The option that gives a backbone its first weights."""
+    init_cfg = dict(type='mmvim.PretrainedVim', checkpoint=str(checkpoint), cls_token=cls_token)
+    return f'model.backbone.init_cfg={init_cfg}'
+
+
+def rows(table: str) -> list[Row]:
+    """The rows of a table, in the order of their names."""
+    found = []
+    for folder, pattern in TABLES[table].parts.items():
+        for file in sorted((ROOT / 'configs' / folder).glob('*.py')):
+            if re.match(pattern, file.name) and (
+                not TABLES[table].published or paper_metrics(file)
+            ):
+                seeds = next((n for key, n in _SEEDS.items() if re.match(key, file.name)), (0,))
+                size = next((size for size in _RELEASED if f'vim-{size}' in file.name), '')
+                after = next((n for key, n in _AFTER.items() if file.name.startswith(key)), '')
+                released = folder in ('upernet', 'vitdet') and size
+                options = [start(f'checkpoints/{_RELEASED[size]}', 'middle')] if released else []
+                found.append(Row(file, seeds, tuple(options), after))
+    return found
