@@ -12,7 +12,7 @@ from mmvim.cli.pictures import build_visualizer, draw, to_rgb
 from mmvim.cli.prepare import prepare
 from mmvim.cli.progress import track
 from mmvim.cli.run_tool import run_tool
-from mmvim.datasets.checked_loading import check_loading
+from mmvim.datasets.checked_loading import check_loading, explain_no_sample
 from mmvim.datasets.pipelines import annotations_first, loading_only, pipeline_owner
 from mmvim.errors import UsageError
 
@@ -51,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     owner = pipeline_owner(cfg[key].dataset, f'drawing samples of {args.config}')
     pipeline = (loading_only if args.phase == 'original' else annotations_first)(owner.pipeline)
     owner.pipeline = pipeline
-    dataset = DATASETS.build(cfg[key].dataset)
+    with explain_no_sample(cfg[key]):
+        dataset = DATASETS.build(cfg[key].dataset)
     check_loading(dataset, cfg.get('model') or {})
     visualizer = build_visualizer(cfg, args.config, dataset.metainfo)
     count = min(len(dataset), args.number or len(dataset))

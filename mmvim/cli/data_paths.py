@@ -23,12 +23,17 @@ def check_data(cfg: Config, splits: Sequence[str]) -> None:
     Raises:
         UserError: Names the path, the key it comes from and how to change it.
     """
-    for key, value, path, suffix in (entry for split in splits for entry in _paths(cfg, split)):
+    for key, value, root, path, suffix in (e for split in splits for e in _paths(cfg, split)):
         what = 'does not exist'
         if os.path.isdir(path) and next(Path(path).rglob(f'*{suffix}'), None) is None:
             what = f'holds no *{suffix}'
         elif os.path.isdir(path) or (os.path.isfile(path) and not key.endswith('data_root')):
             continue
+        elif key.endswith('data_root') and os.path.isfile(path.rstrip('/')):
+            what = 'is a file, and no folder'
+        elif os.path.isdir(root):  # of another data set, or not converted
+            held = sorted(os.listdir(root))
+            what += f' (data_root holds {", ".join(held[:3])}{", ..." if held[3:] else ""})'
         # The other splits have the same path mostly, which has to change with it.
         name, others = key.rpartition('.dataset.')[2], ('train', 'val', 'test')
         like = [k for other in others for k, v, *_ in _paths(cfg, other) if v == value]
@@ -39,8 +44,8 @@ def check_data(cfg: Config, splits: Sequence[str]) -> None:
         )
 
 
-def _paths(cfg: Config, split: str) -> Iterator[tuple[str, str, str, str]]:
-    """Key, value, whole path and suffix of the files of everything that a split reads."""
+def _paths(cfg: Config, split: str) -> Iterator[tuple[str, str, str, str, str]]:
+    """Key, value, data root, whole path and suffix of everything that a split reads."""
     loader, evaluator = f'{split}_dataloader', f'{split}_evaluator'
     found = [
         *_dicts((cfg.get(loader) or {}).get('dataset'), f'{loader}.dataset'),
@@ -55,7 +60,7 @@ def _paths(cfg: Config, split: str) -> Iterator[tuple[str, str, str, str]]:
             if given and isinstance(given, str) and not node.get('backend_args'):
                 path, suffix = os.path.join(root, value), node.get('img_suffix', '')
                 if '://' not in path:
-                    yield f'{key}.{entry}', given, path, suffix if 'img_path' in entry else ''
+                    yield f'{key}.{entry}', given, root, path, suffix if 'img_path' in entry else ''
 
 
 def _dicts(node: Any, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

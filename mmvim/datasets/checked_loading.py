@@ -5,9 +5,12 @@ out of bounds without a word on a GPU. A few labels of every data set are read b
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from mmengine.dataset import BaseDataset
+from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -123,8 +126,9 @@ def check_loading_of_run(runner: Runner) -> None:
     """
     build = runner.build_dataloader
 
-    def build_checked(*args: Any, **kwargs: Any) -> Any:
-        loader = build(*args, **kwargs)
+    def build_checked(dataloader: Any, *args: Any, **kwargs: Any) -> Any:
+        with explain_no_sample(dataloader):
+            loader = build(dataloader, *args, **kwargs)
         check_sizes(loader)
         for one, inner in check_loading(loader.dataset, runner.cfg.model):
             look(one, inner)
@@ -189,13 +193,44 @@ def check_sizes(loader: DataLoader[Any]) -> None:
             'take a smaller batch_size, or drop_last=False'
         )
     for one in _opened(dataset):
-        found, classes = getattr(one, 'cat_ids', None), getattr(one, 'metainfo', {}).get('classes')
-        if isinstance(found, list) and classes and len(found) != len(classes):
-            raise UserError(
-                f'{one.ann_file} has {len(found)} of the {len(classes)} classes of the data set '
-                f'({", ".join(classes)}), so that their numbers would not match: set '
-                'metainfo.classes to the names of its categories'
-            )
+        _check_classes(one)
+
+
+@contextmanager
+def explain_no_sample(loader: Any) -> Iterator[None]:
+    """Say why nothing is left of a data set while it is built, where mmengine's own error does not.
+
+    Args:
+        loader (Any): The config of the data loader.
+
+    Raises:
+        UserError: If the annotations lack classes, or if no image has an object.
+    """
+    try:
+        yield
+    except ValueError:
+        one = DATASETS.build(dict(loader['dataset'], lazy_init=True))
+        if isinstance(one, BaseDataset):
+            one.data_list = one.load_data_list()
+            _check_classes(one)
+            if not one.filter_data():
+                raise UserError(
+                    f'{one.ann_file or one.data_prefix} has no sample to use, of '
+                    f'{len(one.data_list)}: objects are needed in them, and the filter_cfg of the '
+                    'data set may leave others out'
+                ) from None
+        raise
+
+
+def _check_classes(dataset: Any) -> None:
+    found, known = getattr(dataset, 'cat_ids', None), getattr(dataset, 'metainfo', {})
+    classes = known.get('classes')
+    if isinstance(found, list) and classes and len(found) != len(classes):
+        raise UserError(
+            f'{dataset.ann_file} has {len(found)} of the {len(classes)} classes of the data set '
+            f'({", ".join(classes)}), so that their numbers would not match: set '
+            'metainfo.classes to the names of its categories'
+        )
 
 
 def _opened(dataset: Any) -> Iterator[Any]:

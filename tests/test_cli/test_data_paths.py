@@ -69,5 +69,22 @@ def test_data_that_is_missing(dataset: dict[str, Any], key: str) -> None:
     assert f'--cfg-options {full}=...' in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ('dataset', 'said'),
+    [
+        (
+            dict(data_root='root', ann_file='a.json'),
+            "'a.json', but {}/root/a.json does not exist "
+            '(data_root holds hollow, images, list.txt): prepare the data',
+        ),
+        (dict(data_root='root/list.txt/'), 'root/list.txt is a file, and no folder: prepare'),
+    ],
+)
+def test_a_data_root_of_another_kind(dataset: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        check_data(config(**dataset), ['train'])
+    assert said.format(tmp_path) in str(caught.value)
+
+
 def test_splits_that_are_not_in_use_are_not_checked() -> None:
     check_data(config(data_root='absent'), ['test'])

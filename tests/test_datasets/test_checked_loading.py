@@ -192,8 +192,9 @@ def test_a_run_begins_with_the_look(mask: Path, monkeypatch: pytest.MonkeyPatch)
     data = dataset(mask.parents[1])
     model = dict(decode_head=HEAD)
     runner: Any = SimpleNamespace(
-        build_dataloader=lambda: DataLoader(data, collate_fn=list), cfg=SimpleNamespace(model=model)
+        build_dataloader=lambda _: DataLoader(data, collate_fn=list),
+        cfg=SimpleNamespace(model=model),
     )
     check_loading_of_run(runner)
     with pytest.raises(UserError, match='nothing could be learnt'):
-        runner.build_dataloader()
+        runner.build_dataloader(dict(dataset=data))

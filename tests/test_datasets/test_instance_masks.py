@@ -15,6 +15,7 @@ from repository import load_config
 from mmvim.datasets.instance_masks import draw_outlines, number_masks
 from mmvim.datasets.registered import OutlineVisualizer, To8BitBGR
 
+pytestmark = pytest.mark.stack
 MASKS = np.zeros((2, 12, 14), bool)
 MASKS[0, 2:8, 2:8] = MASKS[1, 4:10, 4:12] = True
 

@@ -141,11 +141,25 @@ def test_detection_ground_truth_is_drawn_in_place(run: Run, mode: str) -> None:
 def test_classes_that_the_annotations_do_not_have(run: Run) -> None:
     checkpoint = trained(run, 'detection', 'mmdet')
     held = json.loads(Path('coco/instances.json').read_text())
+    Path('coco/empty.json').write_text(json.dumps(dict(held, annotations=[])))
     held['categories'][1]['name'] = 'Bar'
     Path('coco/renamed.json').write_text(json.dumps(held))
     option = ('--cfg-options', 'test_dataloader.dataset.ann_file=renamed.json')
     sentence = run('test', 'detection.py', checkpoint, '--work-dir', 'w7', *option).sentence
     assert 'renamed.json has 1 of the 2 classes of the data set (box, bar)' in sentence
+    # Nothing may be left of a training set, which mmengine ends with an error about arrays.
+    held['categories'][0]['name'] = 'Box'
+    Path('coco/renamed.json').write_text(json.dumps(held))
+    Path('coco/bare.json').write_text(json.dumps(dict(held, categories=[], annotations=[])))
+    keep = 'train_dataloader.dataset.filter_cfg.filter_empty_gt=True'
+    for file, said in (
+        ('renamed', 'renamed.json has 0 of the 2 classes of the data set (box, bar)'),
+        ('bare', 'bare.json has 0 of the 2 classes'),
+        ('empty', 'empty.json has no sample to use, of 3: objects are needed'),
+    ):
+        option = ('--cfg-options', keep, f'train_dataloader.dataset.ann_file={file}.json')
+        for tool, *argv in (('train', '--work-dir', 'w7'), ('browse_dataset', '--out', 'b7')):
+            assert said in run(tool, 'detection.py', *argv, *option).sentence
     option = ('--cfg-options', 'model.roi_head.bbox_head.num_classes=80')
     sentence = run('train', 'detection.py', '--work-dir', 'w7', *option).sentence
     assert 'num_classes=80, but the data of train_dataloader have 2 classes' in sentence
