@@ -161,7 +161,13 @@ format: $(STAMPS)/dev ## rewrite the sources in the house format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-slow-tests: $(STAMPS)/test ## the tests that `make test` leaves out
+# OpenMMLab's package manager stays out of the environment, whose packages it would replace.
+$(STAMPS)/mim: requirements/mim.txt | install
+	@rm -rf $(VENV)/mim
+	@$(INSTALL) --no-deps --target $(VENV)/mim -r $<
+	@touch $@
+
+slow-tests: $(STAMPS)/test $(STAMPS)/mim ## the tests that `make test` leaves out
 	$(PYTEST) -m slow
 
 packages-onedl:

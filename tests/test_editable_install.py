@@ -3,35 +3,19 @@
 import os
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
-from repository import ROOT
+from installation import install
 
 
 @pytest.fixture(scope='module')
 def installed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A clone called mmvim, and the site-packages that an editable installation of it makes."""
     folder = tmp_path_factory.mktemp('above')
-    sources, out, site = folder / 'mmvim', folder / 'wheel', folder / 'site-packages'
-    for each in (sources, out, site):
-        each.mkdir()
-    tracked = subprocess.run(['git', 'ls-files', '-z'], cwd=ROOT, capture_output=True, check=True)
-    for name in filter(None, tracked.stdout.decode().split('\0')):
-        if (ROOT / name).exists():
-            (sources / name).parent.mkdir(parents=True, exist_ok=True)
-            (sources / name).write_bytes((ROOT / name).read_bytes())
-    build = 'import setuptools.build_meta as backend, sys; backend.build_editable(sys.argv[1])'
-    subprocess.run(
-        [sys.executable, '-c', build, out],
-        cwd=sources,
-        env={**os.environ, 'MMVIM_NO_EXT': '1', 'MMVIM_FORCE_EXT': '0'},
-        check=True,
-        capture_output=True,
-    )
-    with zipfile.ZipFile(next(out.glob('*.whl'))) as wheel:
-        wheel.extractall(site)
+    site = folder / 'site-packages'
+    site.mkdir()
+    sources = install(folder, 'editable', site)
     return sources, site
 
 
