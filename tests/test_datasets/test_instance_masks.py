@@ -1,5 +1,6 @@
 """Label images and outlines of instances, and the reading of microscope pictures."""
 
+import json
 from pathlib import Path
 
 import cv2
@@ -8,12 +9,13 @@ import pytest
 import torch
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
-from mmengine.registry import TRANSFORMS, VISUALIZERS
+from mmengine.registry import METRICS, TRANSFORMS, VISUALIZERS
 from mmengine.structures import InstanceData
+from pycocotools import mask as coco_mask
 from repository import load_config
 
 from mmvim.datasets.instance_masks import draw_outlines, number_masks
-from mmvim.datasets.registered import OutlineVisualizer, To8BitBGR
+from mmvim.datasets.registered import NucleiDataset, OutlineVisualizer, To8BitBGR
 
 pytestmark = pytest.mark.stack
 MASKS = np.zeros((2, 12, 14), bool)
@@ -59,6 +61,49 @@ def test_the_visualizer_draws_masks_alone(truth: bool, tmp_path: Path) -> None:
     )
     expected = draw_outlines(image, number_masks(MASKS if truth else MASKS[:1]))
     assert np.array_equal(cv2.imread(str(file))[..., ::-1], expected)
+
+
+def test_what_the_metric_counts(tmp_path: Path) -> None:
+    """AP counts 100 detections an image, AP50 and the AP of the class 1,000."""
+    count, size = 150, (32, 64)
+    masks = np.zeros((count, *size), bool)
+    for number in range(count):
+        row, column = 2 * (number // 30), 2 * (number % 30)
+        masks[number, row : row + 1, column : column + 2] = True
+    packed = coco_mask.encode(np.asfortranarray(masks.transpose(1, 2, 0), np.uint8))
+    boxes = coco_mask.toBbox(packed)
+    annotations = [
+        dict(
+            id=number + 1,
+            image_id=1,
+            category_id=1,
+            iscrowd=0,
+            area=2,
+            bbox=boxes[number].tolist(),
+            segmentation=dict(rle, counts=rle['counts'].decode()),
+        )
+        for number, rle in enumerate(packed)
+    ]
+    categories = [dict(id=1, name='nucleus')]
+    images = [dict(id=1, file_name='a.png', height=size[0], width=size[1])]
+    file = tmp_path / 'instances.json'
+    file.write_text(json.dumps(dict(images=images, annotations=annotations, categories=categories)))
+    evaluator = load_config('_base_/datasets/nuclei.py').val_evaluator
+    metric = METRICS.build(dict(evaluator, ann_file=str(file)))
+    metric.dataset_meta = NucleiDataset.METAINFO
+    corners = torch.from_numpy(np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1))
+    found = dict(
+        bboxes=corners,
+        scores=torch.linspace(1, 0.1, count),
+        labels=torch.zeros(count, dtype=torch.long),
+        masks=torch.from_numpy(masks),
+    )
+    metric.process({}, [dict(img_id=1, ori_shape=size, pred_instances=found)])
+    values = metric.evaluate(1)
+    for kind in ('bbox', 'segm'):
+        assert values[f'coco/{kind}_mAP'] == pytest.approx(100 / count, abs=0.01)
+        assert values[f'coco/{kind}_mAP_50'] == 1
+    assert values['coco/nucleus_precision'] == 1
 
 
 def test_pictures_of_all_depths_are_read(tmp_path: Path) -> None:
