@@ -67,11 +67,13 @@ def written_whole(out: Path, source: Path) -> Iterator[Path]:
         for path in sorted(unfinished.iterdir()):
             path.rename(out / path.name)
         unfinished.rmdir()
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         if made:
             with suppress(OSError):
                 out.rmdir()
+        if isinstance(error, OSError):
+            raise UserError(f'--out {out} cannot be written ({error.strerror})') from error
         raise
 
 
@@ -128,3 +130,10 @@ def write_png(path: Path, pixels: NDArray[Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if pixels.ndim == 3 else pixels
     path.write_bytes(cv2.imencode('.png', pixels)[1].tobytes())
+
+
+def said_of(count: int, whole: int) -> str:
+    """How many images a split has, beside how many the published one has."""
+    if not count:
+        return 'absent, so nothing is written'
+    return f'{count} images' + (f' (of {whole})' if count != whole else '')

@@ -13,6 +13,7 @@ from mmvim.cli.dataset_converter import (
     check_source,
     read_mask,
     read_picture,
+    said_of,
     write_png,
     written_whole,
 )
@@ -20,7 +21,7 @@ from mmvim.cli.progress import track
 from mmvim.cli.run_tool import run_tool
 from mmvim.errors import UserError
 
-SPLITS = ('train', 'val', 'test')
+SPLITS = {'train': 367, 'val': 101, 'test': 233}  # with their images
 LAYOUT = ', '.join(f'{split}/ with {split}annot/' for split in SPLITS)
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg')
 VOID, IGNORED = 11, 255
@@ -46,9 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for split, pair in track(everything, 'converting'):
             for folder, pixels in zip(('images', 'annotations'), load(pair), strict=True):
                 write_png(out / folder / split / f'{pair[0].stem}.png', pixels)
-    for split in SPLITS:
-        count = len(pairs[split])
-        print(f'{split}: {count} images' if count else f'{split}: absent, so nothing is written')
+    for split, whole in SPLITS.items():
+        print(f'{split}: {said_of(len(pairs[split]), whole)}')
     print(f'{args.out} is complete, after {time.monotonic() - started:.0f} s')
 
 

@@ -18,6 +18,7 @@ from mmvim.cli.dataset_converter import (
     check_source,
     read_mask,
     read_picture,
+    said_of,
     write_png,
     written_whole,
 )
@@ -28,6 +29,7 @@ from mmvim.errors import UserError
 LAYOUT = '<id>/images/<id>.png and <id>/masks/*.png'
 # The first split whose bound is above the id's hash.
 BOUNDS = {'train': 70, 'val': 85, 'test': 100}
+WHOLE = {'train': 451, 'val': 91, 'test': 122}  # images, of the corrected version
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -60,8 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 file.write_text(json.dumps(document))
     for split, document in documents.items():
         count, nuclei = len(document['images']), len(document['annotations'])
-        said = f'{count} images, {nuclei} nuclei' if count else 'absent, so nothing is written'
-        print(f'{split}: {said}')
+        print(f'{split}: {said_of(count, WHOLE[split])}' + (f', {nuclei} nuclei' if count else ''))
     for what, count in odd.items():
         if count:
             print(f'{count} {what}')
@@ -72,11 +73,11 @@ def find_folders(source: Path) -> list[Path]:
     """The folder of each id, sorted; hidden ones and what macOS adds to archives are left out.
 
     Raises:
-        UserError: If none of them holds images.
+        UserError: If none of them holds its picture.
     """
     check_source(source)
     found = sorted(p for p in source.glob('[!.]*') if p.is_dir() and p.name != '__MACOSX')
-    if not any((folder / 'images').is_dir() for folder in found):
+    if not any((folder / 'images' / f'{folder.name}.png').is_file() for folder in found):
         raise UserError(f'{source} is not stage1_train: it has no {LAYOUT}')
     return found
 
