@@ -35,6 +35,12 @@ def check_unpublished(checkpoint: Mapping[str, Any], source: str) -> None:
         )
 
 
+def run_notes(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``meta`` of a checkpoint, empty where that is no dict."""
+    meta = checkpoint.get('meta')
+    return meta if isinstance(meta, Mapping) else {}
+
+
 def published_meta(checkpoint: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     """``meta`` of the published file.
 
@@ -46,7 +52,7 @@ def published_meta(checkpoint: Mapping[str, Any], model: nn.Module) -> dict[str,
         dict[str, Any]: Versions, the config as it was run, classes and palette, and where the
         class token of a Vim is.
     """
-    meta = checkpoint.get('meta') or {}
+    meta = run_notes(checkpoint)
     kept = {key: meta[key] for key in _KEPT if key in meta}
     tokens = [m.cls_token_type for m in model.modules() if isinstance(m, VisionMamba)]
     noted = dict(cls_token=tokens[0]) if len(tokens) == 1 else {}

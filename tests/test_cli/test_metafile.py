@@ -21,7 +21,6 @@ ENTRIES = [
 ]
 SAMPLE = {
     'vim-tiny_8xb128-300e_in1k',
-    'vim-tiny-stride8_8xb128-30e_in1k',
     'vim-tiny_upernet_4xb8-60k_ade20k-512x512',
     'vitdet_mask-rcnn_vim-tiny_lsj-100e_coco',
     'vim-nano_mask-rcnn_1xb8-600_patterns-128x128',

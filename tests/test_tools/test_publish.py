@@ -165,6 +165,10 @@ def test_what_cannot_be_published_is_one_sentence(run: Run, toy: Path) -> None:
     assert 'it is no checkpoint' in refused('text.pth')
     assert 'does not exist' in refused('absent.pth')
     assert f'is of the run {toy.stem}, and no config of mmvim' in refused(trained, config=None)
+    held = torch.load(trained, weights_only=False)
+    for meta in (['no dict'], dict(experiment_name=f'{"../" * 12}{toy.with_suffix("")}')):
+        torch.save(dict(held, meta=meta), 'odd.pth')  # no file of its naming is run as a config
+        assert 'no config of mmvim has that name' in refused('odd.pth', config=None)
     other = toy.with_name('other.py')
     other.write_text(toy.read_text().replace('width=2', 'width=3'))
     assert 'does not fit the ToyModel of this config' in refused(trained, config=other)

@@ -4,6 +4,7 @@ Optimiser, schedules, histories and the state of hooks stay behind. A name ends 
 of the file's SHA-256, as those of OpenMMLab do.
 """
 
+import glob
 import hashlib
 import re
 import sys
@@ -14,7 +15,13 @@ from typing import Any
 import mmvim
 from mmvim.analysis.model_views import build_model
 from mmvim.atomic_files import write_atomically
-from mmvim.checkpoints.publishing import AVERAGED, check_unpublished, published_meta, to_half
+from mmvim.checkpoints.publishing import (
+    AVERAGED,
+    check_unpublished,
+    published_meta,
+    run_notes,
+    to_half,
+)
 from mmvim.checkpoints.reading import SUFFIXES, read_checkpoint
 from mmvim.checkpoints.strict import load_strictly
 from mmvim.cli.arguments import PlainParser
@@ -28,14 +35,15 @@ OURS = Path(mmvim.__file__).parent / '.mim'
 DIGITS = 8
 
 
-def config_of(meta: Mapping[str, Any], source: str) -> Path:
+def config_of(checkpoint: Mapping[str, Any], source: str) -> Path:
     """Our config of the name that the run noted, which is the config's and the time.
 
     Raises:
         UserError: If there is none.
     """
-    name = re.sub(r'_\d{8}_\d{6}$', '', str(meta.get('experiment_name')))
-    found = list(OURS.glob(f'configs/*/{name}.py'))
+    noted = run_notes(checkpoint).get('experiment_name', '')
+    name = re.sub(r'_\d{8}_\d{6}$', '', str(noted))
+    found = [file for file in OURS.glob('configs/*/*.py') if file.stem == name]
     if len(found) != 1:
         raise UserError(
             f'{source} is of the run {name}, and no config of mmvim has that name: give '
@@ -57,12 +65,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(sys.argv[1:] if argv is None else argv)
     out = args.out.expanduser()
     out = out.with_suffix('') if out.suffix in SUFFIXES else out
-    for file in out.parent.glob(f'{out.name}-{"[0-9a-f]" * DIGITS}.*'):
+    for file in out.parent.glob(f'{glob.escape(out.name)}-{"[0-9a-f]" * DIGITS}.*'):
         raise UserError(f'{file} exists: remove it, or give another name')
 
     checkpoint = read_checkpoint(args.source)
     check_unpublished(checkpoint, args.source)
-    config = Path(args.config or config_of(checkpoint.get('meta') or {}, args.source))
+    config = Path(args.config or config_of(checkpoint, args.source))
     cfg = load_config(str(config))
     model = build_model(cfg)
     weights = load_strictly(model, checkpoint, f'checkpoint {args.source}')
