@@ -132,7 +132,7 @@ def write_png(path: Path, pixels: NDArray[Any]) -> None:
     path.write_bytes(cv2.imencode('.png', pixels)[1].tobytes())
 
 
-def said_of(count: int, whole: int) -> str:
+def split_summary(count: int, whole: int) -> str:
     """How many images a split has, beside how many the published one has."""
     if not count:
         return 'absent, so nothing is written'

@@ -121,6 +121,13 @@ def test_detector_predicts_boxes_and_masks(run: Run) -> None:
     assert labels.dtype == np.uint16 and labels.any() and np.array_equal(labels, expected)
     assert len(list(Path('p/labels').iterdir())) == 3 and 'labels: p/labels' in outcome.out
 
+    none = ('model.test_cfg.rcnn.score_thr=1.0', 'visualizer.type=mmvim.OutlineVisualizer')
+    argv = ('coco/images/0.png', '--out', 'none', '--cfg-options', *none)
+    assert run('predict', 'detection.py', checkpoint, *argv).code == 0
+    assert not np.asarray(Image.open('none/labels/0.png')).any()
+    pixels = (np.asarray(Image.open(file)) for file in ('none/0.png', 'coco/images/0.png'))
+    assert np.array_equal(*pixels)
+
 
 @pytest.mark.parametrize('mode', ['train', 'test'])
 def test_detection_ground_truth_is_drawn_in_place(run: Run, mode: str) -> None:

@@ -13,7 +13,7 @@ from mmvim.cli.dataset_converter import (
     check_source,
     read_mask,
     read_picture,
-    said_of,
+    split_summary,
     write_png,
     written_whole,
 )
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for folder, pixels in zip(('images', 'annotations'), load(pair), strict=True):
                 write_png(out / folder / split / f'{pair[0].stem}.png', pixels)
     for split, whole in SPLITS.items():
-        print(f'{split}: {said_of(len(pairs[split]), whole)}')
+        print(f'{split}: {split_summary(len(pairs[split]), whole)}')
     print(f'{args.out} is complete, after {time.monotonic() - started:.0f} s')
 
 

@@ -18,7 +18,7 @@ from mmvim.cli.dataset_converter import (
     check_source,
     read_mask,
     read_picture,
-    said_of,
+    split_summary,
     write_png,
     written_whole,
 )
@@ -62,7 +62,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 file.write_text(json.dumps(document))
     for split, document in documents.items():
         count, nuclei = len(document['images']), len(document['annotations'])
-        print(f'{split}: {said_of(count, WHOLE[split])}' + (f', {nuclei} nuclei' if count else ''))
+        print(
+            f'{split}: {split_summary(count, WHOLE[split])}'
+            + (f', {nuclei} nuclei' if count else '')
+        )
     for what, count in odd.items():
         if count:
             print(f'{count} {what}')
