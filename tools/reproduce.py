@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from reproduction import report, training
 from reproduction.cost import PEAK, USED, Cost, cost
-from reproduction.plan import Run, batch, plan
+from reproduction.plan import Run, plan
 from reproduction.tables import PLACES, ROOT, TABLES, rows
 from rich.console import Console
 from rich.table import Table
@@ -91,49 +91,82 @@ def _processes(args: Namespace) -> int:
     here = torch.cuda.device_count()
     if args.gpus is not None and not 1 <= args.gpus <= here:
         raise UsageError(
-            f'--gpus takes 1 to {here}, the GPUs of this machine; got {args.gpus}'
-            if here
-            else f'--gpus {args.gpus}: this machine has no GPU that torch sees; leave it out'
+            f'--gpus {args.gpus}: torch sees {here} on this machine; '
+            + (f'take 1 to {here}' if here else 'leave it out')
         )
     return args.gpus or 1
 
 
-def estimates(runs: Sequence[Run], table: str) -> dict[str, Cost]:
-    """What a training of each row takes, by name; only what is left is timed."""
-    left = {run.row.name for run in runs if training.finished(run) is None}
-    readable = {run.row.name: run.cfg for run in runs if run.cfg is not None}
-    return {
-        name: cost(cfg, batch(cfg), TABLES[table].epoch, timed=name in left)
-        for name, cfg in readable.items()
-    }
-
-
-def show(table: str, runs: Sequence[Run], costs: Mapping[str, Cost], args: Namespace) -> float:
-    """Print checks and estimates; the hours that are left, as far as they are known."""
-    console, hours = Console(highlight=False, width=110), 0.0
+def estimate(table: str, runs: Sequence[Run], args: Namespace) -> dict[str, Cost]:
+    """What a training of each row takes, by name; printed with what cannot run."""
+    costs: dict[str, Cost] = {}
     grid = Table('', title=f'{table}: what is left, estimated')
     for head in ('trainings', 'hours here', 'GPU-hours', 'GB'):
         grid.add_column(head, justify='right')
     for name in dict.fromkeys(run.row.name for run in runs):
         mine = [run for run in runs if run.row.name == name]
-        left = [run for run in mine if training.finished(run) is None]
-        found = costs.get(name)
-        if found is None or not left:
-            grid.add_row(name, str(len(left)), *['–'] * 3)
-            continue
-        time = None if found.hours is None else len(left) * found.hours / args.processes
-        hours += (time or 0.0) * (not left[0].problem)
-        memory = found.memory(-(-batch(left[0].cfg) // args.processes))
-        cells = [f'{time:.1f}' if time is not None else '–', f'{len(left) * found.gpu_hours:.1f}']
-        grid.add_row(name, str(len(left)), *cells, f'{memory:.1f}' if found.seconds else '–')
-    console.print('', grid)
-    for name, found in costs.items():
-        if found.note:
-            print(f'{name}: {found.note}')
+        left = sum(training.finished(run) is None for run in mine)
+        cells = ['–'] * 3
+        if mine[0].cfg is not None:
+            found = costs[name] = cost(mine[0].cfg, mine[0].images, timed=left > 0)
+            if found.hours is not None:
+                share = mine[0].cfg.train_dataloader.batch_size
+                cells = [f'{left * found.hours / args.processes:.1f}', '', '']
+                cells[2] = f'{found.fixed + share * found.kept:.1f}'
+            cells[1] = f'{left * found.gpu_hours:.1f}'
+            if found.note:
+                print(f'{name}: {found.note}')
+        grid.add_row(name, str(left), *cells)
+    Console(highlight=False, width=110).print('', grid)
     for problem in dict.fromkeys(run.problem for run in runs if run.problem):
         names = dict.fromkeys(run.row.name for run in runs if run.problem == problem)
         print(f'not runnable here: {", ".join(names)}: {problem}')
-    return hours
+    return costs
+
+
+def hours(runs: Sequence[Run], costs: Mapping[str, Cost], args: Namespace) -> float:
+    """Of what can run and is not done, as far as they are known."""
+    left = [run for run in runs if not run.problem and training.finished(run) is None]
+    return sum(costs[run.row.name].hours or 0.0 for run in left) / args.processes
+
+
+def reproduce(
+    table: str, runs: Sequence[Run], costs: Mapping[str, Cost], args: Namespace
+) -> list[str]:
+    """Train and test what can be; results are written after each. What failed."""
+    out, failed, trained = args.out / table, [], []
+    reasons = {run.row.name: run.problem for run in runs if run.problem}
+    # What an earlier command measured of rows that this one leaves out stays.
+    file = out / 'results.json'
+    held = json.loads(file.read_text(encoding='utf-8'))['rows'] if file.is_file() else []
+    done: dict[str, Any] = {row['name']: row for row in held if row['name'] not in args.rows}
+    about = dict(
+        table=table, command=f'python tools/reproduce.py {table}', machine=report.machine()
+    )
+    ready = [run for run in runs if not run.problem]
+    for number, run in enumerate(ready):
+        name, time = run.row.name, hours(ready[number:], costs, args)
+        print(
+            f'\n{table}, {number + 1} of {len(ready)}: {name}, seed {run.seed}; about {time:.1f} '
+            'hours for this and the rest',
+            flush=True,
+        )
+        if training.finished(run) is None:
+            training.train(run, args)
+        checkpoint = training.finished(run)
+        if checkpoint is None or not training.test(run, checkpoint, args):
+            failed.append(f'{name}, seed {run.seed}')
+            reasons[name] = f'the {"test" if checkpoint else "training"} failed'
+            continue
+        row = dict(name=name, config=str(run.row.config.relative_to(ROOT)))
+        row |= dict(parameters=costs[name].parameters, runs=[])
+        done.setdefault(name, row)['runs'].append(training.result(run, args))
+        report.write(dict(about, rows=list(done.values())), reasons, out)
+        trained.append(str(run.folder / 'train'))
+    if trained:
+        training.draw(trained, out / 'curves.png')
+        print(f'\n{(out / "results.md").read_text(encoding="utf-8")}\nresults: {out}')
+    return failed
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -148,14 +181,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             copy(table, args.out / table)
         return
     interruptible.hold()
-    plans, costs, hours = {}, {}, 0.0
-    for table in args.tables:
-        plans[table] = plan(table, args)
-        costs[table] = estimates(plans[table], table)
-        hours += 0.0 if not plans[table] else show(table, plans[table], costs[table], args)
+    plans = {table: plan(table, args) for table in args.tables}
+    costs = {table: estimate(table, runs, args) for table, runs in plans.items() if runs}
+    time = sum(hours(plans[table], costs[table], args) for table in costs)
     print(
-        f'\n{hours:.1f} hours are estimated for what can run here. "hours here": a training step '
-        'on synthetic images, timed on this device, times the steps, without data and validation. '
+        f'\n{time:.1f} hours are estimated for what can run here. "hours here": a training step on '
+        'synthetic images, timed on this device, times the steps, without data and validation. '
         f'"GPU-hours": counted operations, at {USED:.0%} of the {PEAK / 1e12:g} TFLOP/s of an A100 '
         'in float32, which is assumed. "GB": weights, gradients, moments of AdamW and what the '
         'forward pass keeps, a process.',
@@ -166,56 +197,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if all(run.problem for runs in plans.values() for run in runs):
         raise UserError('nothing can be run here: the lines above say why')
     make_writable(args.out, '--out')
-    failed = [
-        name for table in plans for name in reproduce(table, plans[table], costs[table], args)
-    ]
+    failed = [name for t in costs for name in reproduce(t, plans[t], costs[t], args)]
     if failed:
         raise UserError(f'failed: {", ".join(failed)}; the lines above say why')
-
-
-def reproduce(
-    table: str, runs: Sequence[Run], costs: Mapping[str, Cost], args: Namespace
-) -> list[str]:
-    """Train and test what can be; the results are written after each. What failed."""
-    out, failed, trained = args.out / table, [], []
-    reasons = {run.row.name: run.problem for run in runs if run.problem}
-    # What an earlier command measured of rows that this one leaves out stays.
-    file = out / 'results.json'
-    held = json.loads(file.read_text(encoding='utf-8'))['rows'] if file.is_file() else []
-    found: dict[str, dict[str, Any]] = {
-        row['name']: row for row in held if row['name'] not in args.rows
-    }
-    results = dict(
-        table=table, command=f'python tools/reproduce.py {table}', machine=report.machine()
-    )
-    ready = [run for run in runs if not run.problem]
-    for number, run in enumerate(ready):
-        todo = [other for other in ready[number:] if training.finished(other) is None]
-        left = sum(costs[other.row.name].hours or 0.0 for other in todo)
-        print(
-            f'\n{table}, {number + 1} of {len(ready)}: {run.row.name}, seed {run.seed}; about '
-            f'{left / args.processes:.1f} hours for this and the rest',
-            flush=True,
-        )
-        good = training.finished(run) is not None or training.train(run, args)
-        checkpoint = training.finished(run) if good else None
-        if checkpoint is None or not training.test(run, checkpoint, args):
-            failed.append(f'{run.row.name}, seed {run.seed}')
-            reasons[run.row.name] = (
-                'the training failed' if checkpoint is None else 'the test failed'
-            )
-            continue
-        config = str(run.row.config.relative_to(ROOT))
-        entry = dict(
-            name=run.row.name, config=config, parameters=costs[run.row.name].parameters, runs=[]
-        )
-        found.setdefault(run.row.name, entry)['runs'].append(training.result(run, args))
-        report.write(dict(results, rows=list(found.values())), reasons, out)
-        trained.append(str(run.folder / 'train'))
-    if trained:
-        training.draw(trained, out / 'curves.png')
-        print(f'\n{(out / "results.md").read_text(encoding="utf-8")}\nresults: {out}')
-    return failed
 
 
 def copy(table: str, out: Path) -> None:

@@ -15,11 +15,13 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from mmengine.config import Config
 from mmengine.utils import ManagerMixin
 from repository import CONFIGS, ROOT, TOOLS, load_script
 
+from mmvim.cli.metafile import entry_of
 from mmvim.cli.run_tool import run_tool
 
 PLOTTED = "\nvisualizer = dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')])\n"
@@ -56,7 +58,7 @@ def project(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     (folder / 'README.md').write_text(README)
     (folder / 'metafile.yml').write_text('# Toys.\nModels:\n  - Name: linear\n')
     monkeypatch.setitem(tables.TABLES, 'toys', tables.Table('Points', {'toys': ''}, epoch=8))
-    for name in ('tables', 'plan', 'training', 'report'):
+    for name in ('tables', 'training', 'report'):
         monkeypatch.setattr(module(name), 'ROOT', tmp_path)
 
     def in_process(command: list[str], **_: Any) -> int:
@@ -141,9 +143,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path('tools').resolve()))
 import reproduce
 from mmvim.cli.run_tool import run_tool
-from reproduction import plan, report, tables, training
+from reproduction import report, tables, training
 
-for module in (reproduce, plan, report, tables, training):
+for module in (reproduce, report, tables, training):
     module.ROOT = Path.cwd()
 tables.TABLES['toys'] = tables.Table('Points', {'toys': ''}, epoch=8)
 sys.exit(run_tool(reproduce.main, ['toys']))
@@ -176,10 +178,10 @@ def test_a_signal_reaches_the_training_and_the_same_command_goes_on(project):
         if interrupted:
             process.terminate()
         code = process.wait(timeout=300)
-        held = json.loads((train.parent / 'processors.json').read_text())
+        held = json.loads((train.parent / 'spent.json').read_text())
         minutes.append(held['cpu_minutes'])
+        assert held['gpus'] == 0
         assert code == (128 + signal.SIGTERM if interrupted else 0), out.read_text()
-        assert held['noted']
         if interrupted:
             assert 'the same command goes on from there' in out.read_text()
             assert (train / 'interrupted.pth').is_file()
@@ -222,7 +224,8 @@ def test_rows_that_cannot_run_are_listed_and_the_others_run(run, project):
     assert '--data-root weights=PATH' in said['started']
     assert [row['name'] for row in results()['rows']] == ['linear']
     text = Path('work_dirs/reproduce/toys/results.md').read_text()
-    assert '* `half`: mixed precision' in text and '* `started`: checkpoints/none.pth' in text
+    assert '* `half` was not run: mixed precision' in text
+    assert '* `started` was not run: checkpoints/none.pth' in text
 
 
 def test_a_training_that_fails_does_not_stop_the_others(run, project):
@@ -277,24 +280,28 @@ def test_dry_run_checks_and_estimates_alone(run, scenes):
 
 
 @pytest.mark.parametrize(
-    'config, batch, epoch',
+    'config',
     [
-        ('demo/vim-nano_upernet_1xb8-900_patterns-128x128.py', 8, 0),
-        ('demo/vim-nano_mask-rcnn_1xb8-600_patterns-128x128.py', 8, 0),
-        ('demo/vim-nano_1xb16-1150_patterns-128x128.py', 16, 0),
+        'vim-nano_upernet_1xb8-900_patterns-128x128.py',
+        'vim-nano_mask-rcnn_1xb8-600_patterns-128x128.py',
+        'vim-nano_1xb16-1150_patterns-128x128.py',
     ],
 )
-def test_costs_of_every_task(project, config, batch, epoch):
+def test_costs_of_every_task(project, config):
     for library in ('mmseg', 'mmdet', 'mmpretrain'):
         pytest.importorskip(library)
-    cfg = Config.fromfile(CONFIGS / config)
-    found = module('cost').cost(cfg, batch, epoch)
-    assert not found.note
-    assert found.images == cfg.train_cfg.max_iters * batch
-    assert found.seconds > 0 and found.hours == found.seconds * found.images / 3600
-    assert found.memory(2 * batch) > found.memory(batch) > 16 * found.parameters / 1e9
-    # More than the smallest count there can be: each weight once for each patch.
-    assert found.flops > 3 * 2 * 256 * found.parameters / 100
+    cfg = Config.fromfile(CONFIGS / 'demo' / config)
+    found = module('cost').cost(cfg, images=7200, timed=True)
+    about = entry_of(CONFIGS / 'demo' / config)['Metadata']
+    assert not found.note and found.parameters == about['Parameters']
+    # The metafile counts multiply-accumulates of a forward pass.
+    operations = 3 * 2 * about['FLOPs'] * 7200
+    assert found.gpu_hours == pytest.approx(operations / (0.3 * 19.5e12) / 3600)
+    assert found.hours > 0 and found.fixed == pytest.approx(16 * found.parameters / 1e9)
+    # At least the image in float32 is kept, and less than a hundred thousand numbers a pixel.
+    pixels = 3 * 128 * 128
+    assert 4 * pixels < found.kept * 1e9 < 1e5 * 4 * pixels
+    assert module('cost').cost(cfg, 7200, timed=False).hours is None
 
 
 def sample(*miou: float) -> dict[str, Any]:
@@ -321,7 +328,7 @@ def test_measured_stands_beside_published(project):
     models = [dict(Name='linear', Results=paper)]
     (folder / 'metafile.yml').write_text(yaml.safe_dump(dict(Models=models)))
     text = module('report').to_markdown(sample(39.0, 41.0))
-    assert '| mIoU | paper | difference | aAcc | CPU min | min |' in text
+    assert '| mIoU | mIoU (paper) | mIoU, difference | aAcc | CPU min | min |' in text
     row = '| `linear` | 0.26 M | 100 | 0, 1 | 40.0 ± 1.4 | 41.0 | -1.0 | 80.0 ± 0.0 | 12.0 | 10.0 |'
     assert row in text and '20 in all' in text
     (model,) = module('report').shown_in(folder, sample(39.0, 41.0))[1]['Models']
@@ -429,5 +436,28 @@ def test_processes_share_the_recipes_batch(run, project, monkeypatch):
     monkeypatch.setenv('GPUS', '2')
     run('toys', '--launcher', 'slurm')
     assert commands[-1][-1] == 'train_dataloader.batch_size=3'
-    monkeypatch.setenv('GPUS', '4')
-    assert 'cannot be shared equally by 4 GPUs' in run('toys', '--launcher', 'slurm').out
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 4)
+    run('toys', '--gpus', '2')
+    script = str(project / 'tools' / 'dist_train.sh')
+    assert commands[-1][:4] == ['bash', script, str(config), '2']
+    assert commands[-1][-1] == 'train_dataloader.batch_size=3'
+    count = len(commands)
+    assert '4 GPUs cannot share the 6 images of a step' in run('toys', '--gpus', '4').out
+    assert len(commands) == count
+
+
+def test_a_row_starts_from_the_last_weights_of_another(run, scenes, monkeypatch):
+    folder = scenes / 'configs' / 'toys'
+    (folder / 'second.py').write_text((folder / 'linear.py').read_text())
+    monkeypatch.setitem(module('tables')._AFTER, 'toys/second', 'linear')
+    commands: list[list[str]] = []
+    interruptible = sys.modules['demos.interruptible']
+    monkeypatch.setattr(interruptible, 'run_apart', lambda words, **_: commands.append(words) or 1)
+    run('toys', '--data-root', 'scenes=elsewhere')
+    first, second = commands
+    checkpoint = f'{scenes}/work_dirs/reproduce/toys/linear/seed-0/train/iter_2.pth'
+    assert not any('checkpoint' in word for word in first)
+    (option,) = (word for word in second if word.startswith('model.backbone.init_cfg='))
+    assert f"'checkpoint': '{checkpoint}'" in option and 'mmvim.PretrainedVim' in option
+    outcome = run('toys', '--data-root', 'scenes=elsewhere', '--rows', 'second')
+    assert 'it starts from the weights of linear, which does not run' in outcome.out

@@ -12,14 +12,17 @@ from mmvim.cli.arguments import parse_value
 from mmvim.cli.config import load_config
 from mmvim.cli.prepare import prepare, prepare_amp
 from mmvim.errors import UserError
-from reproduction.tables import PLACES, ROOT, Row, rows, start
+from reproduction.tables import PLACES, TABLES, Row, rows, start
 
-SPLITS = ('train', 'val', 'test')
 _NEEDS = (
     *('model', 'train_dataloader', 'train_cfg', 'optim_wrapper'),
     *('test_dataloader', 'test_evaluator', 'test_cfg'),
 )
-_LOADERS = [f'{split}_{part}' for split in SPLITS for part in ('dataloader', 'evaluator')]
+# What may name files.
+_READ = (
+    *('train_dataloader', 'val_dataloader', 'test_dataloader', 'val_evaluator', 'test_evaluator'),
+    *('load_from', 'model'),
+)
 # What the weights at the end of a training depend on, and what the metrics of a test do.
 TRAINING = (
     *('model', 'data_preprocessor', 'train_dataloader', 'optim_wrapper', 'param_scheduler'),
@@ -36,10 +39,11 @@ class Run(NamedTuple):
     Attributes:
         row (Row): The row.
         seed (int): Its seed.
-        folder (Path): Work dirs ``train`` and ``test``.
+        folder (Path): Of the work dirs ``train`` and ``test``.
         options (tuple[str, ...]): KEY=VALUE, what makes it this training on any machine.
         moved (tuple[str, ...]): KEY=VALUE, where its files are on this one.
-        cfg (Config, optional): With both; None if it cannot be read.
+        cfg (Config, optional): None if it cannot be read.
+        images (int): Of all its steps.
         problem (str): Why it cannot run here; empty if it can.
     """
 
@@ -49,6 +53,7 @@ class Run(NamedTuple):
     options: tuple[str, ...]
     moved: tuple[str, ...]
     cfg: Config | None
+    images: int
     problem: str
 
 
@@ -62,31 +67,27 @@ def plan(table: str, args: Namespace) -> list[Run]:
     return runs
 
 
-def batch(cfg: Config) -> int:
-    """Images of a step over all processes, as the recipe has it."""
-    base = (cfg.get('auto_scale_lr') or {}).get('base_batch_size')
-    return int(base or cfg.train_dataloader.batch_size)
-
-
 def _check(table: str, row: Row, seed: int, args: Namespace, earlier: Sequence[Run]) -> Run:
     folder = args.out / table / row.name / f'seed-{seed}'
     options, moved = [*row.options, f'randomness.seed={seed}'], []
-    cfg, problem = None, ''
+    cfg, images, problem = None, 0, ''
     try:
         cfg = load_config(str(row.config), _parsed(options))
+        loop, base = cfg.train_cfg, (cfg.get('auto_scale_lr') or {}).get('base_batch_size')
+        batch = base or cfg.train_dataloader.batch_size
+        images = loop.get('max_iters', 0) * batch or loop['max_epochs'] * TABLES[table].epoch
         if row.after:
-            options.append(start(_weights_of(table, row, seed, args, earlier), 'none'))
-        share, rest = divmod(batch(cfg), args.processes)
-        if rest:
+            options.append(start(_weights(row, seed, earlier), 'none'))
+        if batch % args.processes:
             raise UserError(
-                f'the {batch(cfg)} images of a step cannot be shared equally by {args.processes} '
-                'GPUs: take another number of them'
+                f'{args.processes} GPUs cannot share the {batch} images of a step equally: take '
+                'another number'
             )
-        if share != cfg.train_dataloader.batch_size:
-            options.append(f'train_dataloader.batch_size={share}')
+        if batch // args.processes != cfg.train_dataloader.batch_size:
+            options.append(f'train_dataloader.batch_size={batch // args.processes}')
         moved = _moved(cfg, args.data_root)
         asked = Namespace(config=str(row.config), cfg_options=_parsed([*options, *moved]))
-        cfg, _ = prepare(asked, 'reproducing it', *_NEEDS, splits=SPLITS)
+        cfg, _ = prepare(asked, 'reproducing it', *_NEEDS, splits=['train', 'val', 'test'])
         prepare_amp(cfg, False)
         other = difference(cfg, folder / 'train', TRAINING)
         if other:
@@ -96,7 +97,7 @@ def _check(table: str, row: Row, seed: int, args: Namespace, earlier: Sequence[R
             )
     except UserError as error:
         problem = str(error)
-    return Run(row, seed, folder, tuple(options), tuple(moved), cfg, problem)
+    return Run(row, seed, folder, tuple(options), tuple(moved), cfg, images, problem)
 
 
 def _parsed(options: Sequence[str]) -> dict[str, Any]:
@@ -104,37 +105,16 @@ def _parsed(options: Sequence[str]) -> dict[str, Any]:
     return {key: parse_value(value) for key, _, value in pairs}
 
 
-def _weights_of(table: str, row: Row, seed: int, args: Namespace, earlier: Sequence[Run]) -> Path:
+def _weights(row: Row, seed: int, earlier: Sequence[Run]) -> Path:
     """The last checkpoint of the row that this one starts from, there already or still to come."""
-    before = next(other for other in rows(table) if other.name == row.after)
-    seeds = args.seeds or before.seeds
-    seed = seed if seed in seeds else seeds[0]
-    loop = load_config(str(before.config)).train_cfg
+    found = [run for run in earlier if run.row.name == row.after and not run.problem]
+    if not found:
+        raise UserError(f'it starts from the weights of {row.after}, which does not run')
+    run = next((run for run in found if run.seed == seed), found[0])
+    assert run.cfg is not None
+    loop = run.cfg.train_cfg
     last = f'iter_{loop.max_iters}' if loop.get('max_iters') else f'epoch_{loop.max_epochs}'
-    path = args.out / table / before.name / f'seed-{seed}' / 'train' / f'{last}.pth'
-    to_come = any(run.row == before and run.seed == seed and not run.problem for run in earlier)
-    if not path.is_file() and not to_come:
-        raise UserError(f'it starts from the weights of {before.name}, which cannot run here')
-    return path
-
-
-def leaves(node: Any, key: str = '') -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of all that is neither a dict nor a list."""
-    entries: Any = ()
-    if isinstance(node, Mapping):
-        entries = node.items()
-    elif isinstance(node, list | tuple):
-        entries = enumerate(node)
-    if not entries:
-        yield key, node
-    for name, value in entries:
-        yield from leaves(value, f'{key}.{name}' if key else str(name))
-
-
-def _read(cfg: Config) -> Iterator[tuple[str, str]]:
-    """Keys and values of everything that may name a file: data, annotations, weights."""
-    parts = {name: cfg.get(name) for name in (*_LOADERS, 'load_from', 'model')}
-    return ((key, value) for key, value in leaves(parts) if isinstance(value, str))
+    return run.folder / 'train' / f'{last}.pth'
 
 
 def _moved(cfg: Config, roots: Mapping[str, str]) -> list[str]:
@@ -144,18 +124,27 @@ def _moved(cfg: Config, roots: Mapping[str, str]) -> list[str]:
         UserError: If something is not where it should be.
     """
     words = []
-    for key, value in _read(cfg):
+    for key, value in leaves({name: cfg.get(name) for name in _READ}):
         for name, (root, source) in PLACES.items():
-            if f'{value}/'.startswith(f'{root}/'):
-                path = f'{roots.get(name, root)}{value[len(root) :]}'
+            if isinstance(value, str) and f'{value}/'.startswith(f'{root}/'):
+                path = roots.get(name, root) + value.removeprefix(root)
                 if not os.path.exists(path):
                     raise UserError(
                         f'{path} does not exist ({source}); if it is elsewhere, say so with '
                         f'--data-root {name}=PATH'
                     )
-                if name in roots:
-                    words.append(f'{key}={path}')
+                words += [f'{key}={path}'] if name in roots else []
     return words
+
+
+def leaves(node: Any, key: str = '') -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of all that holds nothing else."""
+    entries: Any = enumerate(node) if isinstance(node, list | tuple) else ()
+    entries = list(node.items() if isinstance(node, Mapping) else entries)
+    if not entries:
+        yield key, node
+    for name, value in entries:
+        yield from leaves(value, f'{key}.{name}' if key else str(name))
 
 
 def difference(cfg: Config, work_dir: Path, keys: Sequence[str]) -> str:
@@ -176,22 +165,19 @@ def difference(cfg: Config, work_dir: Path, keys: Sequence[str]) -> str:
     for key in sorted({*ours, *theirs}):
         mine, other = (side.get(key, 'not set') for side in (ours, theirs))
         if mine != other:
-            return f'{key} is {other} there and {mine} in {os.path.relpath(cfg.filename, ROOT)}'
+            return f'{key} is {other} there and {mine} in {Path(cfg.filename).name}'
     return ''
 
 
 def _comparable(cfg: Config, keys: Sequence[str]) -> dict[str, str]:
     """Values by dotted key, as text, without the folders that data and checkpoints lie in."""
-    values = dict(leaves({key: cfg[key] for key in keys if cfg.get(key) is not None}))
+    values = dict(leaves({key: cfg.get(key) for key in keys}))
     roots = [value for key, value in values.items() if key.endswith('data_root') and value]
     found = {}
     for key, value in values.items():
-        name = key.rpartition('.')[2]
-        if name == 'checkpoint':
-            value = Path(str(value)).name
-        elif isinstance(value, str):
-            root = next((root for root in roots if value.startswith(root)), '')
-            value = value.removeprefix(root).strip('/')
+        name, text = key.rpartition('.')[2], str(value)
+        root = next((root for root in roots if text.startswith(root)), '')
+        text = Path(text).name if name == 'checkpoint' else text.removeprefix(root).strip('/')
         if name not in _FREE and value not in (None, {}, [], ()):
-            found[key] = str(value)
+            found[key] = text
     return found

@@ -20,14 +20,15 @@ from reproduction.tables import ROOT, TABLES
 
 BEGIN, END = '<!-- results -->', '<!-- end of results -->'
 # Columns, in this order, where a run has them; JSON and metafiles have all.
-_SHOWN = ('mIoU', 'aAcc', 'box AP', 'box AP50', 'mask AP', 'mask AP50', 'Top 1 Accuracy')
+_SHOWN = (
+    *('mIoU', 'aAcc', 'box AP', 'box AP50', 'mask AP', 'mask AP50', 'mask AP, 1,000 detections'),
+    'Top 1 Accuracy',
+)
 _TASKS = {
-    'box AP': 'Object Detection',
-    'mask AP': 'Instance Segmentation',
-    'mIoU': 'Semantic Segmentation',
-    'mAcc': 'Semantic Segmentation',
-    'aAcc': 'Semantic Segmentation',
+    'box': 'Object Detection',
+    'mask': 'Instance Segmentation',
     'Top': 'Image Classification',
+    '': 'Semantic Segmentation',
 }
 
 
@@ -37,76 +38,66 @@ def machine() -> dict[str, Any]:
     found = dict(cpu=(names or [platform.machine()])[0], cores=os.cpu_count())
     if torch.cuda.is_available():
         found['gpu'] = torch.cuda.get_device_name()
-    return dict(found, threads=torch.get_num_threads(), torch=torch.__version__, mmvim=__version__)
+    return found | dict(threads=torch.get_num_threads(), torch=torch.__version__, mmvim=__version__)
 
 
 def write(results: Mapping[str, Any], reasons: Mapping[str, str], out: Path) -> None:
     """``results.json``, and ``results.md`` with what was not run."""
-    write_atomically(out / 'results.json', as_json(results).encode())
-    text = [f'# {results["table"]}', to_markdown(results)]
-    if reasons:
-        text.append('Not run:\n\n' + '\n'.join(f'* `{n}`: {why}' for n, why in reasons.items()))
-    write_atomically(out / 'results.md', ('\n\n'.join(text) + '\n').encode())
+    write_atomically(out / 'results.json', _as_json(results))
+    text = f'# {results["table"]}\n\n{to_markdown(results)}\n'
+    text += ''.join(f'\n* `{name}` was not run: {why}' for name, why in reasons.items())
+    write_atomically(out / 'results.md', f'{text}\n'.encode())
 
 
-def as_json(results: Mapping[str, Any]) -> str:
-    """The text of ``results.json``."""
-    return json.dumps(results, indent=1, ensure_ascii=False) + '\n'
+def _as_json(results: Mapping[str, Any]) -> bytes:
+    return (json.dumps(results, indent=1, ensure_ascii=False) + '\n').encode()
 
 
-def means(row: Mapping[str, Any]) -> dict[str, float]:
-    """Each metric's mean over the seeds."""
-    runs = [run['metrics'] for run in row['runs']]
-    return {name: statistics.mean(run[name] for run in runs) for name in runs[0]}
+def _text(file: Path) -> str:
+    return file.read_text(encoding='utf-8') if file.is_file() else ''
 
 
 def to_markdown(results: Mapping[str, Any]) -> str:
     """A row for each config: measured, published and the difference; what it took."""
-    rows = [row for row in results['rows'] if row['runs']]
+    rows, lines = results['rows'], []
     papers = [paper_metrics(ROOT / row['config']) for row in rows]
-    known = {name: None for row in rows for name in row['runs'][0]['metrics']}
-    names = [name for name in _SHOWN if name in known] or list(known)
+    measured = {name for row in rows for name in row['runs'][0]['metrics']}
+    names = [name for name in _SHOWN if name in measured] or sorted(measured)
     compared = [name for name in names if any(name in paper for paper in papers)]
-    spent = [key for key in ('cpu_minutes', 'gpu_minutes') if _any(rows, key)]
-    head = ['config', 'parameters', 'iterations', 'seeds']
-    for name in names:
-        head += [name, *(['paper', 'difference'] if name in compared else [])]
-    head += [key.replace('_minutes', '').upper() + ' min' for key in spent] + ['min']
-    lines = [head, ['---', *['---:'] * (len(head) - 1)]]
+    runs = [run for row in rows for run in row['runs']]
+    spent = [key for key in ('cpu', 'gpu') if any(run[f'{key}_minutes'] for run in runs)]
     for row, paper in zip(rows, papers):
-        runs, mean = row['runs'], means(row)
-        seeds = ', '.join(str(run['seed']) for run in runs)
-        cells = [f'`{row["name"]}`', f'{row["parameters"] / 1e6:.2f} M', str(runs[0]['iterations'])]
-        cells.append(seeds)
+        line = {'config': f'`{row["name"]}`', 'parameters': f'{row["parameters"] / 1e6:.2f} M'}
+        line['iterations'] = str(row['runs'][0]['iterations'])
+        line['seeds'] = ', '.join(str(run['seed']) for run in row['runs'])
         for name in names:
-            cells.append(_spread([run['metrics'][name] for run in runs if name in run['metrics']]))
+            values = [run['metrics'][name] for run in row['runs'] if name in run['metrics']]
+            line[name] = _mean(values) + (
+                f' ± {statistics.stdev(values):.1f}' if len(values) > 1 else ''
+            )
             if name in compared:
-                given = name in paper and name in mean
-                cells.append(f'{paper[name]:.1f}' if name in paper else '–')
-                cells.append(f'{mean[name] - paper[name]:+.1f}' if given else '–')
-        for key in (*spent, 'minutes'):
-            values = [run[key] for run in runs if run[key] is not None]
-            cells.append(f'{statistics.mean(values):.1f}' if values else '–')
-        lines.append(cells)
-    total = sum(run['minutes'] for row in rows for run in row['runs'])
+                line[f'{name} (paper)'] = _mean([paper[name]] if name in paper else [])
+                both = name in paper and values
+                more = statistics.mean(values) - paper[name] if both else 0.0
+                line[f'{name}, difference'] = f'{more:+.1f}' if both else '–'
+        for key in spent:
+            line[f'{key.upper()} min'] = _mean([run[f'{key}_minutes'] for run in row['runs']])
+        line['min'] = _mean([run['minutes'] for run in row['runs']])
+        lines.append(line)
+    head = list(lines[0])
+    cells = [head, ['---', *['---:'] * (len(head) - 1)], *(line.values() for line in lines)]
     what = ', '.join(f'{key} {value}' for key, value in results['machine'].items())
     foot = (
-        f'`{results["command"]}`: {what}. Figures are those of the last checkpoint, in per cent; '
-        'with several seeds mean ± standard deviation; minutes are those of one training, '
-        f'interruptions apart, {total:.0f} in all.'
+        f'`{results["command"]}`: {what}. Figures in per cent, of the last checkpoint; over seeds '
+        'mean ± standard deviation. Minutes of one training, over all its interruptions; '
+        f'{sum(run["minutes"] for run in runs):.0f} in all.'
     )
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines) + f'\n\n{foot}'
+    return '\n'.join(f'| {" | ".join(row)} |' for row in cells) + f'\n\n{foot}'
 
 
-def _any(rows: Sequence[Mapping[str, Any]], key: str) -> bool:
-    return any(run[key] is not None for row in rows for run in row['runs'])
-
-
-def _spread(values: Sequence[float]) -> str:
-    if not values:
-        return '–'
-    spread = f' ± {statistics.stdev(values):.1f}' if len(values) > 1 else ''
-    return f'{statistics.mean(values):.1f}{spread}'
+def _mean(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f'{statistics.mean(known):.1f}' if known else '–'
 
 
 def shown_in(folder: Path, results: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -127,7 +118,7 @@ def shown_in(folder: Path, results: Mapping[str, Any]) -> tuple[str, dict[str, A
     if not end:
         raise UserError(f'{folder}/README.md needs the lines {BEGIN} and {END} around the table')
     content = read_metafile(folder / 'metafile.yml')
-    rows = {row['name']: row for row in results['rows'] if row['runs']}
+    rows = {row['name']: row for row in results['rows']}
     missing = rows.keys() - {model['Name'] for model in content['Models']}
     if missing:
         raise UserError(
@@ -145,12 +136,25 @@ def shown_in(folder: Path, results: Mapping[str, Any]) -> tuple[str, dict[str, A
     return f'{before}{begin}\n{to_markdown(results)}\n{end}{after}', content
 
 
+def _entries(row: Mapping[str, Any] | None, dataset: str) -> list[dict[str, Any]]:
+    """The metafile's results of a row, means over its seeds, by task."""
+    tasks: dict[str, dict[str, float]] = {}
+    runs = [run['metrics'] for run in row['runs']] if row else []
+    for name in [name for name in runs[0] if all(name in run for run in runs)] if runs else ():
+        task = next(task for start, task in _TASKS.items() if name.startswith(start))
+        mean = round(statistics.mean(run[name] for run in runs), 2)
+        tasks.setdefault(task, {})[name] = mean
+    return [
+        {'Task': task, 'Dataset': dataset, 'Metrics': metrics} for task, metrics in tasks.items()
+    ]
+
+
 def copy(folder: Path, results: Mapping[str, Any]) -> None:
     """Show results in the README and the metafile of a folder of configs, and keep them there."""
     readme, metafile = shown_in(folder, results)
     write_metafile(folder / 'metafile.yml', metafile)
     write_atomically(folder / 'README.md', readme.encode())
-    write_atomically(folder / 'results.json', as_json(results).encode())
+    write_atomically(folder / 'results.json', _as_json(results))
 
 
 def disagreements(folder: Path) -> list[str]:
@@ -161,19 +165,3 @@ def disagreements(folder: Path) -> list[str]:
         'metafile.yml': read_metafile(folder / 'metafile.yml') == metafile,
     }
     return [name for name in agree if not agree[name]]
-
-
-def _entries(row: Mapping[str, Any] | None, dataset: str) -> list[dict[str, Any]]:
-    """The metafile's results of a row, by task."""
-    tasks: dict[str, dict[str, float]] = {}
-    for name, value in (means(row) if row else {}).items():
-        task = next((task for start, task in _TASKS.items() if name.startswith(start)), None)
-        if task:
-            tasks.setdefault(task, {})[name] = round(value, 2)
-    return [
-        {'Task': task, 'Dataset': dataset, 'Metrics': metrics} for task, metrics in tasks.items()
-    ]
-
-
-def _text(file: Path) -> str:
-    return file.read_text(encoding='utf-8') if file.is_file() else ''

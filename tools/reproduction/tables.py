@@ -26,7 +26,7 @@ class Table(NamedTuple):
 
     Attributes:
         dataset (str): Its name in metafiles.
-        parts (dict[str, str]): By folder under ``configs``, a pattern of the names of its rows.
+        parts (dict[str, str]): By folder under ``configs``, a pattern of its rows' names.
         published (bool): Only configs with published figures are rows. Defaults to False.
         epoch (int): Images of an epoch, where schedules count epochs. Defaults to 0.
     """
@@ -77,27 +77,27 @@ TABLES = {
     'patterns': Table('patterns', {'demo': ''}),
     'ade20k': Table('ADE20K', {'upernet': ''}, published=True),
     'coco': Table('COCO', {'vitdet': ''}, published=True),
-    'imagenet': Table(
-        'ImageNet-1k', {'vim': r'vim-[a-z]+(-stride8)?_'}, published=True, epoch=1_281_167
-    ),
-    # Tab. 4 and 5: directions and classification designs, the former on ADE20K too.
+    'imagenet': Table('ImageNet-1k', {'vim': r'vim-[a-z]+(-stride8)?_'}, True, 1_281_167),
+    # Tab. 4 and 5: directions, on ADE20K too, and classification designs.
     'ablation': Table(
-        'ImageNet-1k, ADE20K',
-        {'vim': r'vim-tiny.*_8xb128-300e', 'segmenter': ''},
-        published=True,
-        epoch=1_281_167,
+        'ImageNet-1k and ADE20K', {'vim': 'vim-tiny.*_8xb128-300e', 'segmenter': ''},
+        True, 1_281_167,
     ),
+}  # fmt: skip
+# By the beginning of a config's name: seeds, where one alone would not tell peers apart; the
+# released classifier, and the row of the same table, whose weights it starts from.
+_SEEDS = {'camvid/vim-nano_upernet': (0, 1, 2), 'nuclei/vim-nano_mask-rcnn': (0, 1)}
+_RELEASED = {
+    'upernet/vim-tiny': 'vim_t_midclstok_76p1acc.pth',
+    'upernet/vim-small': 'vim_s_midclstok_80p5acc.pth',
+    'vitdet/vitdet_cascade-mask-rcnn_vim-tiny': 'vim_t_midclstok_76p1acc.pth',
 }
-# The comparisons are too close for one seed.
-_SEEDS = {r'vim-nano_upernet_.*camvid': (0, 1, 2), r'vim-nano_mask-rcnn_.*nuclei': (0, 1)}
-# Dense models start from the classifiers that were released, those of the ablation from its own.
-_RELEASED = {'tiny': 'vim_t_midclstok_76p1acc.pth', 'small': 'vim_s_midclstok_80p5acc.pth'}
 _AFTER = {
-    'vim-tiny-none_segmenter': 'vim-tiny-none_8xb128-300e_in1k',
-    'vim-tiny-block_segmenter': 'vim-tiny-block_8xb128-300e_in1k',
-    'vim-tiny-ssm_segmenter': 'vim-tiny-ssm_8xb128-300e_in1k',
-    'vim-tiny-ssm-conv_segmenter': 'vim-tiny-mean-pool_8xb128-300e_in1k',
-    'vim-nano_mask-rcnn_1xb8-600_patterns': 'vim-nano_upernet_1xb8-900_patterns-128x128',
+    'segmenter/vim-tiny-none': 'vim-tiny-none_8xb128-300e_in1k',
+    'segmenter/vim-tiny-block': 'vim-tiny-block_8xb128-300e_in1k',
+    'segmenter/vim-tiny-ssm_': 'vim-tiny-ssm_8xb128-300e_in1k',
+    'segmenter/vim-tiny-ssm-conv': 'vim-tiny-mean-pool_8xb128-300e_in1k',
+    'demo/vim-nano_mask-rcnn': 'vim-nano_upernet_1xb8-900_patterns-128x128',
 }
 
 
@@ -112,13 +112,13 @@ def rows(table: str) -> list[Row]:
     found = []
     for folder, pattern in TABLES[table].parts.items():
         for file in sorted((ROOT / 'configs' / folder).glob('*.py')):
-            if re.match(pattern, file.name) and (
-                not TABLES[table].published or paper_metrics(file)
-            ):
-                seeds = next((n for key, n in _SEEDS.items() if re.match(key, file.name)), (0,))
-                size = next((size for size in _RELEASED if f'vim-{size}' in file.name), '')
-                after = next((n for key, n in _AFTER.items() if file.name.startswith(key)), '')
-                released = folder in ('upernet', 'vitdet') and size
-                options = [start(f'checkpoints/{_RELEASED[size]}', 'middle')] if released else []
-                found.append(Row(file, seeds, tuple(options), after))
+            unpublished = TABLES[table].published and not paper_metrics(file)
+            if unpublished or not re.match(pattern, file.name):
+                continue
+            name = f'{folder}/{file.name}'
+            seeds = next((seeds for part, seeds in _SEEDS.items() if name.startswith(part)), (0,))
+            after = next((row for part, row in _AFTER.items() if name.startswith(part)), '')
+            weights = [file for part, file in _RELEASED.items() if name.startswith(part)]
+            options = [start(f'checkpoints/{file}', 'middle') for file in weights]
+            found.append(Row(file, seeds, tuple(options), after))
     return found
