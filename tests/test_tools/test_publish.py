@@ -1,6 +1,7 @@
 """tools/model_converters/publish.py: files that every loader takes, out of a training's."""
 
 import hashlib
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors import safe_open
 
 from mmvim.analysis.model_views import build_model
 from mmvim.checkpoints.publishing import to_half
+from mmvim.cli.converter import pack_weights
 from mmvim.models import VisionMamba
 
 Run = Callable[..., Any]
@@ -122,6 +124,9 @@ def test_half_leaves_vectors_and_a_and_refuses_what_is_too_large() -> None:
     assert kept >= {f'layers.0.mixer.{name}' for name in ('A_log', 'A_b_log', 'D', 'dt_proj.bias')}
     assert halved['layers.0.mixer.in_proj.weight'].dtype == torch.float16
     assert halved['pos_embed_grid'].dtype == torch.int64
+    # Versions of modules, which some of the libraries' heads read when they are loaded.
+    held = torch.load(io.BytesIO(pack_weights(halved, '.pth', 'state_dict', {})))
+    assert held['state_dict']._metadata == state._metadata and state._metadata
     with pytest.raises(RuntimeError, match=r'^w has numbers beyond 65504'):
         to_half({'w': torch.full((2, 2), 1e5)})
 
