@@ -7,7 +7,6 @@ goes on where it was; what is finished, here or by ``tools/train.py`` elsewhere,
 from demos import interruptible  # first: what follows takes seconds to import
 
 # isort: split
-import json
 import os
 import shutil
 import sys
@@ -136,10 +135,7 @@ def reproduce(
     """Train and test what can be; results are written after each. What failed."""
     out, failed, trained = args.out / table, [], []
     reasons = {run.row.name: run.problem for run in runs if run.problem}
-    # What an earlier command measured of rows that this one leaves out stays.
-    file = out / 'results.json'
-    held = json.loads(file.read_text(encoding='utf-8'))['rows'] if file.is_file() else []
-    done: dict[str, Any] = {row['name']: row for row in held if row['name'] not in args.rows}
+    done: dict[str, Any] = {}
     about = dict(
         table=table, command=f'python tools/reproduce.py {table}', machine=report.machine()
     )
@@ -161,10 +157,14 @@ def reproduce(
         row = dict(name=name, config=str(run.row.config.relative_to(ROOT)))
         row |= dict(parameters=costs[name].parameters, runs=[])
         done.setdefault(name, row)['runs'].append(training.result(run, args))
-        report.write(dict(about, rows=list(done.values())), reasons, out)
-        trained.append(str(run.folder / 'train'))
+        # What other commands measured, of rows that this one leaves out, stays.
+        others = report.read(out)['rows'] if (out / 'results.json').is_file() else []
+        all_rows = [other for other in others if other['name'] not in args.rows] + [*done.values()]
+        all_rows.sort(key=lambda row: row['config'])
+        report.write(dict(about, rows=all_rows), reasons, out)
+        trained.append(str((run.folder / 'train').relative_to(out)))
     if trained:
-        training.draw(trained, out / 'curves.png')
+        training.draw(trained, out)
         print(f'\n{(out / "results.md").read_text(encoding="utf-8")}\nresults: {out}')
     return failed
 
@@ -211,11 +211,10 @@ def copy(table: str, out: Path) -> None:
     folders = list(TABLES[table].parts)
     if len(folders) > 1:
         raise UserError(f'{table} cannot be copied: its configs lie in {", ".join(folders)}')
-    file = out / 'results.json'
-    if not file.is_file():
-        raise UserError(f'{file} does not exist: run `python tools/reproduce.py {table}` first')
+    if not (out / 'results.json').is_file():
+        raise UserError(f'{out} has no results: run `python tools/reproduce.py {table}` first')
     folder = ROOT / 'configs' / folders[0]
-    report.copy(folder, json.loads(file.read_text(encoding='utf-8')))
+    report.copy(folder, report.read(out))
     print(f'{folder}: results.json, README.md, metafile.yml')
 
 

@@ -61,12 +61,15 @@ def project(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     for name in ('tables', 'training', 'report'):
         monkeypatch.setattr(module(name), 'ROOT', tmp_path)
 
-    def in_process(command: list[str], **_: Any) -> int:
+    def in_process(command: list[str], cwd: Path = tmp_path, **_: Any) -> int:
         forget()
+        os.chdir(cwd)
         try:
             return run_tool(load_script(Path(command[1])).main, command[2:])
         except SystemExit as error:
             return int(str(error.code))
+        finally:
+            os.chdir(tmp_path)
 
     monkeypatch.setattr(interruptible, 'run_apart', in_process)
     monkeypatch.setattr(interruptible, 'hold', lambda: None)
@@ -121,6 +124,20 @@ def test_trains_tests_and_keeps_what_is_finished(run, project):
     again = run('toys', '--seeds', '0', '3')
     assert again.code == 0 and '\n$ python tools/' not in again.out
     assert results()['rows'] == [row]
+
+    # Another test is another result of the same training.
+    config = project / 'configs' / 'toys' / 'linear.py'
+    config.write_text(config.read_text() + "test_dataloader['batch_size'] = 4\n")
+    once_more = run('toys', '--seeds', '0', '3')
+    assert re.findall(r'\n\$ python tools/(\w+)', once_more.out) == ['test', 'test']
+
+
+def test_rows_of_other_commands_stay(run, project):
+    folder = project / 'configs' / 'toys'
+    shutil.copy(folder / 'linear.py', folder / 'again.py')
+    for rows, expected in (['linear'], ['linear']), (['a*'], ['again', 'linear']):
+        assert run('toys', '--rows', *rows).code == 0
+        assert [row['name'] for row in results()['rows']] == expected
 
 
 def test_an_interrupted_training_goes_on(run, project):

@@ -49,6 +49,11 @@ def write(results: Mapping[str, Any], reasons: Mapping[str, str], out: Path) -> 
     write_atomically(out / 'results.md', f'{text}\n'.encode())
 
 
+def read(folder: Path) -> dict[str, Any]:
+    """Content of the ``results.json`` in a folder."""
+    return dict(json.loads(_text(folder / 'results.json')))
+
+
 def _as_json(results: Mapping[str, Any]) -> bytes:
     return (json.dumps(results, indent=1, ensure_ascii=False) + '\n').encode()
 
@@ -159,7 +164,7 @@ def copy(folder: Path, results: Mapping[str, Any]) -> None:
 
 def disagreements(folder: Path) -> list[str]:
     """Names of the files in a folder that do not show what its ``results.json`` says."""
-    readme, metafile = shown_in(folder, json.loads(_text(folder / 'results.json')))
+    readme, metafile = shown_in(folder, read(folder))
     agree = {
         'README.md': _text(folder / 'README.md') == readme,
         'metafile.yml': read_metafile(folder / 'metafile.yml') == metafile,

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import resource
-import runpy
 import shlex
 import sys
 from argparse import Namespace
@@ -152,7 +151,8 @@ def _wall_minutes(work_dir: Path) -> float:
     return seconds / 60
 
 
-def draw(work_dirs: Sequence[str], file: Path) -> None:
-    """Plot losses and metrics of trainings."""
+def draw(work_dirs: Sequence[str], out: Path) -> None:
+    """Plot losses and metrics of trainings below ``out``, called as they are there."""
     tool = ROOT / 'tools' / 'analysis_tools' / 'plot_logs.py'
-    runpy.run_path(str(tool))['main']([*work_dirs, '--out', str(file)])
+    command = [sys.executable, str(tool), *work_dirs, '--out', 'curves.png']
+    interruptible.run_apart(command, cwd=out)
