@@ -84,15 +84,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f'float16, but for {rest} numbers of vectors and A_log')
 
     meta = published_meta(checkpoint, model)
-    written = {}
-    for suffix in SUFFIXES:
-        content = pack_weights(weights, suffix, 'state_dict', meta)
-        digest = hashlib.sha256(content).hexdigest()
-        written[suffix] = out.with_name(f'{out.name}-{digest[:DIGITS]}{suffix}')
-        write_atomically(written[suffix], content)
-        print(f'{written[suffix]}: {len(content) / 2**20:.2f} MiB, SHA-256 {digest}')
-    print('\nEntry of the metafile:\n')
-    print(to_yaml([make_entry(config, cfg, Weights=written['.pth'].as_posix())]))
+    packed = {suffix: pack_weights(weights, suffix, 'state_dict', meta) for suffix in SUFFIXES}
+    digests = {suffix: hashlib.sha256(content).hexdigest() for suffix, content in packed.items()}
+    files = {s: out.with_name(f'{out.name}-{digests[s][:DIGITS]}{s}') for s in SUFFIXES}
+    entry = make_entry(config, cfg, Weights=files['.pth'].as_posix())
+    for suffix, content in packed.items():
+        write_atomically(files[suffix], content)
+        print(f'{files[suffix]}: {len(content) / 2**20:.2f} MiB, SHA-256 {digests[suffix]}')
+    print(f'\nEntry of the metafile:\n\n{to_yaml([entry])}')
 
 
 if __name__ == '__main__':
