@@ -1,0 +1,3 @@
+# The paper's ablation on real images: a backward scan with its own A alone.
+_base_ = './vim-nano_upernet_1xb4-3400_camvid-360x480.py'
+model = dict(backbone=dict(direction='ssm'))

@@ -1,0 +1,16 @@
+# Compared with: mmpretrain's ViT of the same width, depth, patches and taps; neck, heads and all
+# else are the same.
+_base_ = './vim-nano_upernet_1xb4-3400_camvid-360x480.py'
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='mmpretrain.VisionTransformer',
+        arch=dict(embed_dims=64, num_layers=4, num_heads=4, feedforward_channels=256),
+        img_size=(360, 480),
+        patch_size=8,
+        out_indices=[0, 1, 2, 3],
+        out_type='featmap',
+        with_cls_token=False,
+        final_norm=False,
+    ),
+)
