@@ -311,9 +311,11 @@ def test_costs_of_every_task(project, config):
     found = module('cost').cost(cfg, images=7200, timed=True)
     about = entry_of(CONFIGS / 'demo' / config)['Metadata']
     assert not found.note and found.parameters == about['Parameters']
-    # The metafile counts multiply-accumulates of a forward pass.
+    # The metafile counts multiply-accumulates of a forward pass, a detector's with as many regions
+    # as its test allows: 100 boxes and 20 masks, where 48 and 12 are trained.
     operations = 3 * 2 * about['FLOPs'] * 7200
-    assert found.gpu_hours == pytest.approx(operations / (0.3 * 19.5e12) / 3600)
+    ratio = found.gpu_hours / (operations / (0.3 * 19.5e12) / 3600)
+    assert 0.5 < ratio < 0.7 if 'rcnn' in config else ratio == pytest.approx(1)
     assert found.hours > 0 and found.fixed == pytest.approx(16 * found.parameters / 1e9)
     # At least the image in float32 is kept, and less than a hundred thousand numbers a pixel.
     pixels = 3 * 128 * 128
