@@ -19,19 +19,19 @@ _NUMBERS_A_PIXEL = 6
 
 
 def image_shape(cfg: Config) -> Shape | None:
-    """Height and width, in pixels, of the images that a model is made for.
+    """Height and width, in pixels, of the images that a model is trained on.
 
     Args:
-        cfg (Config): Says it as ``img_size`` of the backbone, ``size`` of the preprocessor or
-            ``crop_size`` of the training.
+        cfg (Config): Says it as ``crop_size``, ``img_size`` of the backbone or ``size`` of the
+            preprocessor. The crop comes first: it is the same for every backbone of a data set.
 
     Returns:
         tuple[int, int] | None: None where it says nothing.
     """
     size = (
-        cfg.model.get('backbone', {}).get('img_size')
+        cfg.get('crop_size')
+        or cfg.model.get('backbone', {}).get('img_size')
         or (cfg.model.get('data_preprocessor') or {}).get('size')
-        or cfg.get('crop_size')
     )
     if size is None:
         return None

@@ -138,6 +138,7 @@ def test_what_a_config_says_of_its_training() -> None:
     cfg.pop('optim_wrapper')
     about = describe(cfg)
     assert about['Training Data'] == 'ADE20K'
+    assert describe(Config(cfg.to_dict() | dict(crop_size=(64, 32))))['Input Size'] == '64x32'
     assert about.keys() == {'Parameters', 'Training Data', 'Epochs', 'Batch Size'}
 
 

@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         action='append',
         metavar='N',
         help='height and width in pixels, after preprocessing, or one number for both; several '
-        "times for several sizes (default: the backbone's img_size)",
+        "times for several sizes (default: crop_size of the config, or the backbone's img_size)",
     )
     parser.add_argument(
         '--out', dest='file', metavar='F', help='write everything to this .json too'

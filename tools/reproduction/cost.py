@@ -61,7 +61,7 @@ def cost(cfg: Config, images: int, timed: bool) -> Cost:
         model = _as_trained(build_model(cfg).to('meta').eval())
         found = Cost(sum(count_parameters(model).values()))
         try:
-            size = tuple(cfg.get('crop_size') or image_shape(cfg) or ())
+            size = tuple(image_shape(cfg) or ())
             flops = PASSES * count_flops(model, torch.empty(1, 3, *size, device='meta')).total
             found = found._replace(gpu_hours=flops * images / (PEAK * USED) / 3600)
             if timed and device.type == 'cpu' and IMAGES * flops > MOST:
