@@ -63,7 +63,7 @@ def parse_arguments(argv: Sequence[str]) -> Namespace:
     args.tables = args.tables or list(TABLES)
     for table in args.tables:
         if table not in TABLES:
-            raise UsageError(f'there is no table {table}: {known}')
+            raise UsageError(f'there is no table {table}: the tables are {known}')
     pairs = [pair.partition('=') for pair in args.data_root]
     args.data_root = {name: str(Path(path).expanduser()) for name, _, path in pairs}
     for name, path in args.data_root.items():

@@ -87,7 +87,7 @@ def to_markdown(results: Mapping[str, Any]) -> str:
                 line[f'{name}, difference'] = f'{more:+.1f}' if both else '–'
         for key in spent:
             line[f'{key.upper()} min'] = _mean([run[f'{key}_minutes'] for run in row['runs']])
-        line['min'] = _mean([run['minutes'] for run in row['runs']])
+        line['wall min'] = _mean([run['minutes'] for run in row['runs']])
         lines.append(line)
     head = list(lines[0])
     cells = [head, ['---', *['---:'] * (len(head) - 1)], *(line.values() for line in lines)]

@@ -86,7 +86,10 @@ TABLES = {
 }  # fmt: skip
 # By the beginning of a config's name: seeds, where one alone would not tell peers apart; the
 # released classifier, and the row of the same table, whose weights it starts from.
-_SEEDS = {'camvid/vim-nano_upernet': (0, 1, 2), 'nuclei/vim-nano_mask-rcnn': (0, 1)}
+_SEEDS = {
+    'camvid/vim-nano_upernet_1xb4-3400': (0, 1, 2),
+    'nuclei/vim-nano_mask-rcnn_1xb4-1600': (0, 1),
+}
 _RELEASED = {
     'upernet/vim-tiny': 'vim_t_midclstok_76p1acc.pth',
     'upernet/vim-small': 'vim_s_midclstok_80p5acc.pth',
