@@ -55,6 +55,11 @@ def parse_arguments(argv: Sequence[str]) -> Namespace:
         '--rows', nargs='+', default=['*'], metavar='PATTERN', help='some of them, as the shell'
     )
     parser.add_argument(
+        '--test-only',
+        action='store_true',
+        help='train nothing: test what is trained, here or elsewhere, beside trainings under way',
+    )
+    parser.add_argument(
         '--copy',
         action='store_true',
         help='run nothing: show the results in --out in the README and metafile of the configs',
@@ -107,7 +112,9 @@ def estimate(table: str, runs: Sequence[Run], args: Namespace) -> dict[str, Cost
         left = sum(training.finished(run) is None for run in mine)
         cells = ['–'] * 3
         if mine[0].cfg is not None:
-            found = costs[name] = cost(mine[0].cfg, mine[0].images, timed=left > 0)
+            found = costs[name] = cost(
+                mine[0].cfg, mine[0].images, timed=left > 0 and not args.test_only
+            )
             if found.hours is not None:
                 share = mine[0].cfg.train_dataloader.batch_size
                 cells = [f'{left * found.hours / args.processes:.1f}', '', '']
@@ -140,6 +147,10 @@ def reproduce(
         table=table, command=f'python tools/reproduce.py {table}', machine=report.machine()
     )
     ready = [run for run in runs if not run.problem]
+    if args.test_only:
+        left = [run for run in ready if training.finished(run) is None]
+        reasons |= {run.row.name: f'seed {run.seed} is not trained yet' for run in left}
+        ready = [run for run in ready if run not in left]
     for number, run in enumerate(ready):
         name, time = run.row.name, hours(ready[number:], costs, args)
         print(
@@ -166,6 +177,8 @@ def reproduce(
     if trained:
         training.draw(trained, out)
         print(f'\n{(out / "results.md").read_text(encoding="utf-8")}\nresults: {out}')
+    else:
+        print(f'\n{table}: no results yet')
     return failed
 
 

@@ -132,6 +132,16 @@ def test_trains_tests_and_keeps_what_is_finished(run, project):
     assert re.findall(r'\n\$ python tools/(\w+)', once_more.out) == ['test', 'test']
 
 
+def test_test_only_leaves_alone_what_is_not_trained(run, project):
+    assert run('toys', '--rows', 'linear', '--seeds', '0').code == 0
+    outcome = run('toys', '--test-only', '--seeds', '0', '1')
+    assert outcome.code == 0 and 'tools/train.py' not in outcome.out
+    assert [one['seed'] for one in results()['rows'][0]['runs']] == [0]
+    assert not (project / 'work_dirs/reproduce/toys/linear/seed-1').exists()
+    text = Path('work_dirs/reproduce/toys/results.md').read_text()
+    assert '* `linear` was not run: seed 1 is not trained yet' in text
+
+
 def test_rows_of_other_commands_stay(run, project):
     folder = project / 'configs' / 'toys'
     shutil.copy(folder / 'linear.py', folder / 'again.py')
