@@ -13,7 +13,7 @@ from mmvim.version import __version__
 
 AVERAGED = 'ema_state_dict'
 # Of meta; the rest is about the run: time, seed, iteration.
-_KEPT = ('mmengine_version', 'cfg', 'dataset_meta')
+_KEPT = ('mmengine_version', 'dataset_meta')
 # The scan reads A by an exponential, and in float32 under mixed precision too.
 _FLOAT32 = ('A_log', 'A_b_log')
 
@@ -41,22 +41,23 @@ def run_notes(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
     return meta if isinstance(meta, Mapping) else {}
 
 
-def published_meta(checkpoint: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+def published_meta(checkpoint: Mapping[str, Any], model: nn.Module, config: str) -> dict[str, Any]:
     """``meta`` of the published file.
 
     Args:
         checkpoint (Mapping): Of a training.
         model (nn.Module): The model that it is of.
+        config (str): Text of the config. That of the run has paths of its machine.
 
     Returns:
-        dict[str, Any]: Versions, the config as it was run, classes and palette, and where the
-        class token of a Vim is.
+        dict[str, Any]: Versions, config, classes and palette, and where the class token of a Vim
+        is.
     """
     meta = run_notes(checkpoint)
     kept = {key: meta[key] for key in _KEPT if key in meta}
     tokens = [m.cls_token_type for m in model.modules() if isinstance(m, VisionMamba)]
     noted = dict(cls_token=tokens[0]) if len(tokens) == 1 else {}
-    return dict(mmvim_version=__version__) | kept | noted
+    return dict(mmvim_version=__version__, cfg=config) | kept | noted
 
 
 def to_half(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -67,6 +67,7 @@ def test_every_loader_takes_what_is_published(
     assert held.keys() == {'meta', 'state_dict'}
     meta = held['meta']
     assert meta['cls_token'] == 'head' and meta['mmvim_version'] and 'EMAHook' in meta['cfg']
+    assert 'work_dir' not in meta['cfg']  # the run's own text has the machine's paths
     assert meta['dataset_meta']['classes'] == ('sky', 'sea', 'sand')
     with safe_open(files['.safetensors'], 'pt') as file:
         assert json.loads(file.metadata()['mmvim'])['cls_token'] == 'head'

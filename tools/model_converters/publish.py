@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rest = sum(value.numel() for value in weights.values() if value.itemsize > 2)
         print(f'float16, but for {rest} numbers of vectors and A_log')
 
-    meta = published_meta(checkpoint, model)
+    meta = published_meta(checkpoint, model, cfg.pretty_text)
     packed = {suffix: pack_weights(weights, suffix, 'state_dict', meta) for suffix in SUFFIXES}
     digests = {suffix: hashlib.sha256(content).hexdigest() for suffix, content in packed.items()}
     files = {s: out.with_name(f'{out.name}-{digests[s][:DIGITS]}{s}') for s in SUFFIXES}
