@@ -98,12 +98,12 @@ def shrink(cfg: Config, folder: Path) -> None:
     if backbone.type == 'mmvim.VisionMamba':
         backbone.arch = dict(VisionMamba.arch_zoo[backbone.arch])
         backbone.init_cfg = None
-    width = backbone.get('arch', backbone).embed_dims
+    width = backbone.get('arch', backbone).get('embed_dims', WIDTH)  # a ResNet is narrow enough
     scaled(model, WIDTH_KEYS, max(width // WIDTH, 1))
     if 'arch' in backbone:
         backbone.arch.d_state = 4
     scaled(model, COUNT_KEYS, 10)
-    size = backbone.img_size
+    size = backbone.get('img_size') or cfg.crop_size
     factor = (size if isinstance(size, int) else min(size)) // SIDE
     scaled(model, SIZE_KEYS, factor)
     confine(cfg, folder, 2, SIZE_KEYS, factor)

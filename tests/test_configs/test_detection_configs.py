@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from mmengine.runner import Runner
 pytest.importorskip('mmdet')
 
 from repository import CONFIGS, load_config, python
+from scaled_down import confine
 from scaled_down_detection import shrink, write_coco
 
 from mmvim.cli.contradictions import check_channels
@@ -42,6 +44,33 @@ def in_mmdet():
     """The scope that a runner would leave behind ends with the test."""
     with DefaultScope.overwrite_default_scope('mmdet'):
         yield
+
+
+@pytest.mark.operators
+@pytest.mark.parametrize(
+    'file', [pytest.param(path, id=path.stem) for path in sorted((CONFIGS / 'nuclei').glob('*.py'))]
+)
+def test_a_detector_of_nuclei_trains_a_step_and_predicts(file, tmp_path):
+    cfg = load_config(file)
+    confine(cfg, tmp_path, 2, (), 1)
+    for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
+        evaluator.ann_file = str(tmp_path / 'data' / cfg.test_dataloader.dataset.ann_file)
+    write_coco(cfg)
+    for annotations in (tmp_path / 'data' / 'annotations').glob('*.json'):
+        content = json.loads(annotations.read_text())
+        content['categories'] = [dict(id=1, name='nucleus')]
+        for annotation in content['annotations']:
+            annotation['category_id'] = 1
+        annotations.write_text(json.dumps(content))
+    torch.manual_seed(0)
+    runner = Runner.from_cfg(cfg)
+    reached = set()
+    for key, param in runner.model.named_parameters():
+        param.register_hook(lambda grad, key=key: reached.add(key))
+    model = runner.train()
+    assert reached == {key for key, _ in model.named_parameters()}
+    metrics = runner.test()
+    assert {'coco/segm_mAP', 'coco/bbox_mAP', 'coco/nucleus_precision'} <= metrics.keys()
 
 
 @pytest.mark.operators
