@@ -284,9 +284,10 @@ WIDTHS = ('backbone.arch.embed_dims', 'head.in_channels')
     [
         (('--shape', 10**9), 'images of 1000000000x1000000000 do not fit into the memory'),
         (('--cfg-options', 'model.backbone.img_size=1000000000'), 'do not fit into the memory'),
-        (
+        pytest.param(
             ('--shape', 224, '--cfg-options', *(f'model.{key}=4000000000' for key in WIDTHS)),
             'cannot be',
+            marks=pytest.mark.slow,
         ),
     ],
 )
