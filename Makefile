@@ -30,6 +30,10 @@ WHEEL_CUDA_ARCHS ?=
 NATIVE := ops/build.py ops/mmvim_ops/library_file.py $(shell find ops/csrc -type f)
 export MMVIM_FORCE_EXT ?= 1
 
+# Images of containers forbid bytecode to stay small; here each of many processes would compile what
+# it imports, which takes it longer than importing.
+unexport PYTHONDONTWRITEBYTECODE
+
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 # Python compiles the modules that it imports, a third of those that are installed.
