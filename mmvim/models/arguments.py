@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from mmengine.utils import to_2tuple
 
-_ESSENTIAL_ARCH = ('embed_dims', 'num_layers')
-_OPTIONAL_ARCH = ('d_state', 'd_conv', 'expand', 'dt_rank', 'conv_bias', 'proj_bias')
+
+class Setting(NamedTuple):
+    """What an entry of an architecture may be.
+
+    Attributes:
+        valid (Callable[[Any], bool]): Whether a value is.
+        wanted (str): What the error asks for.
+    """
+
+    valid: Callable[[Any], bool]
+    wanted: str
+
+    @classmethod
+    def choice(cls, *names: str) -> Setting:
+        """One of some names."""
+        return cls(lambda value: value in names, f'one of {names}')
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+POSITIVE = Setting(_is_positive, 'a positive int')
+FLAG = Setting(lambda value: isinstance(value, bool), 'a bool')
+DT_RANK = Setting(lambda value: value == 'auto' or _is_positive(value), "'auto' or a positive int")
 
 
 def unknown_name(given: Mapping[str, Any], valid: Collection[str]) -> str:
@@ -29,9 +52,18 @@ def check_choice(name: str, value: object, valid: Collection[str]) -> None:
 
 
 def parse_arch(
-    arch: str | dict[str, Any], arch_zoo: Mapping[str, dict[str, Any]]
+    arch: str | dict[str, Any],
+    arch_zoo: Mapping[str, dict[str, Any]],
+    settings: Mapping[str, Setting],
+    essential: Collection[str],
 ) -> dict[str, Any]:
     """The settings of a named architecture, or a checked copy of a dict of them.
+
+    Args:
+        arch (str | dict): What is given.
+        arch_zoo (Mapping[str, dict]): The named architectures.
+        settings (Mapping[str, Setting]): What a dict may hold.
+        essential (Collection[str]): What it must hold.
 
     Raises:
         TypeError: If ``arch`` is neither.
@@ -44,21 +76,20 @@ def parse_arch(
         raise TypeError(
             f'arch must be one of {tuple(arch_zoo)} or a dict, got {type(arch).__name__}.'
         )
-    if missing := [key for key in _ESSENTIAL_ARCH if key not in arch]:
+    if missing := [key for key in essential if key not in arch]:
         raise ValueError(f'arch dict: {", ".join(missing)} missing in {arch!r}.')
-    if unknown := unknown_name(arch, _ESSENTIAL_ARCH + _OPTIONAL_ARCH):
+    if unknown := unknown_name(arch, tuple(settings)):
         raise ValueError(f'arch dict has no key {unknown}')
     for key, value in arch.items():
-        positive = type(value) is int and value > 0
-        if key in ('conv_bias', 'proj_bias'):
-            valid, wanted = isinstance(value, bool), 'a bool'
-        elif key == 'dt_rank':
-            valid, wanted = value == 'auto' or positive, "'auto' or a positive int"
-        else:
-            valid, wanted = positive, 'a positive int'
-        if not valid:
-            raise ValueError(f'arch[{key!r}] must be {wanted}, got {value!r}.')
+        if not settings[key].valid(value):
+            raise ValueError(f'arch[{key!r}] must be {settings[key].wanted}, got {value!r}.')
     return dict(arch)
+
+
+def check_rate(name: str, rate: float) -> None:
+    """Raise ValueError unless ``rate`` is a probability below 1."""
+    if not 0 <= rate < 1:
+        raise ValueError(f'{name} must lie in [0, 1), got {rate!r}.')
 
 
 def parse_pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
@@ -73,20 +104,23 @@ def parse_pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
     return pair[0], pair[1]
 
 
-def parse_out_indices(out_indices: int | Sequence[int], num_layers: int) -> tuple[int, ...]:
-    """Indices of tapped blocks, counted from the first, in the order given.
+def parse_out_indices(
+    out_indices: int | Sequence[int], depth: int, units: str = 'blocks'
+) -> tuple[int, ...]:
+    """Indices of tapped blocks or stages, counted from the first, in the order given.
 
     Raises:
         ValueError: If these are no ints, one is out of range or named twice, or there is none.
     """
     given = tuple(out_indices) if isinstance(out_indices, Sequence) else (out_indices,)
-    n = num_layers
+    n = depth
     if not given or not all(type(i) is int and -n <= i < n for i in given):
         raise ValueError(
-            f'out_indices must be one or more ints in {-n} … {n - 1} (the model has {n} blocks), '
+            f'out_indices must be one or more ints in {-n} … {n - 1} (the model has {n} {units}), '
             f'got {out_indices!r}.'
         )
     indices = tuple(i % n for i in given)
     if len(set(indices)) != len(indices):
-        raise ValueError(f'out_indices {out_indices!r} name a block twice: {list(indices)}.')
+        what = f'{units.removesuffix("s")} twice: {list(indices)}'
+        raise ValueError(f'out_indices {out_indices!r} name a {what}.')
     return indices

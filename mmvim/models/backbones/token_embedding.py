@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from mmcv.cnn.bricks.transformer import PatchEmbed
-from mmengine.logging import MMLogger
 from torch import nn
 
 from mmvim.models.arguments import parse_pair
-from mmvim.models.base_module import CheckedModule, check_whole
-from mmvim.models.pos_embed import fit_pos_embed, pad_to_patches, patch_grid, resize_pos_embed
+from mmvim.models.backbones.base_backbone import BaseBackbone
+from mmvim.models.base_module import check_whole
+from mmvim.models.pos_embed import pad_to_patches, patch_grid, resize_pos_embed
 from mmvim.models.token_layout import CLS_TOKENS, insert_tokens
 
 # Factor of the standard deviation lost by truncating a normal draw at two of them.
 _TRUNCATED_STD = 0.87962566103423978
-# Names of the parameters that are token rows.
-TOKENS = ('cls_token', 'pos_embed', 'cls_pos_embed')
 
 
-class TokenEmbedding(CheckedModule):
+class TokenEmbedding(BaseBackbone):
     """Patch embedding, class tokens and position embedding of a backbone, its base class.
 
     Patch rows and class-token rows of the position embedding are separate parameters, so that no
-    code ever has to guess where the class token sits. The grid of the patch rows is saved beside
-    them: their number alone does not tell 4x9 from 6x6.
+    code ever has to guess where the class token sits.
 
     Args:
         embed_dims (int): Number of channels D.
@@ -62,8 +58,7 @@ class TokenEmbedding(CheckedModule):
             )
         self.in_channels = in_channels
         self.cls_token_type = cls_token
-        self.interpolate_mode = interpolate_mode
-        self.grid_size = patch_grid(self.img_size, self.patch_size, self.patch_stride)
+        grid = patch_grid(self.img_size, self.patch_size, self.patch_stride)
         self.patch_embed = PatchEmbed(
             in_channels=in_channels,
             embed_dims=embed_dims,
@@ -73,16 +68,9 @@ class TokenEmbedding(CheckedModule):
         )
         num_cls_tokens = CLS_TOKENS[cls_token]
         self.cls_token = self._rows(num_cls_tokens)
-        self.pos_embed = self._rows(math.prod(self.grid_size) if pos_embed else 0)
+        self._set_up_position(grid, pos_embed, interpolate_mode)
         self.cls_pos_embed = self._rows(num_cls_tokens if pos_embed else 0)
-        self.pos_embed_grid: torch.Tensor | None
-        self.register_buffer('pos_embed_grid', torch.tensor(self.grid_size) if pos_embed else None)
         self.drop_after_pos = nn.Dropout(drop_rate)
-        self._register_load_state_dict_pre_hook(self._fit_state_dict)
-
-    def _rows(self, count: int) -> nn.Parameter | None:
-        """A parameter of ``count`` token rows, (1, count, D), or None for no rows."""
-        return nn.Parameter(torch.empty(1, count, self.embed_dims)) if count else None
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -96,52 +84,20 @@ class TokenEmbedding(CheckedModule):
         std = projection.weight[0].numel() ** -0.5 / _TRUNCATED_STD
         nn.init.trunc_normal_(projection.weight, std=std, a=-2 * std, b=2 * std)
         nn.init.zeros_(projection.bias)
-        for tokens in self._tokens():
-            nn.init.trunc_normal_(tokens, std=0.02)
-        if self.pos_embed_grid is not None:
-            self.pos_embed_grid.copy_(torch.tensor(self.grid_size))
-
-    def _tokens(self) -> list[nn.Parameter]:
-        """The class tokens and position embeddings that there are."""
-        return [param for name in TOKENS if (param := getattr(self, name)) is not None]
+        self._reset_tokens()
 
     def _fit_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Resize the patch rows of a state dict that was made for another grid."""
+        """Refuse keys that are not ours, and resize the position embedding."""
         if f'{prefix}patch_embed.proj.weight' in state_dict:
             raise ValueError(
                 f'{prefix}patch_embed.proj.weight is a key of the published code, or of a plain '
                 "ViT: init_cfg=dict(type='mmvim.PretrainedVim', checkpoint=…) reads such files."
             )
-        name = prefix + 'pos_embed'
-        if self.pos_embed is None:
-            return
-        if name in state_dict:
-            given, stored = state_dict[name], state_dict.get(name + '_grid')
-            try:
-                fitted = fit_pos_embed(given, stored, self.grid_size, self.interpolate_mode)
-            except ValueError as error:
-                raise ValueError(
-                    f'{name} does not fit the grid of {self.grid_size} of this model: {error}'
-                ) from None
-            if fitted is not given:
-                MMLogger.get_current_instance().info(
-                    f'Resize {name} of {given.shape[1]} rows to a grid of {self.grid_size} '
-                    f'({self.interpolate_mode}).'
-                )
-            state_dict[name] = fitted
-        # Not the buffer's own value, which a model from the meta device does not have. Where a
-        # loaded tensor takes the place of the buffer, it lies beside the rows.
-        rows = state_dict.get(name, self.pos_embed)
-        device = 'cpu' if rows.is_meta else rows.device
-        state_dict[name + '_grid'] = torch.tensor(self.grid_size, device=device)
+        super()._fit_state_dict(state_dict, prefix, *args)
 
     def _embed(self, image: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
         """Image (B, C, H, W) in pixels -> tokens (B, L, D) and the patch grid."""
-        if image.ndim != 4 or image.shape[1] != self.in_channels:
-            raise ValueError(
-                f'expected an image batch of shape (B, {self.in_channels}, H, W), got '
-                f'{tuple(image.shape)}; in_channels sets the number of channels.'
-            )
+        self._check_image(image)
         image, grid = pad_to_patches(image, self.patch_size, self.patch_stride)
         tokens, _ = self.patch_embed(image)  # (B, H·W, D)
         if self.pos_embed is not None:

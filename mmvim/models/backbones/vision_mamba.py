@@ -8,14 +8,12 @@ from typing import Any
 
 import torch
 from mmcv.cnn.bricks import DropPath
-from mmengine.logging import MMLogger
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
-from mmvim.models.arguments import check_choice, parse_arch, parse_out_indices
-from mmvim.models.backbones.token_embedding import TOKENS, TokenEmbedding
+from mmvim.models.arguments import DT_RANK, FLAG, POSITIVE, check_choice, check_rate, parse_arch
+from mmvim.models.backbones.base_backbone import TOKENS
+from mmvim.models.backbones.token_embedding import TokenEmbedding
 from mmvim.models.layers.direction import DIRECTIONS
-from mmvim.models.layers.norm import build_norm, normalise
 from mmvim.models.layers.rope import rope_table, rotate
 from mmvim.models.layers.vim_block import VimBlock
 from mmvim.models.layers.vim_mixer import VimMixer
@@ -111,11 +109,15 @@ class VisionMamba(TokenEmbedding):
         'small': dict(embed_dims=384, num_layers=24),
         'base': dict(embed_dims=768, num_layers=24),
     }
+    ESSENTIAL = ('embed_dims', 'num_layers')
+    SETTINGS = {
+        **dict.fromkeys(('embed_dims', 'num_layers', 'd_state', 'd_conv', 'expand'), POSITIVE),
+        'dt_rank': DT_RANK,
+        **dict.fromkeys(('conv_bias', 'proj_bias'), FLAG),
+    }
     DIRECTIONS = tuple(DIRECTIONS)
-    OUT_NORMS = ('none', 'last', 'all')
     ROPES = ('none', 'hidden', 'both')
     TAPS = ('residual', 'mixer')
-    INTERPOLATE_MODES = ('bicubic', 'bilinear', 'nearest')
 
     def __init__(
         self,
@@ -143,16 +145,16 @@ class VisionMamba(TokenEmbedding):
         scan_backend: str = 'auto',
         init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
     ) -> None:
-        mixer_settings = parse_arch(arch, self.arch_zoo)
+        mixer_settings = parse_arch(
+            arch, self.arch_zoo, self.SETTINGS, ('embed_dims', 'num_layers')
+        )
         embed_dims: int = mixer_settings.pop('embed_dims')
         num_layers: int = mixer_settings.pop('num_layers')
         check_choice('direction', direction, self.DIRECTIONS)
         check_choice('rope', rope, self.ROPES)
         check_choice('cls_token', cls_token, CLS_TOKENS)
-        check_choice('interpolate_mode', interpolate_mode, self.INTERPOLATE_MODES)
         check_choice('out_type', out_type, OUT_TYPES)
         check_choice('tap', tap, self.TAPS)
-        check_choice('out_norm', out_norm, self.OUT_NORMS)
         if out_type in ('cls_token', 'featmap_cls') and cls_token == 'none':
             raise ValueError(
                 f"out_type={out_type!r} needs a class token, but cls_token='none': choose "
@@ -163,14 +165,8 @@ class VisionMamba(TokenEmbedding):
                 f"tap='mixer' gives bare mixer outputs, which have no norm: set out_norm='none' "
                 f"(given {out_norm!r}), or tap='residual'."
             )
-        for name, rate in (('drop_rate', drop_rate), ('drop_path_rate', drop_path_rate)):
-            if not 0 <= rate < 1:
-                raise ValueError(f'{name} must lie in [0, 1), got {rate!r}.')
-        if type(frozen_stages) is not int or not -1 <= frozen_stages <= num_layers:
-            raise ValueError(
-                f'frozen_stages must be an int in -1 … {num_layers} (the number of blocks), '
-                f'got {frozen_stages!r}.'
-            )
+        check_rate('drop_rate', drop_rate)
+        check_rate('drop_path_rate', drop_path_rate)
         check_choice('scan_backend', scan_backend, BACKENDS)
         if rope != 'none' and embed_dims % 4:
             raise ValueError(
@@ -190,19 +186,15 @@ class VisionMamba(TokenEmbedding):
                 f'direction={direction!r} runs blocks in pairs: num_layers must be even, got '
                 f'{num_layers}.'
             )
-        self.out_indices = parse_out_indices(out_indices, num_layers)
-        self._deepest = max(self.out_indices)
+        outputs = (out_indices, out_norm, out_type)
+        self._set_up_taps('blocks', num_layers, *outputs, frozen_stages, with_cp)
         if any((i + 1) % self._stride for i in self.out_indices):
             raise ValueError(
                 f'with direction={direction!r} taps sit after whole pairs, at odd indices; '
                 f'got out_indices={out_indices!r}.'
             )
         self.rope = rope
-        self.out_type = out_type
         self.tap = tap
-        self.out_norm = out_norm
-        self.frozen_stages = frozen_stages
-        self.with_cp = with_cp
 
         # What lies behind the deepest tap would learn nothing, and stop distributed training.
         rates = [drop_path_rate * i / max(num_layers - 1, 1) for i in range(self._deepest)]
@@ -221,10 +213,7 @@ class VisionMamba(TokenEmbedding):
         )
         final_rate = 0.0 if out_type in ('featmap', 'featmap_cls') else drop_path_rate
         self.drop_path = DropPath(final_rate) if final_rate > 0 else nn.Identity()
-        if out_norm != 'none':
-            self.norm_f = build_norm(norm_cfg, embed_dims)
-        normed = [i for i in self.out_indices if out_norm == 'all' and i != self._deepest]
-        self.tap_norms = nn.ModuleDict({str(i): build_norm(norm_cfg, embed_dims) for i in normed})
+        self._set_up_norms(norm_cfg, [embed_dims] * num_layers)
         self.reset_parameters()
         self._freeze_stages()
 
@@ -244,36 +233,16 @@ class VisionMamba(TokenEmbedding):
     def _fit_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Leave out blocks that are not built, and fit the position embedding."""
         super()._fit_state_dict(state_dict, prefix, *args)
-        unbuilt = range(len(self.layers), self.num_layers)
-        starts = tuple(f'{prefix}layers.{i}.' for i in unbuilt)
-        keys = [key for key in state_dict if key.startswith(starts)] if starts else []
-        for key in keys:
-            del state_dict[key]
-        if keys:
-            MMLogger.get_current_instance().info(
-                f'Skip {len(keys)} tensors of the blocks {unbuilt[0]} to {unbuilt[-1]}: they lie '
-                'behind the deepest tap and are not built.'
-            )
+        self._skip_unbuilt(state_dict, prefix)
 
-    def _freeze_stages(self) -> None:
-        if self.frozen_stages < 0:
-            return
-        frozen: list[nn.Module] = [self.patch_embed, self.drop_after_pos]
-        frozen += self.layers[: self.frozen_stages]
+    def _unbuilt(self) -> list[str]:
+        return [f'layers.{i}.' for i in range(len(self.layers), self.num_layers)]
+
+    def _frozen_modules(self) -> list[nn.Module]:
+        frozen = [self.patch_embed, self.drop_after_pos, *self.layers[: self.frozen_stages]]
         if self.frozen_stages == self.num_layers:
-            frozen += [self.tap_norms, self.drop_path]
-            frozen += [self.norm_f] if self.out_norm != 'none' else []
-        for module in frozen:
-            module.eval().requires_grad_(False)
-        for tokens in self._tokens():
-            tokens.requires_grad = False
-
-    def train(self, mode: bool = True) -> VisionMamba:
-        """Switch to training mode; frozen parts stay in evaluation mode."""
-        super().train(mode)
-        if mode:
-            self._freeze_stages()
-        return self
+            frozen += [self.drop_path, *self._output_norms()]
+        return frozen
 
     def forward(self, x: torch.Tensor) -> tuple[Any, ...]:
         """Run the backbone.
@@ -324,10 +293,7 @@ class VisionMamba(TokenEmbedding):
         outs = []
         for index in range(first, first + self._stride):
             args = (hidden, residual, flipped != (self._scans.alternates and index % 2 == 1))
-            if self.with_cp and torch.is_grad_enabled():
-                outs.append(checkpoint(self.layers[index], *args, use_reentrant=False))
-            else:
-                outs.append(self.layers[index](*args))
+            outs.append(self._call(self.layers[index], *args))
         if len(outs) == 1:
             return outs[0]
         return outs[0][0] + outs[1][0], outs[0][1] + outs[1][1]
@@ -350,13 +316,6 @@ class VisionMamba(TokenEmbedding):
             taps[index] = residual + self.drop_path(hidden)
         elif self._scans.pairs and index in self.out_indices:
             taps[index] = residual + hidden
-
-    def _normalise(self, tokens: torch.Tensor, index: int, dtype: torch.dtype) -> torch.Tensor:
-        """Apply the output norm of tap ``index``, if it has one, to tokens (B, L, D)."""
-        norm = getattr(self, 'norm_f', None) if index == self._deepest else None
-        if str(index) in self.tap_norms:
-            norm = self.tap_norms[str(index)]
-        return tokens if norm is None else normalise(norm, tokens, dtype)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Depth of a parameter for layer-wise learning-rate decay.
@@ -385,7 +344,4 @@ class VisionMamba(TokenEmbedding):
             set[str]: Every ``A_log``, position embedding and class token; read by
             :class:`mmvim.engine.LayerDecayOptimWrapperConstructor`.
         """
-        kept = {*TOKENS, 'A_log', 'A_b_log'}
-        names = (name for name, _ in self.named_parameters())
-        # Pruned they are called …_orig, and parametrizations.A_log.original.
-        return {n for n in names if kept & {part.removesuffix('_orig') for part in n.split('.')}}
+        return self._no_decay(('A_log', 'A_b_log'))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +12,7 @@ from mmvim.models.arguments import check_choice
 from mmvim.models.base_module import check_whole
 from mmvim.models.layers.direction import DIRECTIONS
 from mmvim.models.layers.plain import is_plain
+from mmvim.models.layers.step_size import draw_step, rank_of
 from mmvim_ops.functional import (
     bidirectional_selective_scan,
     conv1d_silu,
@@ -21,9 +21,6 @@ from mmvim_ops.functional import (
 )
 from mmvim_ops.precision import full_precision
 from mmvim_ops.scan_inputs import MixerWeights, ScanInputs
-
-# Range of the step size dt at initialisation (Mamba, Sec. 3.6; published defaults).
-_DT_MIN, _DT_MAX, _DT_FLOOR = 1e-3, 1e-1, 1e-4
 
 
 class _Scan(NamedTuple):
@@ -156,7 +153,7 @@ class VimMixer(nn.Module):
         self.d_state = d_state
         self.d_conv = d_conv
         self.inner_dims = expand * embed_dims
-        self.dt_rank = math.ceil(embed_dims / 16) if dt_rank == 'auto' else int(dt_rank)
+        self.dt_rank = rank_of(dt_rank, embed_dims)
         self.direction = direction
         self._own = DIRECTIONS[direction].own
         self.scale = 0.5 if DIRECTIONS[direction].averages and average_directions else 1.0
@@ -202,11 +199,7 @@ class VimMixer(nn.Module):
             if linear.bias is not None:
                 linear.bias.zero_()
         for dt_proj in [self.dt_proj, self.dt_proj_b] if 'D' in self._own else [self.dt_proj]:
-            bound = self.dt_rank**-0.5
-            dt_proj.weight.uniform_(-bound, bound)
-            log_dt = torch.empty(self.inner_dims).uniform_(math.log(_DT_MIN), math.log(_DT_MAX))
-            dt = log_dt.exp().clamp(min=_DT_FLOOR)
-            dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
+            draw_step(dt_proj.weight, dt_proj.bias)
 
     def forward(self, tokens: torch.Tensor, reverse: bool = False) -> torch.Tensor:
         """Mix the tokens of each sequence.
