@@ -1,4 +1,4 @@
-"""mmvim: the Vision Mamba (Vim) backbone for OpenMMLab's dense-prediction libraries.
+"""mmvim: Vision Mamba (Vim) and VMamba as backbones of OpenMMLab's dense-prediction libraries.
 
 Importing the package registers its modules under the scope ``mmvim`` in the registries of
 mmengine, so that ``type='mmvim.VisionMamba'`` works inside any mmseg, mmdet or mmpretrain config,
@@ -28,12 +28,15 @@ from mmvim.engine import (  # noqa: E402
     StrictCheckpointHook,
 )
 from mmvim.models import (  # noqa: E402
+    SS2D,
     LN2d,
     MaxPoolClsHead,
     SimpleFPN,
     VimBlock,
     VimMixer,
     VisionMamba,
+    VMamba,
+    VSSBlock,
 )
 from mmvim.version import __version__  # noqa: E402
 
@@ -42,6 +45,7 @@ if _TYPE_CHECKING:
     from mmvim.datasets.nuclei import NucleiDataset as NucleiDataset
 
 __all__ = [
+    'SS2D',
     'AtomicCheckpointHook',
     'DataPositionHook',
     'LN2d',
@@ -53,6 +57,8 @@ __all__ = [
     'SaveOnSignalHook',
     'SimpleFPN',
     'StrictCheckpointHook',
+    'VMamba',
+    'VSSBlock',
     'VimBlock',
     'VimMixer',
     'VisionMamba',

@@ -9,13 +9,11 @@ from typing import NamedTuple
 import torch
 
 from mmvim.checkpoints.comparing import origins
-from mmvim.checkpoints.keys import by_module
+from mmvim.checkpoints.keys import BACKBONE, Weights, by_module
 from mmvim.checkpoints.vim import (
-    BACKBONE,
     HEADS,
     MADE_OF,
     PUBLISHED_MARK,
-    Weights,
     backbone_part,
     check_backbone,
     choose_cls_token,

@@ -1,6 +1,6 @@
 """Keys of checkpoints: prefixes that wrappers put before them, and which of several models counts.
 
-Pure functions on names. A file may hold a model behind any prefix (``module.``, ``teacher.``,
+Pure functions. A file may hold a model behind any prefix (``module.``, ``teacher.``,
 ``model.backbone.``), and several copies of it. No list of prefixes is kept: a model is where its
 keys are.
 """
@@ -8,14 +8,33 @@ keys are.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
 
 from mmvim.errors import UserError
 
+Weights = Mapping[str, torch.Tensor]
+
+# Where the models of OpenMMLab have their backbone.
+BACKBONE = 'backbone.'
 # Modules that torch wraps around others: compile, FSDP, activation checkpointing.
 _WRAPPERS = ('_orig_mod', '_fsdp_wrapped_module', '_checkpoint_wrapped_module')
 # A module that has more keys is one item of a list.
 _LISTED = 4
+
+
+class BackboneWeights(dict[str, torch.Tensor]):
+    """The backbone's state dict, made from a published checkpoint.
+
+    Attributes:
+        extras (dict[str, torch.Tensor]): What the file held beside the backbone, under its
+            published keys: ``head.*`` for a classifier, ``fpn*`` and ``rope.*``.
+    """
+
+    def __init__(self, weights: Weights, extras: Weights) -> None:
+        super().__init__(weights)
+        self.extras = dict(extras)
 
 
 def plain_key(key: str) -> str:
@@ -65,6 +84,27 @@ def prefixes(keys: Iterable[str], marks: Sequence[str]) -> list[str]:
         if key == mark or key.endswith(f'.{mark}')
     ]
     return sorted(dict.fromkeys(found), key=len)
+
+
+def split_backbone(
+    weights: Weights, marks: Sequence[str]
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The backbone's tensors under its own keys, and the others without what precedes the model.
+
+    Args:
+        weights (Mapping[str, torch.Tensor]): Of a backbone or of a whole model, behind any prefix.
+        marks (Sequence[str]): Keys of the backbone; where there is none, all weights are its.
+
+    Raises:
+        UserError: If there are several backbones.
+    """
+    plain = {plain_key(key): value for key, value in weights.items()}
+    found = prefixes(plain, marks)
+    prefix = choose_copy(found, 'it') if found else ''
+    model = prefix.removesuffix(BACKBONE)
+    own = {k.removeprefix(prefix): v for k, v in plain.items() if k.startswith(prefix)}
+    rest = {k.removeprefix(model): v for k, v in plain.items() if not k.startswith(prefix)}
+    return own, rest
 
 
 def by_module(keys: Iterable[str]) -> dict[str, list[str]]:

@@ -13,10 +13,9 @@ from torch import nn
 
 from mmvim.checkpoints.architectures import foreign_architecture
 from mmvim.checkpoints.comparing import Misfits, load_and_compare
-from mmvim.checkpoints.keys import by_module, choose_copy, plain_key, prefixes
+from mmvim.checkpoints.keys import BACKBONE, by_module, choose_copy, plain_key, prefixes
 from mmvim.checkpoints.reading import weights_of
 from mmvim.checkpoints.vim import (
-    BACKBONE,
     HEADS,
     OURS_MARK,
     PUBLISHED_MARK,

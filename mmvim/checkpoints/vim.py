@@ -15,19 +15,16 @@ from mmengine.logging import MMLogger
 
 from mmvim.checkpoints.architectures import foreign_architecture
 from mmvim.checkpoints.comparing import load_and_compare
-from mmvim.checkpoints.keys import choose_copy, plain_key, prefixes
+from mmvim.checkpoints.keys import BackboneWeights, Weights, split_backbone
 from mmvim.errors import UsageError, UserError
 from mmvim.models import VisionMamba
 from mmvim.models.arguments import check_choice
 from mmvim.models.pos_embed import stored_grid
 from mmvim.models.token_layout import CLS_TOKENS, insert_tokens, split_tokens
 
-Weights = Mapping[str, torch.Tensor]
-
-BACKBONE = 'backbone.'
 _PUBLISHED_PATCH, _OUR_PATCH = 'patch_embed.proj.', 'patch_embed.projection.'
 # Keys that tell a published file from one of ours.
-PUBLISHED_MARK, OURS_MARK = f'{_PUBLISHED_PATCH}weight', f'{_OUR_PATCH}weight'
+MARKS = PUBLISHED_MARK, OURS_MARK = f'{_PUBLISHED_PATCH}weight', f'{_OUR_PATCH}weight'
 _KEPT_PREFIXES = ('layers.', 'norm_f.')
 # What a published file holds beside the backbone: classifier, dense pyramid, constant tables.
 _EXTRA_PREFIXES = ('head.', 'fpn', 'rope.')
@@ -59,19 +56,6 @@ _TELLING = {
 }
 
 
-class BackboneWeights(dict[str, torch.Tensor]):
-    """The backbone's state dict, made from a published checkpoint.
-
-    Attributes:
-        extras (dict[str, torch.Tensor]): What the file held beside the backbone, under its
-            published keys: ``head.*`` for a classifier, ``fpn*`` and ``rope.*``.
-    """
-
-    def __init__(self, weights: Weights, extras: Weights) -> None:
-        super().__init__(weights)
-        self.extras = dict(extras)
-
-
 def convert_official(state_dict: Weights, cls_token: str = 'middle') -> BackboneWeights:
     """Give the backbone's state dict of a published checkpoint.
 
@@ -93,7 +77,7 @@ def convert_official(state_dict: Weights, cls_token: str = 'middle') -> Backbone
     check_choice('cls_token', cls_token, _CLS_KEYS)
     names = _CLS_KEYS[cls_token]
     nested = state_dict.get('model')
-    state_dict, rest = _split(nested if isinstance(nested, Mapping) else state_dict)
+    state_dict, rest = split_backbone(nested if isinstance(nested, Mapping) else state_dict, MARKS)
     found = tuple(key for key in _ALL_CLS_KEYS if key in state_dict)
     if found != names:
         raise ValueError(
@@ -142,7 +126,7 @@ def to_official(state_dict: Weights, cls_token: str = 'middle') -> dict[str, tor
     """
     check_choice('cls_token', cls_token, _CLS_KEYS)
     names, extras = _CLS_KEYS[cls_token], getattr(state_dict, 'extras', {})
-    state_dict, rest = _split(state_dict)
+    state_dict, rest = split_backbone(state_dict, MARKS)
     _check_token_tables(state_dict)
     tokens = state_dict.get('cls_token')
     count = 0 if tokens is None else tokens.shape[1]
@@ -178,7 +162,7 @@ def backbone_part(
     Raises:
         UserError: If there are several backbones, or none; another architecture is named.
     """
-    own, rest = _split(weights)
+    own, rest = split_backbone(weights, MARKS)
     name = foreign_architecture(own)
     if name is not None:
         raise UserError(f'no Vim checkpoint: its keys are those of {name}')
@@ -187,17 +171,6 @@ def backbone_part(
             f'no Vim checkpoint: it has neither {PUBLISHED_MARK} (a published file) nor '
             f'{OURS_MARK} (one of ours), but {", ".join(list(own)[:3])} …'
         )
-    return own, rest
-
-
-def _split(weights: Weights) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """As :func:`backbone_part`, and all weights where there is no backbone."""
-    plain = {plain_key(key): value for key, value in weights.items()}
-    found = prefixes(plain, (PUBLISHED_MARK, OURS_MARK))
-    prefix = choose_copy(found, 'it') if found else ''
-    model = prefix.removesuffix(BACKBONE)
-    own = {k.removeprefix(prefix): v for k, v in plain.items() if k.startswith(prefix)}
-    rest = {k.removeprefix(model): v for k, v in plain.items() if not k.startswith(prefix)}
     return own, rest
 
 

@@ -1,1 +1,1 @@
-"""Building blocks of Vision Mamba, plain torch modules."""
+"""Building blocks of the backbones, plain torch modules."""
