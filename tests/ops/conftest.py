@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mmvim_ops import backends, library, loading
+from mmvim_ops.backends import triton
 from mmvim_ops.backends.native import CPU, CUDA
 from mmvim_ops.backends.operators import OperatorBackend
 
@@ -149,7 +150,7 @@ def each_isa() -> Iterator[Iterator[Kernels]]:
 
 @pytest.fixture
 def each_kernels(request: pytest.FixtureRequest) -> Iterator[Iterator[Kernels]]:
-    """All kernels that can run: of every instruction set, CUDA emulated, CUDA.
+    """All kernels that can run: of every instruction set, CUDA emulated, CUDA, Triton's on a GPU.
 
     Each is in use while its turn lasts.
     """
@@ -161,6 +162,8 @@ def each_kernels(request: pytest.FixtureRequest) -> Iterator[Iterator[Kernels]]:
             walks.append(_emulated(request.getfixturevalue('emulation')))
         if loading.cuda_problem() is None:
             walks.append(_cuda())
+        if triton.TRITON.unavailable() is None and torch.cuda.is_available():
+            walks.append(_triton())
         if not walks:
             pytest.skip(f'no native library: {loading.problem()}')
         for walk in walks:
@@ -185,6 +188,44 @@ def _emulated(emulation: Emulation) -> Generator[Kernels, None, None]:
 
 def _cuda() -> Generator[Kernels, None, None]:
     yield Kernels('cuda', 'cuda', 'cuda')
+
+
+def _triton() -> Generator[Kernels, None, None]:
+    yield Kernels('triton', 'triton', 'cuda')
+
+
+@pytest.fixture(scope='session')
+def _interpreter() -> Iterator[None]:
+    """The Triton kernels in Triton's interpreter, behind backend='triton' on CPU tensors.
+
+    It rounds to bfloat16 towards zero, where GPUs round to the nearest: here it does as they do.
+    """
+    pytest.importorskip('triton')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('TRITON_INTERPRET', '1')  # kernels look at it when they are imported
+        from triton.runtime import interpreter
+
+        from mmvim_ops.triton_kernels import device, scans  # noqa: F401
+    if not device.is_interpreted():
+        pytest.skip('the Triton kernels were imported to be compiled')
+    if not triton.INTERPRETED:
+        triton.register('cpu')
+    convert, nearest = interpreter._convert_float, interpreter._ir.ROUNDING_MODE.RTNE
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton, 'INTERPRETED', True)
+        patch.setattr(
+            interpreter, '_convert_float', lambda *args: convert(*args[:3], args[3] or nearest)
+        )
+        yield
+
+
+@pytest.fixture
+def triton_device(request: pytest.FixtureRequest) -> str:
+    """Where the Triton kernels run: on a GPU, or interpreted on the CPU."""
+    if torch.cuda.is_available():
+        return 'cuda'
+    request.getfixturevalue('_interpreter')
+    return 'cpu'
 
 
 @pytest.fixture

@@ -52,7 +52,11 @@ Inputs = Callable[..., dict[str, Tensor]]
         (dict(delta_softplus='yes'), TypeError, 'delta_softplus must be True or False'),
         (dict(reverse=1), TypeError, 'reverse must be True or False'),
         (dict(return_last_state=None), TypeError, 'return_last_state must be'),
-        (dict(backend='numpy'), ValueError, "backend='numpy' is unknown; valid: auto, cuda, cpu"),
+        (
+            dict(backend='numpy'),
+            ValueError,
+            "backend='numpy' is unknown; valid: auto, cuda, triton, cpu",
+        ),
         (dict(delta_sofplus=True), TypeError, 'delta_sofplus'),
     ],
 )
@@ -100,7 +104,7 @@ def test_selective_scan(
         (
             dict(backend='chunk'),
             ValueError,
-            'valid: auto, cuda, cpu, chunked, reference, mamba_ssm',
+            'valid: auto, cuda, triton, cpu, chunked, reference, mamba_ssm',
         ),
     ],
 )

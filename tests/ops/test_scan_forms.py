@@ -27,7 +27,8 @@ SPLITS = {1: [(1, 1), (8, 8)], 16: [(1, 4), (16, 8)]}
 
 def operator(kernels: Any) -> Any:
     """The scan of these kernels."""
-    namespace = 'mmvim_emulated' if kernels.name == 'emulated' else 'mmvim'
+    own = kernels.name in ('emulated', 'triton')
+    namespace = f'mmvim_{kernels.name}' if own else 'mmvim'
     return getattr(torch.ops, namespace).bidirectional_selective_scan.default
 
 

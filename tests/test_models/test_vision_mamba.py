@@ -462,7 +462,7 @@ def test_layer_depth():
                 (dict(type='GN', num_groups=4), TypeError),
             ]
         ),
-        (dict(scan_backend='triton'), ValueError, ['backend', 'triton', 'chunked']),
+        (dict(scan_backend='pallas'), ValueError, ['backend', 'pallas', 'chunked']),
         (dict(out_indices=[0, 3]), ValueError, ['out_indices', '3', '-3', '2']),
         (dict(out_indices=-4), ValueError, ['out_indices', '-4']),
         (dict(out_indices=[2, -1]), ValueError, ['out_indices', 'twice']),

@@ -14,11 +14,12 @@ from mmvim_ops.backends.chunked import CHUNKED
 from mmvim_ops.backends.mamba_ssm import MAMBA_SSM
 from mmvim_ops.backends.native import CPU, CUDA
 from mmvim_ops.backends.reference import REFERENCE
+from mmvim_ops.backends.triton import TRITON
 
 __all__ = ['BACKENDS', 'ORDER', 'BackendStatus', 'available_backends', 'override', 'select']
 
 # Which auto prefers. 'chunked' serves every call, so that it never takes one behind it.
-ORDER: tuple[Backend, ...] = (CUDA, CPU, CHUNKED, REFERENCE, MAMBA_SSM)
+ORDER: tuple[Backend, ...] = (CUDA, TRITON, CPU, CHUNKED, REFERENCE, MAMBA_SSM)
 BACKENDS = ('auto', *(backend.name for backend in ORDER))
 
 _override: ContextVar[str | None] = ContextVar('mmvim_ops_backend', default=None)

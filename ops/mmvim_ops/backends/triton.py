@@ -1,0 +1,153 @@
+"""The ops on kernels in Triton: GPUs of any make, compiled at the first call, without nvcc.
+
+The kernels are under :mod:`mmvim_ops.triton_kernels`, which is imported by the first call: without
+triton there is nothing to import. Convolutions and normalisation are pure torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmvim_ops import library, self_check
+from mmvim_ops.backends.chunked import CHUNKED
+from mmvim_ops.backends.operators import OperatorBackend
+
+__all__ = ['TRITON']
+
+_NAMESPACE = 'mmvim_triton'
+_GPUS = ('cuda', 'xpu')  # torch calls AMD's cuda
+_KERNELS = {
+    'selective_scan': 'selective_forward',
+    'selective_scan_backward': 'selective_backward',
+    'bidirectional_selective_scan': 'bidirectional_forward',
+    'bidirectional_selective_scan_backward': 'bidirectional_backward',
+}
+_MOST_STATES = 32
+_OLDEST = (3, 7)
+# Triton's own switch: kernels in its interpreter, on tensors anywhere.
+INTERPRETED = os.environ.get('TRITON_INTERPRET', '').lower() in ('1', 'true', 'yes', 'on', 'y')
+
+
+class Triton(OperatorBackend):
+    """Operators whose kernels are Triton's on a GPU."""
+
+    name = 'triton'
+    note = 'kernels in Triton, compiled at the first call'
+    chunk = 64
+
+    def __init__(self) -> None:
+        super().__init__(library.register(_NAMESPACE))
+        self._problems: dict[torch.device, str | None] = {}
+
+    def unavailable(self) -> str | None:
+        """See :meth:`Backend.unavailable`."""
+        problem = _import_problem()
+        if problem is None and not (INTERPRETED or any(map(_has, _GPUS))):
+            problem = (
+                'it needs a GPU, and torch sees none (TRITON_INTERPRET=1 has it interpreted on '
+                'CPU tensors, for tests)'
+            )
+        return problem
+
+    def problem(
+        self, device: torch.device, dtype: torch.dtype, states: int = 0, rank: int = 0
+    ) -> str | None:
+        """See :meth:`Backend.problem`."""
+        return self._mismatch(device, dtype, states) or _import_problem()
+
+    def _mismatch(self, device: torch.device, dtype: torch.dtype, states: int) -> str | None:
+        """The part of a call that has no kernels on any machine, or None."""
+        if device.type not in _GPUS and not (INTERPRETED and device.type == 'cpu'):
+            return f'it needs tensors on a GPU, and the inputs are on {device}'
+        if dtype == torch.float64:
+            return 'it has no float64 kernels'
+        if states > _MOST_STATES:
+            return f'it takes up to {_MOST_STATES} states, got {states}'
+        return None
+
+    def serves(
+        self, device: torch.device, dtype: torch.dtype, states: int = 0, rank: int = 0
+    ) -> bool:
+        """See :meth:`Backend.serves`: never in the interpreter, and only if numbers are right."""
+        if INTERPRETED or self._mismatch(device, dtype, states) is not None:
+            return False
+        if torch.compiler.is_compiling():  # does not trace into questions about a device
+            return _IS_INSTALLED
+        if device not in self._problems:
+            problem = _import_problem()
+            if problem is None:
+                if _is_capturing(device):
+                    return True  # a graph cannot be asked to compare numbers on the way
+                problem = self._fault(device)
+                if problem is not None:
+                    warnings.warn(
+                        f'the Triton kernels of mmvim_ops cannot be used on {device}: {problem}; '
+                        'auto takes another backend. Please report it',
+                        stacklevel=4,
+                    )
+            self._problems[device] = problem
+        return self._problems[device] is None
+
+    def _fault(self, device: torch.device) -> str | None:
+        """What is wrong with the kernels on a device, compilation included."""
+        try:
+            return self_check.difference(self, CHUNKED, device)
+        except Exception as error:  # of a compiler, a driver, a missing header: no common class
+            return f'{type(error).__name__}: {error}'
+
+    def chunk_length(self, x: Tensor, states: int, directions: int, saves: bool) -> int:
+        """See :meth:`OperatorBackend.chunk_length`; without a backward pass, all tokens."""
+        # Traced with gradients on and checked with gradients off, a graph must be the same.
+        return self.chunk if saves or torch.jit.is_tracing() else x.shape[1]
+
+
+def _has(kind: str) -> bool:
+    """Whether torch sees a device of a kind."""
+    module = getattr(torch, kind, None)
+    return module is not None and bool(module.is_available())
+
+
+def _is_capturing(device: torch.device) -> bool:
+    return device.type == 'cuda' and torch.cuda.is_current_stream_capturing()
+
+
+def _import_problem() -> str | None:
+    """The reason for which there are no kernels, or None."""
+    try:
+        version = importlib.import_module('triton').__version__
+    except Exception as error:  # a broken installation fails with more than ImportError
+        return f'triton cannot be imported ({type(error).__name__}: {error}); pip install triton'
+    if tuple(map(int, version.split('.')[:2])) < _OLDEST:
+        oldest = '.'.join(map(str, _OLDEST))
+        return f'triton {version} is older than {oldest}; upgrade torch, which brings it'
+    return None
+
+
+def _kernel(name: str) -> Callable[..., Any]:
+    """A kernel of an operator, imported when it is called."""
+
+    def run(*args: Any) -> Any:
+        module = importlib.import_module('mmvim_ops.triton_kernels.scans')
+        return getattr(module, name)(*args)
+
+    return run
+
+
+def register(device: str) -> None:
+    """Put the kernels in the place of those in pure torch, on a kind of device."""
+    for operator, name in _KERNELS.items():
+        torch.library.impl(f'{_NAMESPACE}::{operator}', device, _kernel(name))
+
+
+_IS_INSTALLED = importlib.util.find_spec('triton') is not None
+TRITON = Triton()
+for _device in (*_GPUS, *(['cpu'] if INTERPRETED else [])):
+    register(_device)

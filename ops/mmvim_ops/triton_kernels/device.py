@@ -1,0 +1,70 @@
+"""What all kernels are made with: helpers on the device, and tensors as kernels take them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+__all__ = ['Rows', 'device_function', 'guard', 'is_interpreted', 'rows', 'warp']
+
+
+# Kernels ask the same, when they are imported.
+_INTERPRETED = bool(triton.knobs.runtime.interpret)
+
+
+def is_interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter, which TRITON_INTERPRET=1 chose at the import."""
+    return _INTERPRETED
+
+
+def device_function(function: Callable[..., Any]) -> Any:
+    """A function that kernels call.
+
+    The interpreter wraps the whole language once more with every call of a function that is
+    decorated for it, so that a loop over tokens would go slower and slower; a plain one it follows.
+    """
+    return function if is_interpreted() else triton.jit(function)
+
+
+class Rows(NamedTuple):
+    """A tensor whose last dimension lies together, as a kernel takes it.
+
+    Attributes:
+        data (Tensor): The tensor; in a kernel, a pointer to its first element.
+        batch (int): Elements from one sequence to the next.
+        row (int): From one token, or one saved state, to the next.
+        group (int): From one group to the next. Defaults to 0: there are no groups.
+    """
+
+    data: Any
+    batch: int
+    row: int
+    group: int = 0
+
+
+def rows(tensor: Tensor) -> Rows:
+    """(B, L, E) or (B, L, G, N), copied where its last dimension is spread."""
+    if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
+        tensor = tensor.contiguous()
+    strides = tensor.stride()
+    return Rows(tensor, strides[0], strides[1], strides[2] if tensor.dim() == 4 else 0)
+
+
+def warp() -> int:
+    """Threads of a warp of the current device; any number will do in the interpreter."""
+    if is_interpreted():
+        return 32
+    return int(triton.runtime.driver.active.get_current_target().warp_size)
+
+
+def guard(device: torch.device) -> AbstractContextManager[object]:
+    """Makes a device the current one: kernels run there."""
+    if device.type == 'cpu':
+        return nullcontext()
+    context: AbstractContextManager[object] = getattr(torch, device.type).device(device)
+    return context
