@@ -1,25 +1,16 @@
-"""Where things lie in the repository, and how tests run them in a process of their own."""
+"""Where things lie in the repository."""
 
 import functools
 import importlib.util
-import subprocess
-import sys
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from mmengine.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS, TOOLS = ROOT / 'configs', ROOT / 'tools'
-
-
-def python(*arguments: Any, **options: Any) -> 'subprocess.CompletedProcess[str]':
-    """Run Python; its output is kept as text."""
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, **options)
 
 
 def load_script(path: Path) -> ModuleType:

@@ -1,21 +1,9 @@
 """What compat.py mends, and that it mends nothing else."""
 
-import subprocess
-import sys
-import textwrap
-
 import pytest
+from forked import run
 
 pytestmark = pytest.mark.stack
-
-
-def python(code, *arguments):
-    """Run code in a fresh interpreter, where nothing is imported yet."""
-    return subprocess.run(
-        [sys.executable, '-c', textwrap.dedent(code), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-    )
 
 
 FAKE_TORCHVISION = """
@@ -44,20 +32,20 @@ FAKE_TORCHVISION = """
 def test_torchvision_schemas_are_declared_after_that_very_failure():
     """None of its operators is taken then."""
     message = 'operator torchvision::nms does not exist'
-    done = python(FAKE_TORCHVISION.format(times=1, message=message))
+    done = run(FAKE_TORCHVISION.format(times=1, message=message))
     assert done.stdout.strip() == 'declared True False', done.stderr
-    done = python(FAKE_TORCHVISION.format(times=0, message=message))
+    done = run(FAKE_TORCHVISION.format(times=0, message=message))
     assert done.stdout.strip() == 'declared False False', done.stderr
 
 
 def test_other_torchvision_failures_stay_visible():
-    done = python(FAKE_TORCHVISION.format(times=1, message='libjpeg is broken'))
+    done = run(FAKE_TORCHVISION.format(times=1, message='libjpeg is broken'))
     assert done.returncode and 'libjpeg is broken' in done.stderr
 
 
 def test_torchvision_imports_beside_mmvim():
     pytest.importorskip('torchvision')
-    done = python('import mmvim, torchvision.transforms; print("fine")')
+    done = run('import mmvim, torchvision.transforms; print("fine")')
     assert done.stdout.strip() == 'fine', done.stderr
 
 
@@ -84,13 +72,13 @@ BASE_OF_MMSEG = """
 
 def test_bases_in_mmseg_are_found_whatever_its_distribution_is_called():
     pytest.importorskip('mmseg')
-    done = python(BASE_OF_MMSEG, 'renamed')
+    done = run(BASE_OF_MMSEG, 'renamed')
     assert done.stdout.split() == ['mmseg', 'mmseg'], done.stderr
 
 
 def test_name_of_mmsegs_distribution_stays_where_it_is_right():
     pytest.importorskip('mmseg')
-    done = python(BASE_OF_MMSEG, 'standard')
+    done = run(BASE_OF_MMSEG, 'standard')
     assert done.stdout.split() == ['mmsegmentation'], done.stderr
 
 
@@ -105,7 +93,7 @@ def test_import_without_the_libraries(hidden):
         model = MODELS.build(dict(type='mmvim.VisionMamba', arch='nano'))
         print(tuple(model(torch.zeros(1, 3, 32, 32))[0].shape))
     """
-    done = python(code, *names)
+    done = run(code, *names)
     assert done.stdout.strip() == '(1, 64, 2, 2)', done.stderr
 
 
@@ -126,7 +114,7 @@ def test_import_without_the_stack_says_what_to_install(name, state):
         except ImportError as error:
             print(error)
     """
-    done = python(code)
+    done = run(code)
     message = done.stdout.strip()
     assert message.count('\n') == 0 and message.endswith('.'), (message, done.stderr)
     assert f'needs {name} >=' in message and 'pip install' in message
@@ -135,7 +123,7 @@ def test_import_without_the_stack_says_what_to_install(name, state):
 
 def test_found_by_its_scope_without_any_import():
     """The registries find mmvim by the name of its scope, with no custom_imports."""
-    done = python(
+    done = run(
         """
         import sys
         from mmengine.registry import MODELS, Registry

@@ -3,7 +3,7 @@
 import sys
 
 import pytest
-from repository import python
+from forked import run
 
 from mmvim import __main__ as page
 from mmvim import mmcv_ops
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.stack
 def test_page() -> None:
     import mmengine
 
-    done = python('-W', 'ignore', '-m', 'mmvim')
+    done = run("import runpy; runpy.run_module('mmvim', run_name='__main__', alter_sys=True)")
     assert done.returncode == 0, done.stderr
     said = done.stdout
     assert 'mmengine' in said and mmengine.__version__ in said

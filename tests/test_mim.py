@@ -18,9 +18,10 @@ from pathlib import Path
 import pytest
 from installation import install
 from mmengine.config import Config
-from repository import CONFIGS, TOOLS, python
+from repository import CONFIGS
 
 from mmvim.cli.metafile import read_metafile, write_metafile
+from mmvim.datasets.patterns import PatternsSpec, generate
 
 MIM = Path(sys.prefix) / 'mim'
 DEMO = 'vim-nano_upernet_1xb8-900_patterns-128x128'
@@ -100,10 +101,7 @@ def test_search(mim: Mim, tmp_path: Path) -> None:
 
 
 def test_train_and_test_a_config_by_its_name(mim: Mim, tmp_path: Path) -> None:
-    make = TOOLS / 'dataset_converters' / 'make_patterns.py'
-    numbers = ('--train', 4, '--val', 2, '--workers', 1, '--layouts', 'ade')
-    made = python(make, '--out', tmp_path / 'data' / 'patterns', *numbers)
-    assert made.returncode == 0, made.stderr
+    generate(tmp_path / 'data' / 'patterns', PatternsSpec(train=4, val=2, layouts=('ade',)))
     loaders = [
         f'{split}_dataloader.{key}={value}'
         for split in ('train', 'val', 'test')

@@ -9,12 +9,13 @@ from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import torch
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
-from repository import load_config, python
+from repository import load_config
 from scaled_down_detection import shrink, write_coco
 from torch import Tensor
 from torch.nn import functional
@@ -54,8 +55,7 @@ PathFinder.find_spec = lambda name, *rest: None if name == 'mmcv._ext' else find
 
 
 def test_operators_where_mmcv_has_none() -> None:
-    done = python(
-        '-c',
+    done = forked.run(
         f"""{HIDE}
 import mmvim, torch
 from mmvim.errors import UserError

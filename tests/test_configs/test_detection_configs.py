@@ -5,6 +5,7 @@ import importlib.util
 import json
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -14,7 +15,7 @@ from mmengine.runner import Runner
 
 pytest.importorskip('mmdet')
 
-from repository import CONFIGS, load_config, python
+from repository import CONFIGS, load_config
 from scaled_down import confine
 from scaled_down_detection import shrink, write_coco
 
@@ -377,7 +378,7 @@ import torch
 with torch.no_grad():
     print([tuple(x.shape) for x in model.extract_feat(torch.zeros(1, 3, 64, 96))])
 """
-    found = python('-W', 'ignore', '-c', code)
+    found = forked.run(code)
     assert found.returncode == 0, found.stderr
     shapes = [(1, 256, 64 // s, 96 // s) for s in (4, 8, 16, 32)] + [(1, 256, 1, 2)]
     assert found.stdout.strip().endswith(str(shapes))

@@ -7,7 +7,8 @@ import pytest
 
 pytest.importorskip('mmpretrain')
 
-from repository import TOOLS, load_config, python
+from forked import run
+from repository import TOOLS, load_config
 from scaled_down_classification import shrink, write_images
 
 pytestmark = pytest.mark.stack
@@ -28,7 +29,7 @@ def test_trains_an_epoch(tool, name, tmp_path):
     cfg.default_hooks.logger.interval = 1
     cfg.train_cfg.val_begin = 1
     cfg.dump(tmp_path / 'config.py')
-    done = python(tool, tmp_path / 'config.py', '--work-dir', tmp_path / 'work', cwd=tmp_path)
+    done = run(tool, tmp_path / 'config.py', '--work-dir', tmp_path / 'work', cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     output = done.stdout + done.stderr
     assert 'Epoch(train)' in output and 'loss: ' in output and 'accuracy/top1' in output

@@ -4,8 +4,11 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from forked import run
 from mmengine.config import Config
-from repository import CONFIGS, TOOLS, python
+from repository import CONFIGS
+
+from mmvim.datasets.patterns import PatternsSpec, generate
 
 pytest.importorskip('mmseg')
 pytestmark = pytest.mark.stack
@@ -15,13 +18,12 @@ MMSEG_TRAIN = Path(importlib.util.find_spec('mmseg').origin).parent / '.mim' / '
 def test_trains_under_mmsegs_own_tool(tmp_path):
     if not MMSEG_TRAIN.exists():
         pytest.skip('this mmseg ships no tools')
-    make, data = TOOLS / 'dataset_converters' / 'make_patterns.py', tmp_path / 'patterns'
-    made = python(make, '--out', data, '--train', 4, '--val', 2, '--layouts', 'ade')
-    assert made.returncode == 0, made.stderr
+    data = tmp_path / 'patterns'
+    generate(data, PatternsSpec(train=4, val=2, layouts=('ade',)))
     config = CONFIGS / 'demo/vim-nano_upernet_1xb8-900_patterns-128x128.py'
     loaders = ('train_dataloader', 'val_dataloader', 'test_dataloader')
     assert all(loader in Config.fromfile(config) for loader in loaders)
-    done = python(
+    done = run(
         *(MMSEG_TRAIN, config, '--work-dir', tmp_path / 'work'),
         *('--cfg-options', 'train_cfg.max_iters=2', 'train_cfg.val_interval=2'),
         *(f'{loader}.dataset.data_root={data}/ade' for loader in loaders),

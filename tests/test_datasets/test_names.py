@@ -1,7 +1,7 @@
 """The data sets are names of the package, and need their library only when they are asked for."""
 
 import pytest
-from repository import python
+from forked import run
 
 import mmvim
 
@@ -11,10 +11,7 @@ import mmvim
 )
 def test_a_dataset_is_imported_when_it_is_asked_for(name, library, classes):
     pytest.importorskip(library)
-    done = python(
-        '-W',
-        'ignore',
-        '-c',
+    done = run(
         f'import sys, mmvim; print({library!r} in sys.modules); from mmvim import {name}; '
         f"print(len({name}.METAINFO['classes']))",
     )

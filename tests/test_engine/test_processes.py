@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 
 import cv2
+import forked
 import numpy as np
 import pytest
 import torch
 import torch.distributed as torch_dist
 from mmengine.config import Config
-from repository import TOOLS, python
+from repository import TOOLS
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from mmvim.engine.cpu_processes import join_processes
@@ -96,7 +97,7 @@ def large(folder):
 
 
 def launch(script, *arguments):
-    """Run one of the shell scripts with a free port."""
+    """Run one of the shell scripts with a free port, and so torchrun, which starts Python anew."""
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = str(free.getsockname()[1])
@@ -106,6 +107,14 @@ def launch(script, *arguments):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout + done.stderr
+
+
+def ran_together(script, *arguments):
+    """What a tool prints in two processes."""
+    ranks = forked.start_ranks(2, script, *arguments, '--launcher', 'pytorch')
+    done = [rank.wait() for rank in ranks]
+    assert [each.returncode for each in done] == [0, 0], done[0].stderr[-3000:]
+    return ''.join(each.stdout + each.stderr for each in done)
 
 
 def weights(folder, iteration=4):
@@ -119,7 +128,7 @@ def trained(folder, name, iterations, *options):
     that any DETR-type model built before, by another test, would put dropout into this one.
     """
     options = ('--cfg-options', f'train_cfg.max_iters={iterations}', *options)
-    done = python(TOOLS / 'train.py', 'config.py', '--work-dir', name, *options, cwd=folder)
+    done = forked.run(TOOLS / 'train.py', 'config.py', '--work-dir', name, *options, cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return weights(folder / name, iterations)
 
@@ -145,14 +154,15 @@ def test_two_processes_train_what_one_trains_with_the_double_batch(config, large
         *('dist_train.sh', config, 2, '--work-dir', 'two'),
         *('--cfg-options', 'train_dataloader.batch_size=2'),
     )
-    (log,) = Path('two').glob('*/*.log')
-    assert 'Distributed training: True' in log.read_text()
     assert largest_difference(large, weights('two')) < 2e-6
     # And they test what one tests.
     test = runpy.run_path(str(TOOLS / 'test.py'))['main']
     alone = test([str(config), 'two/iter_4.pth', '--work-dir', 'alone'])
-    log = launch('dist_test.sh', config, 'two/iter_4.pth', 2, '--work-dir', 'both')
+    log = ran_together(TOOLS / 'test.py', config, 'two/iter_4.pth', '--work-dir', 'both')
     assert f'mIoU: {alone["mIoU"]:.4f}' in log
+    for work_dir in ('two', 'both'):
+        (log,) = Path(work_dir).glob('*/*.log')
+        assert 'Distributed training: True' in log.read_text()
 
 
 # Trains, and says at the end of the process which threads are left.
@@ -177,17 +187,11 @@ def test_sync_bn_becomes_bn_and_the_group_ends_before_python_does(config):
     test_cfg"""
     start, end = text.index('    decode_head'), text.index('    test_cfg')
     Path('sync_bn.py').write_text(text[:start] + head + text[end + len('    test_cfg') :])
-    Path('threads.py').write_text(THREADS)
-    done = python(
-        *('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', 'threads.py'),
-        *('sync_bn.py', '--launcher', 'pytorch', '--work-dir', 'sync_bn'),
-        *('--cfg-options', 'train_cfg.max_iters=1'),
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    log = done.stdout + done.stderr
+    options = ('--work-dir', 'sync_bn', '--cfg-options', 'train_cfg.max_iters=1')
+    log = ran_together(THREADS, 'sync_bn.py', *options)
     assert log.count('SyncBN cannot run in several processes on the CPU') == 1
     assert Path('sync_bn', 'iter_1.pth').exists()
-    left = [line for line in done.stdout.splitlines() if 'left:' in line]
+    left = [line for line in log.splitlines() if 'left:' in line]
     assert len(left) == 2 and all('python' in line and 'gloo' not in line for line in left)
 
 

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +11,10 @@ from typing import Any
 import noisy_task
 import pytest
 import torch
+from forked import Script, start_ranks
 from mmengine.config import Config
 from mmengine.runner import Runner
-from repository import ROOT, TOOLS
+from repository import TOOLS
 
 from mmvim.checkpoints import load_checkpoint_file
 from mmvim.engine import SaveOnSignalHook
@@ -24,34 +23,23 @@ from mmvim.engine.resume import save_on_signal
 Train = Callable[..., Runner]
 
 
-def start(
-    cfg: dict[str, Any], folder: Path, *arguments: str, processes: int = 1
-) -> 'subprocess.Popen[str]':
-    """``tools/train.py`` with this config, in a process group of its own."""
+def start(cfg: dict[str, Any], folder: Path, *arguments: str) -> list[Script]:
+    """``tools/train.py`` with this config in two processes."""
     config = folder / 'config.py'
     Config(cfg).dump(str(config))
-    paths = [str(ROOT), str(ROOT / 'tests')]
-    torchrun = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}']
-    launcher = ['--launcher', 'pytorch']
-    return subprocess.Popen(
-        [
-            *(sys.executable, *(torchrun if processes > 1 else [])),
-            *(str(TOOLS / 'train.py'), str(config), *arguments),
-            *(launcher if processes > 1 else []),
-        ],
-        env={**os.environ, 'PYTHONPATH': os.pathsep.join(paths)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    return start_ranks(2, TOOLS / 'train.py', config, *arguments, '--launcher', 'pytorch')
 
 
-def wait_for(path: Path, process: 'subprocess.Popen[str]') -> None:
+def end(processes: list[Script]) -> str:
+    """What the two say until they end."""
+    return ''.join(process.wait().stderr for process in processes)
+
+
+def wait_for(path: Path, process: Script) -> None:
     """Until the file is there."""
     deadline = time.monotonic() + 120
     while not path.exists():
-        assert process.poll() is None, process.communicate()[1]
+        assert process.poll() is None, process.printed('stderr')
         assert time.monotonic() < deadline, 'the run did not get under way'
         time.sleep(0.05)
 
@@ -67,11 +55,13 @@ def test_a_signal_to_the_whole_group(
     cfg = noisy_task.config(tmp_path / 'w', False, 2)
     # Workers of a validation behind it, too: Python waits for them when it exits.
     cfg['val_dataloader'].update(num_workers=1, persistent_workers=True)
-    process = start({**cfg, 'custom_hooks': [dict(type='SlowHook')]}, tmp_path)
+    Config({**cfg, 'custom_hooks': [dict(type='SlowHook')]}).dump(str(tmp_path / 'config.py'))
+    process = Script(TOOLS / 'train.py', tmp_path / 'config.py')
     wait_for(tmp_path / 'w' / 'under_way_0', process)
     os.killpg(process.pid, number)
-    err = process.communicate(timeout=120)[1]
-    assert process.returncode == 128 + number, err
+    done = process.wait()
+    err = done.stderr
+    assert done.returncode == 128 + number, err
     note = (tmp_path / 'w' / 'last_checkpoint').read_text()
     assert f'{signal.Signals(number).name}: saved {note} at iteration ' in err
     assert 'Traceback' not in err
@@ -88,23 +78,22 @@ def test_one_of_two_processes_is_signalled(
 ) -> None:
     """Both save at the same iteration, each with its own random numbers, and go on with them."""
     gloo = dict(env_cfg=dict(dist_cfg=dict(backend='gloo')))
-    whole = start(noisy_task.config(tmp_path / 'whole', False, **gloo), tmp_path, processes=2)
-    err = whole.communicate(timeout=120)[1]
-    assert whole.returncode == 0, err
+    whole = start(noisy_task.config(tmp_path / 'whole', False, **gloo), tmp_path)
+    err = end(whole)
+    assert [process.poll() for process in whole] == [0, 0], err
 
     cfg = noisy_task.config(tmp_path / 'w', False, 1, **gloo)
-    broken = start({**cfg, 'custom_hooks': [dict(type='SlowHook')]}, tmp_path, processes=2)
-    other = tmp_path / 'w' / 'under_way_1'
-    wait_for(other, broken)
-    os.kill(int(other.read_text()), signal.SIGTERM)
-    err = broken.communicate(timeout=120)[1]
+    broken = start({**cfg, 'custom_hooks': [dict(type='SlowHook')]}, tmp_path)
+    wait_for(tmp_path / 'w' / 'under_way_1', broken[1])
+    os.kill(broken[1].pid, signal.SIGTERM)
+    err = end(broken)
     note = (tmp_path / 'w' / 'last_checkpoint').read_text()
     assert f'SIGTERM: saved {note} at iteration ' in err
     assert len(load_checkpoint_file(note)['random_states']) == 2
 
-    resumed = start(cfg, tmp_path, '--resume', processes=2)
-    err = resumed.communicate(timeout=120)[1]
-    assert resumed.returncode == 0, err
+    resumed = start(cfg, tmp_path, '--resume')
+    err = end(resumed)
+    assert [process.poll() for process in resumed] == [0, 0], err
     assert same_state(tmp_path / 'whole' / 'iter_12.pth', tmp_path / 'w' / 'iter_12.pth')
 
 

@@ -5,17 +5,16 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forked
 import kill_task
 import numpy as np
 import pytest
 from PIL import Image
-from repository import ROOT, TOOLS
+from repository import TOOLS
 
 pytest.importorskip('mmseg')
 ITERATIONS, KILLS = 24, 20
@@ -91,17 +90,12 @@ def write_scenes(root: Path) -> None:
 
 def run(folder: Path, work_dir: str, plan: dict[str, Any] | None = None, *more: str) -> int:
     """The exit code of ``tools/train.py``; its log goes to ``<work_dir>.log``."""
-    environment = {
-        **os.environ,
-        'PYTHONPATH': os.pathsep.join([str(ROOT), str(ROOT / 'tests')]),
-        'OMP_NUM_THREADS': '1',
-        kill_task.VARIABLE: json.dumps(plan or {}),
-    }
-    tool = [sys.executable, str(TOOLS / 'train.py'), 'config.py', '--work-dir', work_dir]
+    environment = {**os.environ, kill_task.VARIABLE: json.dumps(plan or {})}
+    arguments = ('config.py', '--work-dir', work_dir, *more)
+    done = forked.run(TOOLS / 'train.py', *arguments, cwd=folder, env=environment)
     with open(folder / f'{work_dir}.log', 'a') as log:
-        return subprocess.run(
-            [*tool, *more], cwd=folder, env=environment, stdout=log, stderr=log
-        ).returncode
+        log.write(done.stdout + done.stderr)
+    return done.returncode
 
 
 def moments() -> list[dict[str, Any]]:

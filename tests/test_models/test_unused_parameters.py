@@ -1,5 +1,6 @@
 """Every parameter that trains is used in every step, as distributed training needs it."""
 
+import forked
 import pytest
 import torch
 from tapped_backbones import CASES, build, loss_of, train_in_process
@@ -17,7 +18,9 @@ def test_gradients_reach_all_that_trains(options):
 
 
 def test_two_processes_train(tmp_path):
-    multiprocessing.spawn(train_in_process, args=(tmp_path,), nprocs=2)
+    multiprocessing.start_processes(
+        train_in_process, args=(tmp_path,), nprocs=2, start_method=forked.METHOD
+    )
 
 
 def test_blocks_behind_the_deepest_tap_are_skipped_when_loading():

@@ -3,13 +3,12 @@
 import os
 import pickle
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 from mmengine.config import Config
@@ -279,14 +278,8 @@ def test_traceback_on_request(run: Run, toy: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_as_a_script_from_any_directory(toy: Path) -> None:
-    path = os.pathsep.join([str(TOOLS.parent), str(Path(__file__).parents[1])])
-    done = subprocess.run(
-        [sys.executable, TOOLS / 'train.py', toy, '--resume', 'absent.pth'],
-        env={**os.environ, 'PYTHONPATH': path, 'MMVIM_TRACEBACK': '0'},
-        capture_output=True,
-        text=True,
-        cwd='/',
-    )
+    environment = {**os.environ, 'MMVIM_TRACEBACK': '0'}
+    done = forked.run(TOOLS / 'train.py', toy, '--resume', 'absent.pth', cwd='/', env=environment)
     assert done.returncode == 1
     assert 'error: checkpoint absent.pth does not exist' in done.stderr
     assert 'Traceback' not in done.stderr
