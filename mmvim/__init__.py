@@ -17,7 +17,7 @@ _compat.mend()
 
 # The stack is checked first.
 from mmvim import checkpoints, engine, models  # noqa: E402
-from mmvim.checkpoints import PretrainedVim  # noqa: E402
+from mmvim.checkpoints import PretrainedVim, PretrainedVMamba  # noqa: E402
 from mmvim.engine import (  # noqa: E402
     AtomicCheckpointHook,
     DataPositionHook,
@@ -52,6 +52,7 @@ __all__ = [
     'LayerDecayOptimWrapperConstructor',
     'MaxPoolClsHead',
     'NonFiniteLossHook',
+    'PretrainedVMamba',
     'PretrainedVim',
     'RandomStateHook',
     'SaveOnSignalHook',

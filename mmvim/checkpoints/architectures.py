@@ -1,4 +1,4 @@
-"""The architecture of a checkpoint that is not Vim's, told by its keys."""
+"""The architecture of a checkpoint, told by its keys."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 # Name -> patterns that all have to be found among the keys; the first that fits counts. Keys may
 # begin with anything (module., backbone., encoder.).
-_FOREIGN: tuple[tuple[str, tuple[str, ...]], ...] = (
+_ARCHITECTURES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ('VMamba', (r'layers\.\d+\.blocks\.\d+\.(op|self_attention)\.(A_logs|Ds|x_proj_weight)$',)),
     (
         'a Mamba language model',
@@ -30,19 +30,21 @@ _FOREIGN: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     ('ConvNeXt', (r'stages\.\d+\.(blocks\.)?\d+\.(dwconv|conv_dw|depthwise_conv)\.weight$',)),
     ('ResNet', (r'(^|\.)layer1\.0\.conv1\.weight$',)),
+    ('Vim', (r'layers\.\d+\.mixer\.A_log$',)),
 )
 
 
-def foreign_architecture(keys: Collection[str]) -> str | None:
-    """Name the architecture of a checkpoint that is not Vim's.
+def foreign_architecture(keys: Collection[str], own: str = 'Vim') -> str | None:
+    """Name the architecture of a checkpoint that is not the one expected.
 
     Args:
         keys (Collection[str]): Of its state dict.
+        own (str): The one that is. Defaults to 'Vim'.
 
     Returns:
-        str | None: The name; None for Vim and for what is not known.
+        str | None: The name; None for ``own`` and for what is not known.
     """
-    for name, patterns in _FOREIGN:
+    for name, patterns in _ARCHITECTURES:
         if all(any(re.search(pattern, key) for key in keys) for pattern in patterns):
-            return name
+            return None if name == own else name
     return None

@@ -95,11 +95,16 @@ def origins(
     left, found = dict(source), {}
     for key, value in target.items():
         parts = made_of.get(key.rpartition('.')[2], ())
-        same = [name for name, own in left.items() if own is value][:1]
+        same = [name for name, own in left.items() if _is_same(own, value)][:1]
         found[key] = same or [name for name in source if name.rpartition('.')[2] in parts]
         for name in found[key]:
             left.pop(name, None)
     return found
+
+
+def _is_same(tensor: torch.Tensor, value: torch.Tensor) -> bool:
+    """Whether a value is a tensor, perhaps in another shape."""
+    return value is tensor or (value._base is tensor and value.numel() == tensor.numel())
 
 
 def _counted(keys: Iterable[str]) -> list[str]:

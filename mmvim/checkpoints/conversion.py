@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 
+from mmvim.checkpoints import vmamba
+from mmvim.checkpoints.architectures import foreign_architecture
 from mmvim.checkpoints.comparing import origins
-from mmvim.checkpoints.keys import BACKBONE, Weights, by_module
+from mmvim.checkpoints.keys import BACKBONE, Weights, by_module, split_backbone
 from mmvim.checkpoints.vim import (
     HEADS,
     MADE_OF,
@@ -20,8 +23,8 @@ from mmvim.checkpoints.vim import (
     convert_official,
     to_official,
 )
-from mmvim.errors import UserError
-from mmvim.models import VisionMamba
+from mmvim.errors import UsageError, UserError
+from mmvim.models import VisionMamba, VMamba, VSSBlock
 from mmvim.models.pos_embed import resize_pos_embed, stored_grid
 
 DROPPED = 'dropped'
@@ -52,13 +55,13 @@ class Conversion(NamedTuple):
         weights (dict[str, torch.Tensor]): The state dict.
         rows (list[Row]): Where each tensor came from and went.
         model (str): The backbone, for people.
-        cls_token (str): Its class-token placement.
+        notes (dict[str, str]): What no tensor tells: the ``cls_token`` of a Vim.
     """
 
     weights: dict[str, torch.Tensor]
     rows: list[Row]
     model: str
-    cls_token: str
+    notes: dict[str, str]
 
 
 def published_to_ours(
@@ -76,7 +79,7 @@ def published_to_ours(
             None, for what the file notes or its tensors tell.
         noted (object): The ``cls_token`` of the file's ``meta``. Defaults to None.
         grid (tuple[int, int], optional): Patch grid (rows, columns) to which the position
-            embedding is interpolated. Defaults to None, its own.
+            embedding of a Vim is interpolated. Defaults to None, its own.
         head (bool): Whether the result is an ``ImageClassifier`` of mmpretrain, with the
             classifier, or the bare backbone. Defaults to True.
 
@@ -87,6 +90,9 @@ def published_to_ours(
         UserError: If the file is of another architecture, is converted already, is not whole, has
             no classifier where one is wanted, or does not tell where its class token is.
     """
+    if foreign_architecture(weights) == 'VMamba':
+        _refuse_vim_options(cls_token, grid)
+        return _vmamba_to_ours(weights, head)
     own = backbone_part(weights)[0]
     if PUBLISHED_MARK not in own:
         raise UserError('nothing to convert: it has mmvim keys already')
@@ -103,17 +109,13 @@ def published_to_ours(
         raise UserError(str(error)) from error
     model = check_backbone(ours, cls_token)
     heads = {HEADS[key]: value for key, value in ours.extras.items() if head and key in HEADS}
-    if head and 'head.fc.weight' not in heads:
-        raise UserError(
-            'the checkpoint has no linear classifier (head.weight): --backbone-only converts '
-            'the backbone alone'
-        )
-    prefix = BACKBONE if head else ''
-    converted = {prefix + key: value for key, value in ours.items()} | heads
+    converted = _placed(ours, heads, head)
     about = _describe(model, cls_token, heads.get('head.fc.weight'))
     if stored not in (None, model.grid_size):
         about += f'; position embedding resized from {_by(stored)} (bicubic)'
-    return Conversion(converted, _account(weights, converted), about, cls_token)
+    return Conversion(
+        converted, _account(weights, converted, MADE_OF), about, dict(cls_token=cls_token)
+    )
 
 
 def ours_to_published(
@@ -137,6 +139,9 @@ def ours_to_published(
             whole, holds what the published code has no place for, or does not tell where its class
             token is.
     """
+    if foreign_architecture(weights) == 'VMamba':
+        _refuse_vim_options(cls_token)
+        return _vmamba_to_published(weights, head)
     ours, rest = backbone_part(weights)
     if PUBLISHED_MARK in ours:
         raise UserError('nothing to convert: it has published keys already')
@@ -153,7 +158,92 @@ def ours_to_published(
         )
     published |= {old: rest[new] for old, new in HEADS.items() if head and new in rest}
     about = _describe(model, cls_token, published.get('head.weight'))
-    return Conversion(published, _account(weights, published), about, cls_token)
+    return Conversion(
+        published, _account(weights, published, MADE_OF), about, dict(cls_token=cls_token)
+    )
+
+
+def _vmamba_to_ours(weights: Weights, head: bool) -> Conversion:
+    """As :func:`published_to_ours`, of a VMamba."""
+    own, _ = split_backbone(weights, vmamba.MARKS)
+    if vmamba.OURS_MARK in own:
+        raise UserError('nothing to convert: it has mmvim keys already')
+    try:
+        ours = vmamba.convert_vmamba(own)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    model = vmamba.check_backbone(ours)
+    found = ours.extras.items()
+    heads = {vmamba.HEADS[key]: value for key, value in found if head and key in vmamba.HEADS}
+    converted = _placed(ours, heads, head)
+    about = _describe_vmamba(model, heads.get('head.fc.weight'))
+    return Conversion(converted, _account(weights, converted, {}), about, {})
+
+
+def _vmamba_to_published(weights: Weights, head: bool) -> Conversion:
+    """As :func:`ours_to_published`, of a VMamba."""
+    ours, rest = split_backbone(weights, vmamba.MARKS)
+    if vmamba.OURS_MARK not in ours:
+        raise UserError('nothing to convert: it has published keys already')
+    try:
+        published = vmamba.to_vmamba(ours)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    model = vmamba.check_backbone(ours)
+    published |= {old: rest[new] for old, new in vmamba.HEADS.items() if head and new in rest}
+    about = _describe_vmamba(model, published.get('classifier.head.weight'))
+    return Conversion(published, _account(weights, published, {}), about, {})
+
+
+def _refuse_vim_options(cls_token: str | None, grid: tuple[int, int] | None = None) -> None:
+    if cls_token is not None or grid is not None:
+        raise UsageError(
+            'it is of VMamba, which has no class token and no position embedding: leave '
+            '--cls-token, --img-size and --patch-stride out'
+        )
+
+
+def _placed(
+    backbone: Weights, heads: dict[str, torch.Tensor], head: bool
+) -> dict[str, torch.Tensor]:
+    """A bare backbone, or with its head an ``ImageClassifier`` of mmpretrain."""
+    if head and 'head.fc.weight' not in heads:
+        raise UserError(
+            'the checkpoint has no linear classifier (head.weight): --backbone-only converts '
+            'the backbone alone'
+        )
+    prefix = BACKBONE if head else ''
+    return {prefix + key: value for key, value in backbone.items()} | heads
+
+
+def _describe_vmamba(model: VMamba, head: torch.Tensor | None) -> str:
+    def form(settings: Mapping[str, Any]) -> tuple[Any, ...]:
+        """What two models of one architecture have in common."""
+        ratio = settings.get('ssm_ratio', 1)
+        return (settings['dims'], tuple(settings['depths']), ratio, settings.get('d_state', 1))
+
+    mixer = cast(VSSBlock, model.get_submodule('layers.0.blocks.0')).op
+    own = (model.dims[0], model.depths, mixer.inner_dims / model.dims[0], mixer.d_state)
+    names = {form(settings): name for name, settings in model.arch_zoo.items()}
+    depths, dims = (', '.join(map(str, sizes)) for sizes in (model.depths, model.dims))
+    parts = [
+        f'VMamba {names.get(own, "of its own size")}: {depths} blocks of {dims} channels',
+        f'{mixer.d_state} {"state" if mixer.d_state == 1 else "states"}',
+    ]
+    parts += ['a norm per stage'] if model.out_norm == 'all' else []
+    return ', '.join([*parts, *_classes(head, model.dims[-1])])
+
+
+def _classes(head: torch.Tensor | None, embed_dims: int) -> list[str]:
+    """The number of classes in words, none without a classifier."""
+    if head is None:
+        return []
+    if head.ndim != 2 or head.shape[1] != embed_dims:
+        raise UserError(
+            f'the classifier is not whole: its weight of shape {tuple(head.shape)} should be '
+            f'of shape (classes, {embed_dims})'
+        )
+    return [f'{len(head)} classes']
 
 
 def _describe(model: VisionMamba, cls_token: str, head: torch.Tensor | None) -> str:
@@ -163,21 +253,14 @@ def _describe(model: VisionMamba, cls_token: str, head: torch.Tensor | None) -> 
     if model.pos_embed is not None:
         parts.append(f'{_by(model.grid_size)} patches of {_by(model.patch_size)}')
     parts += [f'direction {model.direction}', f'class token {cls_token}']
-    if head is not None:
-        if head.ndim != 2 or head.shape[1] != model.embed_dims:
-            raise UserError(
-                f'the classifier is not whole: its weight of shape {tuple(head.shape)} should be '
-                f'of shape (classes, {model.embed_dims})'
-            )
-        parts.append(f'{len(head)} classes')
-    return ', '.join(parts)
+    return ', '.join([*parts, *_classes(head, model.embed_dims)])
 
 
-def _account(source: Weights, target: Weights) -> list[Row]:
+def _account(source: Weights, target: Weights, made_of: Mapping[str, Sequence[str]]) -> list[Row]:
     """What became of every tensor of the file, the same ones of all blocks together."""
     counts: Counter[Row] = Counter()
     left = dict(source)
-    for key, names in origins(source, target, MADE_OF).items():
+    for key, names in origins(source, target, made_of).items():
         shape = before = str(tuple(target[key].shape))
         what = 'as it is' if names == [key] else 'renamed' if names else 'added'
         if names:
@@ -195,7 +278,7 @@ def _account(source: Weights, target: Weights) -> list[Row]:
 
 
 def _by_block(key: str) -> str:
-    return re.sub(r'\blayers\.\d+\.', 'layers.*.', key)
+    return re.sub(r'\b(layers|blocks)\.\d+\.', r'\1.*.', key)
 
 
 def _by(pair: tuple[int, int]) -> str:

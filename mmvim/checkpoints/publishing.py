@@ -15,7 +15,7 @@ AVERAGED = 'ema_state_dict'
 # Of meta; the rest is about the run: time, seed, iteration.
 _KEPT = ('mmengine_version', 'dataset_meta')
 # The scan reads A by an exponential, and in float32 under mixed precision too.
-_FLOAT32 = ('A_log', 'A_b_log')
+_FLOAT32 = ('A_log', 'A_b_log', 'A_logs')
 
 
 def check_unpublished(checkpoint: Mapping[str, Any], source: str) -> None:

@@ -57,11 +57,19 @@ def _guarded_getattr(obj: object, name: str) -> Any:
     )
 
 
+class _PlainNode:
+    """Stands in for yacs' ``CfgNode``, a dict with a few flags, which need not be installed."""
+
+    def __new__(cls) -> OrderedDict[Any, Any]:  # type: ignore[misc]
+        """An empty dict of the kind that is filled while a checkpoint is read."""
+        return OrderedDict()
+
+
 def _allowed_globals() -> list[Any]:
     """Classes and functions in checkpoints besides tensors and plain containers.
 
-    Those of mmengine a history of numbers, those of the published training their command line: a
-    ``Namespace`` has attributes and nothing that runs.
+    Those of mmengine hold a history of numbers, those of the published trainings their command line
+    (Vim; a ``Namespace`` has attributes and nothing that runs) or their config (VMamba).
     """
     core = 'numpy._core' if hasattr(np, '_core') else 'numpy.core'
     multiarray = importlib.import_module(f'{core}.multiarray')
@@ -76,6 +84,7 @@ def _allowed_globals() -> list[Any]:
         argparse.Namespace,
         HistoryBuffer,
         (_guarded_getattr, 'builtins.getattr'),
+        (_PlainNode, 'yacs.config.CfgNode'),
         np.ndarray,
         np.dtype,
         *dtypes,

@@ -13,18 +13,10 @@ from torch import nn
 
 from mmvim.checkpoints.architectures import foreign_architecture
 from mmvim.checkpoints.comparing import Misfits, load_and_compare
+from mmvim.checkpoints.families import only_backbone
 from mmvim.checkpoints.keys import BACKBONE, by_module, choose_copy, plain_key, prefixes
 from mmvim.checkpoints.reading import weights_of
-from mmvim.checkpoints.vim import (
-    HEADS,
-    OURS_MARK,
-    PUBLISHED_MARK,
-    our_part,
-    unused_keys,
-)
 from mmvim.errors import UserError
-from mmvim.models import VisionMamba
-from mmvim.models.token_layout import CLS_TOKENS
 
 Weights = dict[str, torch.Tensor]
 
@@ -59,8 +51,8 @@ def load_strictly(model: nn.Module, checkpoint: Mapping[str, Any], source: str) 
 def load_start(model: nn.Module, checkpoint: Mapping[str, Any], source: str) -> Weights:
     """Load the weights that a training starts from, and log what is not loaded.
 
-    A head may be left at its initial values. A Vim has to be whole, but for what it has no use
-    for; of another backbone at least one tensor has to be there.
+    A head may be left at its initial values. A backbone of ours has to be whole, but for what it
+    has no use for; of another backbone at least one tensor has to be there.
 
     Args:
         model (nn.Module): See :func:`load_strictly`.
@@ -71,22 +63,32 @@ def load_start(model: nn.Module, checkpoint: Mapping[str, Any], source: str) -> 
         dict[str, torch.Tensor]: All weights of the model after loading.
 
     Raises:
-        UserError: If the backbone is not in the checkpoint, or that of a Vim in part.
+        UserError: If the backbone is not in the checkpoint, or one of ours in part.
     """
     model = _unwrapped(model)
     name = type(model).__name__
     weights = under_keys_of(model, checkpoint, source)
-    vim = _only_vim(model)
-    unused = unused_keys(vim[1], weights, vim[0]) if vim else []
+    ours = only_backbone(model)
+    unused: list[str] = []
+    initial: list[str] = []
+    prefix, pretrained = '', 'Pretrained'
+    if ours is not None:
+        prefix, backbone, family = ours
+        pretrained = family.pretrained
+        unused = family.unused_keys(backbone, weights, prefix)
+        initial = family.initial_keys(backbone, weights, prefix)
     weights = type(weights)((k, v) for k, v in weights.items() if k not in unused)
     own = model.state_dict()
     misfits = _load(model, weights, source)
     lost = {*misfits.missing, *misfits.shapes}
-    said = str(misfits.of(vim[0])) if vim else '' if misfits.shapes else misfits.message
+    said = '' if misfits.shapes else misfits.message
+    if ours is not None:
+        missing = [key for key in misfits.missing if key not in initial]
+        said = str(misfits._replace(missing=missing).of(prefix))
     if said:
         raise UserError(
             f'{source} does not fit the backbone of this config: {said}; start from it by '
-            "init_cfg=dict(type='mmvim.PretrainedVim', checkpoint=…) of the backbone, which can "
+            f'init_cfg=dict(type={pretrained!r}, checkpoint=…) of the backbone, which can '
             'leave keys out (allow_missing, allow_unexpected) and adapt patch_embed'
         )
     logger = MMLogger.get_current_instance()
@@ -95,7 +97,7 @@ def load_start(model: nn.Module, checkpoint: Mapping[str, Any], source: str) -> 
         ('left at their initial values', misfits.missing),
         ('of another shape, left at their initial values', misfits.shapes),
         ('not used by this model', misfits.unexpected),
-        ('not used by its backbone', [key.removeprefix(vim[0]) for key in unused] if vim else []),
+        ('not used by its backbone', [key.removeprefix(prefix) for key in unused]),
     ):
         if keys:
             logger.warning(f'{source}: {what}: {", ".join(by_module(keys))}.')
@@ -117,7 +119,7 @@ def _load(model: nn.Module, weights: Weights, source: str) -> Misfits:
     except ValueError as error:
         raise UserError(f'{source} does not fit the {name}: {error}') from error
     if wanted and not any(key in weights and key not in misfits.shapes for key in wanted):
-        kind = foreign_architecture(weights)
+        kind = foreign_architecture(weights, own='')
         theirs = f'those of {kind}' if kind else f'{", ".join(list(weights)[:3])} …'
         raise UserError(
             f'{source} does not fit the {name} of this config: not one tensor of '
@@ -128,7 +130,7 @@ def _load(model: nn.Module, weights: Weights, source: str) -> Misfits:
 
 
 def under_keys_of(model: nn.Module, checkpoint: Mapping[str, Any], source: str) -> Weights:
-    """The weights of a checkpoint under the keys of a model, converted where they are Vim's.
+    """The weights of a checkpoint under the keys of a model, published ones converted.
 
     Args:
         model (nn.Module): Not wrapped.
@@ -136,21 +138,20 @@ def under_keys_of(model: nn.Module, checkpoint: Mapping[str, Any], source: str) 
         source (str): What to call the checkpoint in the message.
 
     Raises:
-        UserError: If there are several models in it, or another architecture with the keys of Vim's
+        UserError: If there are several models in it, or another architecture with the keys of our
             patch embedding.
     """
     weights: Weights = weights_of(checkpoint, source)
     keys = {plain_key(key): key for key in model.state_dict()}
-    vim = _only_vim(model)
-    if vim is not None and prefixes(weights, (PUBLISHED_MARK, OURS_MARK)):
+    ours = only_backbone(model)
+    if ours is not None and prefixes(weights, ours[2].marks):
+        prefix, backbone, family = ours
         meta = checkpoint.get('meta')
         noted = meta.get('cls_token') if isinstance(meta, Mapping) else None
-        own_token = vim[1].cls_token_type
-        otherwise = own_token if CLS_TOKENS[own_token] == 1 else 'middle'
-        own, rest = our_part(weights, source, noted=noted, otherwise=otherwise)
-        heads = {old: new for old, new in HEADS.items() if new in keys}
+        own, rest = family.our_part(weights, source, backbone, noted)
+        heads = {old: new for old, new in family.heads.items() if new in keys}
         found = {heads.get(key, key): value for key, value in rest.items()}
-        found |= {plain_key(vim[0] + key): value for key, value in own.items()}
+        found |= {plain_key(prefix + key): value for key, value in own.items()}
     else:
         placed = prefixes(weights, list(keys)[:1])
         prefix = choose_copy(placed, source) if placed and placed[0] else ''
@@ -161,16 +162,6 @@ def under_keys_of(model: nn.Module, checkpoint: Mapping[str, Any], source: str) 
     if hasattr(weights, '_metadata'):
         arranged._metadata = weights._metadata  # type: ignore[attr-defined]
     return arranged
-
-
-def _only_vim(model: nn.Module) -> tuple[str, VisionMamba] | None:
-    """Prefix and module of the Vim in a model; None where there is none, or several."""
-    found = [
-        (f'{name}.' if name else '', module)
-        for name, module in model.named_modules()
-        if isinstance(module, VisionMamba)
-    ]
-    return found[0] if len(found) == 1 else None
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

@@ -8,11 +8,18 @@ first is written. A linear layer may be stored as a 1x1 convolution.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
+from mmengine.logging import MMLogger
 
+from mmvim.checkpoints.architectures import foreign_architecture
+from mmvim.checkpoints.comparing import load_and_compare
 from mmvim.checkpoints.keys import BackboneWeights, Weights, split_backbone
+from mmvim.errors import UserError
+from mmvim.models import VMamba
 from mmvim.models.pos_embed import stored_grid
 
 # Keys that tell a published file, of today's names or the first release's, and one of ours.
@@ -52,6 +59,7 @@ _LINEAR = re.compile(r'\.(in_proj|out_proj|fc1|fc2|reduction|head)\.weight$')
 _STAGE = re.compile(r'^layers\.(\d+)\.')
 _BLOCK_PART = r'blocks\.\d+\.(norm|norm2|op|mlp)\.'
 _KNOWN = re.compile(rf'^(patch_embed\.\d\.|pos_embed$|layers\.\d+\.({_BLOCK_PART}|downsample\.))')
+_BLOCK_NORM = re.compile(r'^layers\.(\d+)\.blocks\.\d+\.norm\.weight$')
 _TAP_NORM = re.compile(r'^(outnorm|tap_norms\.)(\d+)\.')
 
 
@@ -151,6 +159,142 @@ def to_vmamba(state_dict: Weights) -> dict[str, torch.Tensor]:
     if unknown:
         raise ValueError(f'these keys have no published name: {unknown}.')
     return weights | extras
+
+
+def our_part(weights: Weights, source: str) -> tuple[dict[str, torch.Tensor], Weights]:
+    """The backbone under our keys, converted where they are published ones, and the rest.
+
+    Args:
+        weights (Mapping[str, torch.Tensor]): Of a backbone or of a whole model, behind any prefix.
+        source (str): What to call the file in the message.
+
+    Raises:
+        UserError: If there is not one VMamba.
+    """
+    try:
+        own, rest = split_backbone(weights, MARKS)
+        name = foreign_architecture(own, 'VMamba')
+        if name is not None:
+            raise UserError(f'no VMamba checkpoint: its keys are those of {name}')
+        if OURS_MARK in own:
+            return own, rest
+        if not own.keys() & {*PUBLISHED_MARKS}:
+            raise UserError(
+                f'no VMamba checkpoint: it has neither {PUBLISHED_MARKS[0]} (a published file) nor '
+                f'{OURS_MARK} (one of ours), but {", ".join(list(own)[:3])} …'
+            )
+        converted = convert_vmamba(own)
+    except (UserError, ValueError) as error:
+        raise UserError(f'{source}: {error}') from error
+    MMLogger.get_current_instance().info(f'{source}: converted from the published keys.')
+    return dict(converted), rest | converted.extras
+
+
+def initial_keys(model: VMamba, weights: Weights, prefix: str = '') -> list[str]:
+    """Norms of a dense model's taps that start at 1 and 0, as published: a classifier has none.
+
+    Args:
+        model (VMamba): Of the weights, with any taps.
+        weights (Mapping[str, torch.Tensor]): Under our keys.
+        prefix (str): What these begin with. Defaults to ''.
+    """
+    if not model.tap_norms or any(key.startswith(f'{prefix}tap_norms.') for key in weights):
+        return []
+    return [prefix + key for key in model.state_dict() if key.startswith(('tap_norms.', 'norm_f.'))]
+
+
+def unused_keys(model: VMamba, weights: Weights, prefix: str = '') -> list[str]:
+    """Keys of a VMamba's weights that a model has no use for, as it is built.
+
+    Args:
+        model (VMamba): Has no use for stages that it does not build, for norms of stages that it
+            does not tap, and where :func:`initial_keys` are, for that of a classifier.
+        weights (Mapping[str, torch.Tensor]): Under our keys.
+        prefix (str): What these begin with. Defaults to ''.
+    """
+    norms = {key for key in model.state_dict() if key.startswith(('tap_norms.', 'norm_f.'))}
+    norms -= {key.removeprefix(prefix) for key in initial_keys(model, weights, prefix)}
+    return model.unbuilt_keys(weights, prefix) + [
+        key
+        for key in weights
+        if key.startswith((f'{prefix}tap_norms.', f'{prefix}norm_f.'))
+        and key.removeprefix(prefix) not in norms
+    ]
+
+
+def check_backbone(weights: Weights) -> VMamba:
+    """Compare a state dict with the backbone that its own shapes describe.
+
+    Args:
+        weights (Mapping[str, torch.Tensor]): State dict of a :class:`mmvim.models.VMamba`.
+
+    Returns:
+        VMamba: That backbone, on the meta device.
+
+    Raises:
+        UserError: If tensors are missing, left over or of a shape that does not fit the others.
+    """
+    shapes = {key: value.to('meta') for key, value in weights.items() if key != 'pos_embed_grid'}
+    try:
+        with torch.device('meta'):
+            model = VMamba(**_backbone_options(weights))
+        if model.pos_embed_grid is not None:
+            model.pos_embed_grid = torch.tensor(model.grid_size)
+        said = str(load_and_compare(model, shapes))
+    except ValueError as error:
+        raise UserError(f'the backbone is not whole: {error}') from error
+    except KeyError as error:
+        raise UserError(f'the backbone is not whole: {error.args[0]} missing') from error
+    except IndexError as error:
+        raise UserError('the backbone is not whole: a tensor has too few axes') from error
+    if said:
+        raise UserError(f'the backbone is not whole: {said}')
+    return model
+
+
+def _backbone_options(weights: Weights) -> dict[str, Any]:
+    """Arguments of the backbone that a state dict belongs to.
+
+    Whether SiLU acts on a gate leaves no trace: it is given as 'silu', as of every released model.
+
+    Raises:
+        KeyError: If a tensor that tells is not there.
+        IndexError: If it has too few axes.
+    """
+    blocks = Counter(found[1] for key in weights if (found := _BLOCK_NORM.match(key)))
+    depths = [blocks[str(stage)] for stage in range(max(map(int, blocks), default=-1) + 1)]
+    first = 'layers.0.blocks.0.'
+    dims = [len(weights[f'layers.{i}.blocks.0.norm.weight']) for i in range(len(depths))]
+    inner = len(weights[f'{first}op.Ds']) // 4
+    conv, fc1 = weights.get(f'{first}op.conv2d.weight'), weights.get(f'{first}mlp.fc1.weight')
+    patch = weights[OURS_MARK]
+    patchify = 'patch_embed.2.conv.weight' not in weights
+    patch_size = patch.shape[2] if patchify else 4
+    down = weights.get('layers.0.downsample.conv.weight')
+    rows = weights.get('pos_embed')
+    grid = (56, 56) if rows is None else stored_grid(weights.get('pos_embed_grid'), rows.shape[1])
+    taps = [int(found[2]) for key in weights if (found := _TAP_NORM.match(key))]
+    return dict(
+        arch=dict(
+            dims=dims,
+            depths=depths,
+            d_state=weights[f'{first}op.A_logs'].shape[1],
+            dt_rank=weights[f'{first}op.dt_projs_weight'].shape[2],
+            ssm_ratio=inner / dims[0],
+            conv_kernel=1 if conv is None else conv.shape[3],
+            conv_bias=f'{first}op.conv2d.bias' in weights,
+            gate='silu' if len(weights[f'{first}op.in_proj.weight']) > inner else 'none',
+            mlp_ratio=0 if fc1 is None else len(fc1) / dims[0],
+            patch_embed='patchify' if patchify else 'conv',
+            downsample='merge' if down is None else f'conv{down.shape[3]}',
+            pos_embed=rows is not None,
+        ),
+        img_size=tuple(cells * patch_size for cells in grid),
+        patch_size=patch_size,
+        in_channels=patch.shape[1],
+        out_indices=sorted({*taps, len(depths) - 1}),
+        out_norm='all' if taps else 'last' if 'norm_f.weight' in weights else 'none',
+    )
 
 
 def _renamed(key: str, names: Iterable[tuple[str, str]]) -> str:

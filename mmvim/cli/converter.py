@@ -43,7 +43,7 @@ class ConverterParser(PlainParser):
         self.add_argument(
             '--cls-token',
             choices=tuple(CLS_TOKENS),
-            help='where the model has its class token: no tensor tells head from middle, and every '
+            help='where a Vim has its class token: no tensor tells head from middle, and every '
             'released model is middle (default: what the file notes or its tensors tell)',
         )
         self.add_argument('--backbone-only', action='store_true', help='leave the classifier out')
@@ -83,8 +83,7 @@ def run_converter(
             converted = convert(weights_of(checkpoint, source), args, noted)
     except UserError as error:
         raise type(error)(f'{source}: {error}') from error
-    meta = dict(cls_token=converted.cls_token)
-    packed = pack_weights(converted.weights, out.suffix, holder, meta)
+    packed = pack_weights(converted.weights, out.suffix, holder, converted.notes)
     Console(highlight=False, width=_WIDTH).print(_table(converted))
     print(converted.model)
     others = [str(key) for key in checkpoint if key not in HOLDERS]

@@ -285,7 +285,7 @@ def test_spoilt_files_of_ours_are_refused_in_one_sentence(
     [
         ('DeiT, MAE', ['patch_embed.proj.weight', 'cls_token', 'blocks.0.attn.qkv.weight']),
         ('MAE, encoder and decoder', ['mask_token', 'decoder_embed.weight']),
-        ('VMamba', ['patch_embed.0.weight', 'layers.0.blocks.0.op.A_logs']),
+        ('Swin', ['layers.0.blocks.0.attn.relative_position_bias_table']),
     ],
 )
 def test_other_architectures_are_refused_by_name(

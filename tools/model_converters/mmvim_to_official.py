@@ -1,4 +1,4 @@
-"""Convert a checkpoint of mmvim to the keys of the published Vim code."""
+"""Convert a checkpoint of mmvim to the keys of the published code, of Vim or of VMamba."""
 
 import sys
 from collections.abc import Sequence

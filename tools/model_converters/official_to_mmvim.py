@@ -1,4 +1,4 @@
-"""Convert a published Vim checkpoint for mmpretrain's ImageClassifier, or its backbone alone.
+"""Convert a published checkpoint of Vim or VMamba for mmpretrain's ImageClassifier.
 
 The released weights are their authors': convert them on your machine, do not redistribute them.
 """
@@ -59,7 +59,7 @@ def convert(weights: Mapping[str, torch.Tensor], args: Namespace, noted: object)
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Convert the file that the command line names."""
-    parser = ConverterParser('Convert a published Vim checkpoint for mmvim.')
+    parser = ConverterParser('Convert a published checkpoint of Vim or VMamba for mmvim.')
     parser.add_argument(
         '--img-size',
         type=int,
