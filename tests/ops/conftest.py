@@ -205,17 +205,21 @@ def _interpreter() -> Iterator[None]:
         patch.setenv('TRITON_INTERPRET', '1')  # kernels look at it when they are imported
         from triton.runtime import interpreter
 
-        from mmvim_ops.triton_kernels import device, scans  # noqa: F401
+        from mmvim_ops.triton_kernels import conv, device, norm, scans  # noqa: F401
     if not device.is_interpreted():
         pytest.skip('the Triton kernels were imported to be compiled')
     if not triton.INTERPRETED:
         triton.register('cpu')
-    convert, nearest = interpreter._convert_float, interpreter._ir.ROUNDING_MODE.RTNE
+    convert = interpreter._convert_float
+
+    def to_nearest(data: Any, given: Any, wanted: Any, mode: Any) -> Any:
+        if (str(given), str(wanted)) != ('fp32', 'bf16'):
+            return convert(data, given, wanted, mode)
+        return torch.tensor(data).bfloat16().view(torch.int16).numpy().view('uint16')
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(triton, 'INTERPRETED', True)
-        patch.setattr(
-            interpreter, '_convert_float', lambda *args: convert(*args[:3], args[3] or nearest)
-        )
+        patch.setattr(interpreter, '_convert_float', to_nearest)
         yield
 
 

@@ -22,16 +22,17 @@ from mmvim_ops import self_check
 from mmvim_ops.backends import triton
 from mmvim_ops.backends.chunked import CHUNKED
 from mmvim_ops.backends.triton import TRITON
+from mmvim_ops.scan_inputs import SelectiveInputs
 
 Inputs = Callable[..., dict[str, Tensor]]
 Compare = Callable[..., None]
 
 HALVES = [torch.bfloat16, torch.float16]
-# L, E, N, B, R, groups and tokens of a chunk: channels beside the 32 of a block, odd numbers of
-# states, tokens beside the end of a chunk and beside those that are held in registers.
+# L, E, N, B, R, groups and tokens of a chunk: channels beside the 32 and 64 of a block, odd
+# numbers of states, tokens beside the end of a chunk and beside those that are held in registers.
 SIZES = [
     (1, 3, 1, 2, 1, 1, 4),
-    (5, 35, 3, 1, 3, 1, 4),
+    (5, 67, 3, 1, 3, 1, 4),
     (8, 6, 4, 2, 2, 3, 4),
     (7, 4, 16, 1, 2, 2, 3),
     (3, 2, 32, 1, 17, 1, 64),
@@ -88,6 +89,63 @@ def test_values_and_gradients(
     one = scan_inputs(B=B, L=L, E=E, N=N, groups=groups, dtype=torch.float32)
     options = dict(delta_softplus=True, groups=groups, reverse=L % 2 > 0, return_last_state=True)
     compare(partial(mmvim_ops.selective_scan, **options), one)
+
+
+@pytest.fixture
+def few_channels(triton_device: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A device of a number of warps, which channels alone do not fill."""
+    place = 'mmvim_ops.triton_kernels.scan_direction'
+
+    def use(warps: int, most: int = 2048) -> None:
+        monkeypatch.setattr(f'{place}.multiprocessors', lambda device: 1)
+        monkeypatch.setattr(f'{place}._WARPS_EACH', warps)
+        monkeypatch.setattr(f'{place}._MOST_WARPS', most)
+        monkeypatch.setattr(f'{place}._UNIT', 3)
+
+    return use
+
+
+@pytest.mark.parametrize(('L', 'warps'), [(9, 8), (5, 6)])
+def test_segments(
+    L: int,
+    warps: int,
+    scan_inputs: Inputs,
+    bidirectional_inputs: Inputs,
+    compare: Compare,
+    use_chunk: Callable[[int], None],
+    few_channels: Any,
+    triton_device: str,
+) -> None:
+    """Side by side, each from what the one before leaves."""
+    use_chunk(2)
+    few_channels(warps, most=1)
+    compare(bidirectional, bidirectional_inputs(B=2, L=L, E=3, N=2, R=2, dtype=torch.float32))
+    one = scan_inputs(B=1, L=L, E=4, N=3, groups=2, dtype=torch.float32)
+    options = dict(delta_softplus=True, groups=2, reverse=L == 5, return_last_state=True)
+    compare(partial(mmvim_ops.selective_scan, **options), one)
+    given = {name: tensor.to(triton_device) for name, tensor in one.items()}
+    with torch.no_grad():  # segments of three tokens, of which no state is saved
+        found = mmvim_ops.selective_scan(**given, **options, backend='triton')
+        wanted = mmvim_ops.selective_scan(**given, **options, backend='reference')
+    torch.testing.assert_close(found, wanted, rtol=2e-6, atol=2e-6)
+
+
+def test_segments_follow_from_the_device(scan_inputs: Inputs, few_channels: Any) -> None:
+    """None where channels fill it, or nearly; else whole chunks, as many as it takes."""
+    from mmvim_ops.triton_kernels import scan_direction, scans
+
+    inputs = SelectiveInputs(**scan_inputs(B=1, L=1000, E=8, N=1, dtype=torch.float32))
+    given = scans._selective(inputs, True, False, 1)
+    few_channels(8)
+    for programs, chunk, expected in (
+        (8, 64, 1000),
+        (5, 64, 1000),
+        (4, 64, 512),
+        (1, 64, 128),
+        (1, 100, 200),
+        (1, 1000, 126),  # no states saved: multiples of three
+    ):
+        assert scan_direction._segment_length(given, programs, chunk) == expected
 
 
 @pytest.mark.parametrize('dtype', HALVES, ids=str)
@@ -175,6 +233,9 @@ def test_any_subset_of_gradients(bidirectional_inputs: Inputs, triton_device: st
 def test_empty_batch(bidirectional_inputs: Inputs, scan_inputs: Inputs, compare: Compare) -> None:
     compare(bidirectional, bidirectional_inputs(B=0, L=3, E=3, N=2, dtype=torch.float32))
     compare(mmvim_ops.selective_scan, scan_inputs(B=0, L=3, E=3, N=2, dtype=torch.float32))
+    x, weight = torch.zeros(0, 3, 5), torch.ones(5, 4)
+    compare(mmvim_ops.conv1d_silu, dict(x=x, weight=weight))
+    compare(mmvim_ops.add_rms_norm, dict(x=x, added=x, weight=weight[:, 0]))
 
 
 def test_without_gradients_one_state_is_saved(
@@ -192,8 +253,55 @@ def test_without_gradients_one_state_is_saved(
     assert torch.equal(out, bidirectional(**leaves, backend='triton'))
 
 
+@pytest.mark.parametrize('bias', [True, False])
+@pytest.mark.parametrize(
+    ('L', 'E', 'width', 'B', 'segment'),
+    [(1, 3, 4, 2, 64), (5, 65, 3, 1, 2), (4, 2, 1, 2, 3), (3, 2, 7, 1, 2)],
+)
+@pytest.mark.usefixtures('triton_device')
+def test_convolutions(
+    L: int,
+    E: int,
+    width: int,
+    B: int,
+    segment: int,
+    bias: bool,
+    compare: Compare,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Any width, in segments shorter than it and longer; in one direction and in both."""
+    monkeypatch.setattr('mmvim_ops.triton_kernels.conv._SEGMENT', segment)
+    generator = torch.Generator().manual_seed(L)
+    x = torch.randn(B, L, E, generator=generator)
+    w_f, w_b = torch.randn(2, E, width, generator=generator)
+    b_f, b_b = torch.randn(2, E, generator=generator)
+
+    def both(b_f: Tensor | None = None, b_b: Tensor | None = None, **others: Any) -> Any:
+        return mmvim_ops.bi_conv1d_silu(b_f=b_f, b_b=b_b, **others)
+
+    compare(both, dict(x=x, w_f=w_f, w_b=w_b) | (dict(b_f=b_f, b_b=b_b) if bias else {}))
+    if bias:
+        one = partial(mmvim_ops.conv1d_silu, reverse=L % 2 > 0)
+        compare(one, dict(x=x, weight=w_f, bias=b_f))
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, *HALVES], ids=str)
+def test_normalisation(dtype: torch.dtype, compare: Compare, triton_device: str) -> None:
+    """Of a sum in float32 that takes a block's output of any dtype."""
+    generator = torch.Generator().manual_seed(0)
+    x, added = torch.randn(2, 2, 3, 5, generator=generator)
+    inputs = dict(x=x, added=added.to(dtype), weight=torch.randn(5, generator=generator))
+    compare(mmvim_ops.add_rms_norm, inputs)
+    some = {name: tensor.to(triton_device) for name, tensor in inputs.items()}
+    some['x'] = some['x'].bfloat16()
+    normed, total = mmvim_ops.add_rms_norm(**some, backend='triton')
+    assert (normed.dtype, total.dtype) == (torch.float32, torch.bfloat16)
+    want = mmvim_ops.add_rms_norm(**some, backend='reference')
+    torch.testing.assert_close((normed, total), want)
+
+
 def test_a_block_of_vim(triton_device: str, compare: Compare) -> None:
-    """Its convolutions, computed twice in training, are pure torch."""
+    """Its convolutions are computed twice in training."""
     generator = torch.Generator().manual_seed(0)
     E, N, R = 3, 2, 2
 

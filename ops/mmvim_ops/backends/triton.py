@@ -1,7 +1,7 @@
 """The ops on kernels in Triton: GPUs of any make, compiled at the first call, without nvcc.
 
 The kernels are under :mod:`mmvim_ops.triton_kernels`, which is imported by the first call: without
-triton there is nothing to import. Convolutions and normalisation are pure torch.
+triton there is nothing to import.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ __all__ = ['TRITON']
 
 _NAMESPACE = 'mmvim_triton'
 _GPUS = ('cuda', 'xpu')  # torch calls AMD's cuda
-_KERNELS = {
-    'selective_scan': 'selective_forward',
-    'selective_scan_backward': 'selective_backward',
-    'bidirectional_selective_scan': 'bidirectional_forward',
-    'bidirectional_selective_scan_backward': 'bidirectional_backward',
+# The module of every op's kernels.
+_MODULES = {
+    'selective_scan': 'scans',
+    'bidirectional_selective_scan': 'scans',
+    'conv1d_silu': 'conv',
+    'bi_conv1d_silu': 'conv',
+    'add_rms_norm': 'norm',
 }
 _MOST_STATES = 32
 _OLDEST = (3, 7)
@@ -131,20 +133,20 @@ def _import_problem() -> str | None:
     return None
 
 
-def _kernel(name: str) -> Callable[..., Any]:
+def _kernel(module: str, name: str) -> Callable[..., Any]:
     """A kernel of an operator, imported when it is called."""
 
     def run(*args: Any) -> Any:
-        module = importlib.import_module('mmvim_ops.triton_kernels.scans')
-        return getattr(module, name)(*args)
+        return getattr(importlib.import_module(f'mmvim_ops.triton_kernels.{module}'), name)(*args)
 
     return run
 
 
 def register(device: str) -> None:
     """Put the kernels in the place of those in pure torch, on a kind of device."""
-    for operator, name in _KERNELS.items():
-        torch.library.impl(f'{_NAMESPACE}::{operator}', device, _kernel(name))
+    for op, module in _MODULES.items():
+        for name in (op, f'{op}_backward'):
+            torch.library.impl(f'{_NAMESPACE}::{name}', device, _kernel(module, name))
 
 
 _IS_INSTALLED = importlib.util.find_spec('triton') is not None

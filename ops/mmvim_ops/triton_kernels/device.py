@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -10,7 +10,16 @@ import torch
 import triton
 from torch import Tensor
 
-__all__ = ['Rows', 'device_function', 'guard', 'is_interpreted', 'rows', 'warp']
+__all__ = [
+    'Rows',
+    'device_function',
+    'guard',
+    'is_interpreted',
+    'multiprocessors',
+    'rows',
+    'wanted',
+    'warp',
+]
 
 
 # Kernels ask the same, when they are imported.
@@ -62,9 +71,30 @@ def warp() -> int:
     return int(triton.runtime.driver.active.get_current_target().warp_size)
 
 
+def multiprocessors(device: torch.device) -> int:
+    """Of a GPU; 0 where there is none."""
+    if device.type == 'cuda':
+        return torch.cuda.get_device_properties(device).multi_processor_count
+    if device.type == 'xpu':
+        return int(torch.xpu.get_device_properties(device).gpu_subslice_count)
+    return 0
+
+
 def guard(device: torch.device) -> AbstractContextManager[object]:
     """Makes a device the current one: kernels run there."""
-    if device.type == 'cpu':
-        return nullcontext()
-    context: AbstractContextManager[object] = getattr(torch, device.type).device(device)
+    context: AbstractContextManager[object] = nullcontext()
+    if device.type in ('cuda', 'xpu'):
+        context = getattr(torch, device.type).device(device)
     return context
+
+
+def wanted(
+    grads: Sequence[Tensor | None], inputs: Sequence[Any], needs: Sequence[bool]
+) -> tuple[Tensor, ...]:
+    """The gradient of every input in its dtype, empty where it is not needed."""
+    return tuple(
+        inputs[0].new_empty(0)
+        if grad is None or given is None or not need
+        else grad.to(given.dtype)
+        for grad, given, need in zip(grads, inputs, needs)
+    )

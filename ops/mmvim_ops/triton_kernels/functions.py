@@ -1,4 +1,4 @@
-"""The elementary functions of the kernels, in float32, and the sums over a block's channels."""
+"""What kernels share: a block's channels in memory, elementary functions in float32, and sums."""
 
 from __future__ import annotations
 
@@ -8,10 +8,34 @@ import triton.language as tl
 
 from mmvim_ops.triton_kernels.device import device_function
 
-__all__ = ['LN2', 'LOG2E', 'channel_sums', 'sigmoid', 'softplus']
+__all__ = [
+    'LN2',
+    'LOG2E',
+    'channel_parameter',
+    'channel_sums',
+    'load_channels',
+    'sigmoid',
+    'softplus',
+]
 
 LOG2E = tl.constexpr(math.log2(math.e))
 LN2 = tl.constexpr(math.log(2))
+
+
+@device_function
+def load_channels(rows, batch, token, channel, valid):
+    """A token's numbers of a block's channels, (BLOCK,)."""
+    place = rows.data + batch * rows.batch + token * rows.row
+    return tl.load(place + channel, mask=valid, other=0.0).to(tl.float32)
+
+
+@device_function
+def channel_parameter(parameter, channel, valid):
+    """A parameter of a block's channels, (BLOCK,); zeros where there is none."""
+    if parameter is None:
+        return tl.full(channel.shape, 0.0, tl.float32)
+    else:
+        return tl.load(parameter + channel, mask=valid, other=0.0).to(tl.float32)
 
 
 @device_function

@@ -6,8 +6,15 @@ import triton
 import triton.language as tl
 
 from mmvim_ops.triton_kernels.device import device_function
-from mmvim_ops.triton_kernels.functions import LN2, LOG2E, channel_sums, sigmoid
-from mmvim_ops.triton_kernels.scan_forward import channel_parameter, load_channels, step
+from mmvim_ops.triton_kernels.functions import (
+    LN2,
+    LOG2E,
+    channel_parameter,
+    channel_sums,
+    load_channels,
+    sigmoid,
+)
+from mmvim_ops.triton_kernels.scan_forward import step
 
 __all__ = ['scan_backward_kernel']
 
@@ -46,6 +53,8 @@ def scan_backward_kernel(
     grad_bias,
     grad_z,
     y_out,
+    first_batch,
+    launched_batches,
     batches,
     length,
     groups,
@@ -76,6 +85,7 @@ def scan_backward_kernel(
         grad_u, grad_delta: (B, L, E), contiguous; the latter before softplus and projection.
         grad_A, grad_D, grad_bias: (segments, B, E, N) or (segments, B, E), float32: parts of sums.
         grad_B, grad_C: (blocks of a group, B, L, G, N), float32: parts of sums.
+        first_batch, launched_batches: Sequences of this launch.
         grad_z, y_out: (B, L, E), contiguous: the gradient of z, and in float32 ``C h + D u``.
         STATES: The power of two that is not below N.
         HELD: Tokens whose states are held in registers.
@@ -88,8 +98,8 @@ def scan_backward_kernel(
     valid = inner < width
     group = program // blocks % groups
     channel = group * width + inner
-    batch = (program // (blocks * groups) % batches).to(tl.int64)
-    segment = program // (blocks * groups) // batches
+    batch = first_batch + (program // (blocks * groups) % launched_batches).to(tl.int64)
+    segment = program // (blocks * groups) // launched_batches
     channels = groups * width
 
     rates = ()
@@ -100,8 +110,8 @@ def scan_backward_kernel(
         rates = rates + (rate * LOG2E,)
         sums_A = sums_A + (tl.full((BLOCK,), 0.0, tl.float32),)
         if arriving is not None:
-            place = arriving + ((segment * batches + batch) * N + n) * channels
-            adjoints = adjoints + (tl.load(place + channel, mask=valid, other=0.0),)
+            source = arriving + ((segment * batches + batch) * N + n) * channels
+            adjoints = adjoints + (tl.load(source + channel, mask=valid, other=0.0),)
         else:
             adjoints = adjoints + (tl.full((BLOCK,), 0.0, tl.float32),)
     weights = ()
@@ -244,5 +254,5 @@ def scan_backward_kernel(
     tl.store(grad_D + part * channels + channel, sum_D, mask=valid)
     tl.store(grad_bias + part * channels + channel, sum_bias, mask=valid)
     for n in tl.static_range(N):
-        place = grad_A + (part * channels + channel) * N + n
-        tl.store(place, sums_A[n], mask=valid)
+        target = grad_A + (part * channels + channel) * N + n
+        tl.store(target, sums_A[n], mask=valid)

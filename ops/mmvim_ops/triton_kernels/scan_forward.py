@@ -6,25 +6,15 @@ import triton
 import triton.language as tl
 
 from mmvim_ops.triton_kernels.device import device_function
-from mmvim_ops.triton_kernels.functions import LOG2E, sigmoid, softplus
+from mmvim_ops.triton_kernels.functions import (
+    LOG2E,
+    channel_parameter,
+    load_channels,
+    sigmoid,
+    softplus,
+)
 
-__all__ = ['channel_parameter', 'load_channels', 'scan_forward_kernel', 'step']
-
-
-@device_function
-def load_channels(rows, batch, token, channel, valid):
-    """A token's numbers of a block's channels, (BLOCK,)."""
-    place = rows.data + batch * rows.batch + token * rows.row
-    return tl.load(place + channel, mask=valid, other=0.0).to(tl.float32)
-
-
-@device_function
-def channel_parameter(parameter, channel, valid):
-    """A parameter of a block's channels, (BLOCK,); zeros where there is none."""
-    if parameter is None:
-        return tl.full(channel.shape, 0.0, tl.float32)
-    else:
-        return tl.load(parameter + channel, mask=valid, other=0.0).to(tl.float32)
+__all__ = ['scan_forward_kernel', 'step']
 
 
 @device_function
@@ -115,8 +105,8 @@ def scan_forward_kernel(
         rate = tl.load(A + channel * N + n, mask=valid, other=0.0).to(tl.float32)
         rates = rates + (rate * LOG2E,)
         if arriving is not None:
-            place = arriving + ((segment * batches + batch) * N + n) * channels
-            states = states + (tl.load(place + channel, mask=valid, other=0.0),)
+            source = arriving + ((segment * batches + batch) * N + n) * channels
+            states = states + (tl.load(source + channel, mask=valid, other=0.0),)
         else:
             states = states + (tl.full((BLOCK,), 0.0, tl.float32),)
     weights = ()
@@ -160,5 +150,5 @@ def scan_forward_kernel(
             tl.store(out + place, (y * scale).to(out.dtype.element_ty), mask=valid)
     if last_state is not None and stop == length:
         for n in tl.static_range(N):
-            place = last_state + (batch * channels + channel) * N + n
-            tl.store(place, states[n], mask=valid)
+            target = last_state + (batch * channels + channel) * N + n
+            tl.store(target, states[n], mask=valid)

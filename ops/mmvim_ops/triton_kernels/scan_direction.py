@@ -1,0 +1,275 @@
+"""One direction of a scan: what it reads, into how many segments it goes, and its launches."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmvim_ops.triton_kernels.device import Rows, guard, multiprocessors, rows, warp
+from mmvim_ops.triton_kernels.scan_backward import scan_backward_kernel
+from mmvim_ops.triton_kernels.scan_forward import scan_forward_kernel
+from mmvim_ops.triton_kernels.scan_segments import carry_kernel, segment_kernel
+
+__all__ = ['Direction', 'Gradients', 'scan', 'scan_backward']
+
+# Channels of a thread in a forward pass, which share what is loaded of B and C.
+_CHANNELS_EACH = 2
+# Tokens whose states a thread of the backward pass holds in registers.
+_HELD = 2
+# Warps that a multiprocessor has registers for in a backward pass, and those of one launch of it:
+# each has a buffer of chunk / 2 states in memory.
+_WARPS_EACH, _MOST_WARPS = 8, 2048
+# Tokens that segments are multiples of where no states are saved.
+_UNIT = 64
+
+
+class Direction(NamedTuple):
+    """What one scan reads: as :class:`SelectiveInputs`, or dt before its projection."""
+
+    u: Tensor
+    delta: Tensor  # (B, L, E), or (B, L, R) with a weight
+    weight: Tensor | None  # (E, R)
+    bias: Tensor | None
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None
+    softplus: bool
+    reverse: bool
+    groups: int
+
+    def sizes(self, chunk: int) -> dict[str, Any]:
+        """What both kernels are told about the shapes."""
+        batches, length, channels = self.u.shape
+        return dict(
+            batches=batches,
+            length=length,
+            groups=self.groups,
+            width=channels // self.groups,
+            chunk=min(chunk, length),
+            N=self.A.shape[1],
+            RANK=0 if self.weight is None else self.weight.shape[1],
+            SOFTPLUS=self.softplus,
+            REVERSE=self.reverse,
+        )
+
+    def tensors(self) -> dict[str, Any]:
+        """What both kernels read."""
+        parameters = dict(weight=self.weight, bias=self.bias, A=self.A, D=self.D)
+        found = {name: t if t is None else t.contiguous() for name, t in parameters.items()}
+        return found | {name: rows(getattr(self, name)) for name in ('u', 'delta', 'B', 'C')}
+
+
+def _segment_length(given: Direction, programs: int, chunk: int) -> int:
+    """Tokens of a segment: all, unless several segments leave fewer multiprocessors idle.
+
+    Segments take a pass of their own, half as long as the scan. It pays where without them half of
+    the warps that a device has registers for would be missing (not measured).
+    """
+    length = given.u.shape[1]
+    wanted_warps = _WARPS_EACH * multiprocessors(given.u.device)
+    segments = wanted_warps // max(programs, 1)
+    if segments < 2:
+        return length
+    unit = chunk if chunk < length else _UNIT
+    return max(1, -(-length // (unit * segments))) * unit
+
+
+class Gradients(NamedTuple):
+    """Of a direction's inputs; all but that of u in float32, that of delta before projection."""
+
+    u: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor
+    bias: Tensor
+
+
+def _saved(checkpoints: Tensor) -> Rows:
+    """(chunks, B, G, N, E / G), as kernels take them."""
+    chunk, batch, group = checkpoints.stride()[:3]
+    return Rows(checkpoints, batch, chunk, group)
+
+
+def scan(
+    given: Direction,
+    z: Tensor | None,
+    partial: Tensor | None,
+    scale: float,
+    out: Tensor,
+    checkpoints: Tensor,
+    chunk: int,
+    last_state: Tensor | None = None,
+) -> None:
+    """Run a direction into ``out``, ``checkpoints`` and ``last_state``."""
+    sizes = given.sizes(chunk)
+    block = _CHANNELS_EACH * warp()
+    programs = -(-sizes['width'] // block) * given.groups * sizes['batches']
+    segment_length = _segment_length(given, programs, chunk)
+    segments = -(-sizes['length'] // segment_length)
+    if len(checkpoints) == 1:  # the state before the first token
+        checkpoints.zero_()
+    with guard(out.device):
+        scan_forward_kernel[programs * segments,](
+            z=None if z is None else rows(z),
+            partial=partial,
+            arriving=_arriving(given, chunk, segment_length) if segments > 1 else None,
+            out=out,
+            last_state=last_state,
+            checkpoints=None if len(checkpoints) == 1 else _saved(checkpoints),
+            segment_length=segment_length,
+            scale=scale,
+            BLOCK=block,
+            num_warps=1,
+            **given.tensors(),
+            **sizes,
+        )
+
+
+def _arriving(
+    given: Direction,
+    chunk: int,
+    segment_length: int,
+    grad_out: Tensor | None = None,
+    z: Tensor | None = None,
+    scale: float = 1.0,
+    last: Tensor | None = None,
+) -> Tensor:
+    """The state before every segment; with ``grad_out`` the adjoint after it, ``last`` the last.
+
+    Returns:
+        (segments, B, N, E) in float32.
+    """
+    sizes, tensors = given.sizes(chunk), given.tensors()
+    batches, length, N = sizes['batches'], sizes['length'], sizes['N']
+    channels, segments = given.u.shape[2], -(-length // segment_length)
+    on: Any = dict(dtype=torch.float32, device=given.u.device)
+    ends, arriving = torch.empty((2, segments, batches, N, channels), **on).unbind(0)
+    steps = torch.empty((segments, batches, channels), **on)
+    first = arriving[-1 if grad_out is not None else 0]
+    if last is None:
+        first.zero_()
+    else:
+        first.copy_(last)
+    block = _CHANNELS_EACH * warp()
+    programs = -(-sizes['width'] // block) * given.groups * batches * segments
+    del tensors['D'], sizes['chunk']
+    segment_kernel[programs,](
+        z=None if z is None else rows(z),
+        grad_out=None if grad_out is None else rows(grad_out),
+        ends=ends,
+        steps=steps,
+        segment_length=segment_length,
+        scale=scale,
+        BLOCK=block,
+        num_warps=1,
+        **tensors,
+        **sizes,
+    )
+    carry_kernel[-(-channels // block) * batches,](
+        A=tensors['A'],
+        ends=ends,
+        steps=steps,
+        arriving=arriving,
+        batches=batches,
+        channels=channels,
+        segments=segments,
+        N=N,
+        ADJOINT=grad_out is not None,
+        BLOCK=block,
+        num_warps=1,
+    )
+    return arriving
+
+
+def scan_backward(
+    given: Direction,
+    grad_out: Tensor,
+    z: Tensor | None,
+    scale: float,
+    checkpoints: Tensor,
+    chunk: int,
+    arriving: Tensor | None = None,
+    partial: Tensor | None = None,
+    grad_z: Tensor | None = None,
+    y_out: Tensor | None = None,
+) -> Gradients:
+    """Run a direction backwards.
+
+    Args:
+        given (Direction): What it read.
+        grad_out (Tensor): (B, L, E).
+        z (Tensor | None): (B, L, E), the gate.
+        scale (float): The factor of the output.
+        checkpoints (Tensor): (chunks, B, G, N, E / G), which it saved.
+        chunk (int): Tokens between them.
+        arriving (Tensor | None): (B, E, N), the gradient of the last state. Defaults to None: zero.
+        partial (Tensor | None): (B, L, E), float32: what another direction adds to ``C h + D u``.
+            Defaults to None: nothing.
+        grad_z (Tensor | None): (B, L, E), takes the gradient of z. Defaults to None: not wanted.
+        y_out (Tensor | None): (B, L, E), float32: takes ``C h + D u``. Defaults to None.
+    """
+    sizes = given.sizes(chunk)
+    batches, length, groups, N = (sizes[name] for name in ('batches', 'length', 'groups', 'N'))
+    block = warp()
+    blocks = -(-sizes['width'] // block)
+    segment_length = _segment_length(given, blocks * groups * batches, chunk)
+    segments = -(-length // segment_length)
+    channels = given.u.shape[2]
+    # Sequences of a launch, as many as there is a buffer for.
+    launched = max(1, _MOST_WARPS // (blocks * groups * segments))
+    launched = min(launched, max(batches, 1))
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=given.u.device)
+
+    if arriving is not None:
+        arriving = arriving.float().transpose(1, 2).contiguous()
+    if segments > 1:
+        with guard(given.u.device):
+            arriving = _arriving(given, chunk, segment_length, grad_out, z, scale, arriving)
+    grad_u = empty(*given.u.shape, dtype=given.u.dtype)
+    grad_delta = empty(*given.u.shape)
+    grad_A = empty(segments * batches, channels, N)
+    grad_D, grad_bias = empty(2, segments * batches, channels).unbind(0)
+    grad_B, grad_C = empty(2, blocks, batches, length, groups, N).unbind(0)
+    scratch = empty(launched * blocks * groups * segments, -(-sizes['chunk'] // _HELD), N, block)
+    for first in range(0, batches, launched):
+        here = min(launched, batches - first)
+        with guard(grad_u.device):
+            scan_backward_kernel[here * blocks * groups * segments,](
+                grad_out=rows(grad_out),
+                z=None if z is None else rows(z),
+                partial=partial,
+                arriving=arriving,
+                checkpoints=_saved(checkpoints),
+                scratch=scratch,
+                first_batch=first,
+                launched_batches=here,
+                segment_length=segment_length,
+                grad_u=grad_u,
+                grad_delta=grad_delta,
+                grad_A=grad_A,
+                grad_B=grad_B,
+                grad_C=grad_C,
+                grad_D=grad_D,
+                grad_bias=grad_bias,
+                grad_z=grad_z,
+                y_out=y_out,
+                scale=scale,
+                STATES=1 << (N - 1).bit_length(),
+                BLOCK=block,
+                HELD=_HELD,
+                num_warps=1,
+                **given.tensors(),
+                **sizes,
+            )
+    return Gradients(
+        grad_u,
+        grad_delta,
+        *(part.sum(0) for part in (grad_A, grad_B, grad_C, grad_D, grad_bias)),
+    )
