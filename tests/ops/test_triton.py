@@ -253,6 +253,49 @@ def test_without_gradients_one_state_is_saved(
     assert torch.equal(out, bidirectional(**leaves, backend='triton'))
 
 
+def test_in_a_compiler(bidirectional_inputs: Inputs, triton_device: str) -> None:
+    """One graph, whose numbers are the same bits; the kernels are no part of it."""
+    made = bidirectional_inputs(B=1, L=3, E=3, N=2, dtype=torch.float32)
+    leaves = [tensor.to(triton_device).requires_grad_() for tensor in made.values()]
+    scan = partial(bidirectional, backend='triton')
+    wanted = scan(*leaves)
+    found = torch.compile(scan, backend='aot_eager', fullgraph=True)(*leaves)
+    assert torch.equal(found, wanted)
+    grads = (torch.autograd.grad(out.sum(), leaves) for out in (found, wanted))
+    assert all(torch.equal(*pair) for pair in zip(*grads))
+
+
+def test_autocast_changes_nothing(bidirectional_inputs: Inputs, triton_device: str) -> None:
+    """Nor does it in a product of matrices, as which steps of a large rank are computed."""
+    made = bidirectional_inputs(B=1, L=2, E=3, N=1, R=17, dtype=torch.float32)
+    leaves = [tensor.to(triton_device).requires_grad_() for tensor in made.values()]
+
+    def run() -> tuple[Tensor, ...]:
+        out = bidirectional(*leaves, backend='triton')
+        return (out, *torch.autograd.grad(out.sum(), leaves))
+
+    wanted = run()
+    with torch.autocast(triton_device, torch.bfloat16):
+        found = run()
+    assert all(torch.equal(*pair) for pair in zip(found, wanted))
+
+
+@pytest.mark.slow
+def test_opcheck(scan_inputs: Inputs, bidirectional_inputs: Inputs, triton_device: str) -> None:
+    """Of both scans, with gradients: schemas, shape rules and derivatives."""
+    for name, made, options in (
+        ('bidirectional_selective_scan', bidirectional_inputs, (0.5, True, 2)),
+        ('selective_scan', scan_inputs, (True, True, 1, 2)),
+    ):
+        inputs = made(B=1, L=3, E=3, N=2, dtype=torch.bfloat16)
+        if name == 'selective_scan':
+            order = ('u', 'delta', 'A', 'B', 'C', 'D', 'z', 'delta_bias')
+            inputs = {key: inputs[key] for key in order}
+        leaves = [tensor.to(triton_device).requires_grad_() for tensor in inputs.values()]
+        operator = getattr(torch.ops.mmvim_triton, name).default
+        torch.library.opcheck(operator, (*leaves, *options))
+
+
 @pytest.mark.parametrize('bias', [True, False])
 @pytest.mark.parametrize(
     ('L', 'E', 'width', 'B', 'segment'),
@@ -364,9 +407,10 @@ def test_auto_never_interprets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize('fault', [None, 'wrong', 'raised'])
 def test_auto_compares_before_it_takes_them(
-    fault: str | None, monkeypatch: pytest.MonkeyPatch
+    fault: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Once a device; kernels that cannot be compiled are as bad as wrong ones."""
+    caplog.set_level('INFO', logger='mmvim_ops')
     pytest.importorskip('triton')
     calls = []
 
@@ -389,6 +433,8 @@ def test_auto_compares_before_it_takes_them(
             assert not TRITON.serves(device, torch.float32, 16)
     assert TRITON.serves(device, torch.bfloat16, 1) is (fault is None)
     assert calls == [(TRITON, CHUNKED, device)]
+    said = ['compiled and compared on cuda:0 in 0 s' in each.message for each in caplog.records]
+    assert said == ([] if fault == 'raised' else [True])
 
 
 @pytest.mark.slow

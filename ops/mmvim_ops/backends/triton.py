@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import os
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +24,7 @@ from mmvim_ops.backends.operators import OperatorBackend
 
 __all__ = ['TRITON']
 
+_log = logging.getLogger(__name__)
 _NAMESPACE = 'mmvim_triton'
 _GPUS = ('cuda', 'xpu')  # torch calls AMD's cuda
 # The module of every op's kernels.
@@ -63,7 +66,10 @@ class Triton(OperatorBackend):
         self, device: torch.device, dtype: torch.dtype, states: int = 0, rank: int = 0
     ) -> str | None:
         """See :meth:`Backend.problem`."""
-        return self._mismatch(device, dtype, states) or _import_problem()
+        mismatch = self._mismatch(device, dtype, states)
+        if mismatch is not None or (torch.compiler.is_compiling() and _IS_INSTALLED):
+            return mismatch  # a compiler does not trace into an import
+        return _import_problem()
 
     def _mismatch(self, device: torch.device, dtype: torch.dtype, states: int) -> str | None:
         """The part of a call that has no kernels on any machine, or None."""
@@ -100,10 +106,14 @@ class Triton(OperatorBackend):
 
     def _fault(self, device: torch.device) -> str | None:
         """What is wrong with the kernels on a device, compilation included."""
+        start = time.perf_counter()
         try:
-            return self_check.difference(self, CHUNKED, device)
+            problem = self_check.difference(self, CHUNKED, device)
         except Exception as error:  # of a compiler, a driver, a missing header: no common class
             return f'{type(error).__name__}: {error}'
+        seconds = time.perf_counter() - start
+        _log.info('Triton kernels compiled and compared on %s in %.0f s', device, seconds)
+        return problem
 
     def chunk_length(self, x: Tensor, states: int, directions: int, saves: bool) -> int:
         """See :meth:`OperatorBackend.chunk_length`; without a backward pass, all tokens."""
