@@ -1,0 +1,309 @@
+"""Compile the Triton kernels for GPUs that need not be there, and tell what they became.
+
+Every kernel is compiled as the ops launch it at given sizes: registers of a thread, numbers it had
+to spill into memory, shared memory of a block, and of the scans the instructions a token and state,
+which are counted in the innermost loops of the machine code. Needs torch and triton alone; for
+GPUs of NVIDIA, triton brings the assembler and the disassembler.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from mmvim_ops.triton_kernels import conv, norm, scan_direction, scans
+
+TARGETS = {
+    **{f'sm_{number}': GPUTarget('cuda', number, 32) for number in (80, 90, 100, 120)},
+    'gfx942': GPUTarget('hip', 'gfx942', 64),
+    'gfx1100': GPUTarget('hip', 'gfx1100', 32),
+}
+DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
+OPS = ('scan', 'selective', 'conv', 'norm')
+MULTIPROCESSORS = 132  # of an H200: few channels go in segments
+
+
+class Launch(NamedTuple):
+    """A kernel as an op launches it: its arguments, and options of the compiler."""
+
+    kernel: JITFunction
+    arguments: dict[str, Any]
+    options: dict[str, Any]
+
+
+class Measures(NamedTuple):
+    """Of compiled code: per thread, per block, and per token and state (None but for scans)."""
+
+    registers: int
+    spills: int
+    shared_bytes: int
+    instructions: float | None
+
+
+class _Device:
+    """Stands in for the driver of a device, which would have to be there."""
+
+    def __init__(self, target: GPUTarget) -> None:
+        self.target = target
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+
+def launches(run: Callable[[], object], target: GPUTarget) -> list[Launch]:
+    """What an op would launch on a large device; its tensors are on the meta device."""
+    found: list[Launch] = []
+
+    def record(kernel: JITFunction, *, grid: object, warmup: bool, **given: Any) -> None:
+        names = set(kernel.arg_names)
+        options = {name: value for name, value in given.items() if name not in names}
+        found.append(Launch(kernel, {name: given[name] for name in kernel.arg_names}, options))
+
+    original, multiprocessors = JITFunction.run, scan_direction.multiprocessors
+    driver.set_active(_Device(target))
+    JITFunction.run = record
+    scan_direction.multiprocessors = lambda device: MULTIPROCESSORS
+    try:
+        run()
+    finally:
+        JITFunction.run, scan_direction.multiprocessors = original, multiprocessors
+        with suppress(RuntimeError):  # there is no driver to go back to
+            driver.reset_active()
+    return found
+
+
+def compiled(launch: Launch, target: GPUTarget) -> Any:
+    """The kernel, specialised as triton does at a launch: for ones, and multiples of 16."""
+    constants: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], Any] = {}
+
+    def kind(value: Any, path: tuple[int, ...]) -> Any:
+        if isinstance(value, tuple):
+            kinds = [kind(part, (*path, index)) for index, part in enumerate(value)]
+            return type(value)(*kinds)
+        if value is None or isinstance(value, bool) or (isinstance(value, int) and value == 1):
+            constants[path] = value
+            return 'constexpr'
+        if isinstance(value, float):
+            return 'fp32'
+        if isinstance(value, Tensor) or value % 16 == 0:
+            attributes[path] = [['tt.divisibility', 16]]
+        if isinstance(value, Tensor):
+            return f'*{triton.runtime.jit.type_canonicalisation_dict[str(value.dtype)[6:]]}'
+        return 'i32' if abs(value) < 1 << 31 else 'i64'
+
+    signature = {}
+    for index, parameter in enumerate(launch.kernel.params):
+        value = launch.arguments[parameter.name]
+        if parameter.is_constexpr:
+            constants[(index,)] = value
+            signature[parameter.name] = 'constexpr'
+        else:
+            signature[parameter.name] = kind(value, (index,))
+    source = ASTSource(launch.kernel, signature, constants, attributes)
+    return triton.compile(source, target=target, options=launch.options)
+
+
+def loops(lines: Sequence[str], label: str, branch: str) -> Iterator[Sequence[str]]:
+    """The lines of every innermost loop of machine code: from a label to a branch back to it."""
+    places = {found[1]: i for i, line in enumerate(lines) if (found := re.match(label, line))}
+    spans = [
+        (places[found[1]], i)
+        for i, line in enumerate(lines)
+        if (found := re.search(branch, line)) and places.get(found[1], i + 1) <= i
+    ]
+    for start, stop in spans:
+        if not any(start <= a and b <= stop and (a, b) != (start, stop) for a, b in spans):
+            yield lines[start : stop + 1]
+
+
+def per_state(
+    found: Iterable[Sequence[str]], instruction: str, exponential: str, states: int
+) -> float | None:
+    """Instructions a token and state, over all loops in which a token has an exponential a state.
+
+    ``states`` are those that a thread has, of all its channels; without any there is no such loop.
+    """
+    if not states:
+        return None
+    total = 0.0
+    for lines in found:
+        exponentials = sum(exponential in line for line in lines)
+        count = sum(bool(re.match(instruction, line)) for line in lines)
+        if exponentials >= states:
+            total += count / (exponentials // states) / states
+    return total
+
+
+def _nvidia(code: Any, states: int) -> Measures:
+    """Of a cubin, as triton's copies of NVIDIA's tools describe it."""
+    tools = triton.knobs.nvidia
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / 'kernel.cubin'
+        file.write_bytes(code.asm['cubin'])
+        usage, text = (
+            subprocess.run([tool, *flags, file], capture_output=True, text=True, check=True).stdout
+            for tool, flags in (
+                (tools.cuobjdump.path, ['-res-usage']),
+                (tools.nvdisasm.path, ['-c']),
+            )
+        )
+    registers, stack, local = (
+        int(re.search(rf'{name}:(\d+)', usage)[1])  # type: ignore[index]
+        for name in ('REG', 'STACK', 'LOCAL')
+    )
+    found = loops(text.splitlines(), r'\s*(\.L_x_\d+):', r'BRA.*`\((\.L_x_\d+)\)')
+    count = per_state(found, r'\s+/\*[0-9a-f]{4,}\*/\s+(?!.*\bNOP\b)', 'MUFU.EX2', states)
+    return Measures(registers, (stack + local) // 4, code.metadata.shared, count)
+
+
+def _amd(code: Any, states: int) -> Measures:
+    """Of assembly text, which ends in what a kernel takes."""
+    text = code.asm['amdgcn']
+    registers, spills, shared = (
+        int(re.search(rf'\.{name}:\s+(\d+)', text)[1])  # type: ignore[index]
+        for name in ('vgpr_count', 'vgpr_spill_count', 'group_segment_fixed_size')
+    )
+    found = loops(text.splitlines(), r'(\.LBB\d+_\d+):', r's_cbranch_\w+ (\.LBB\d+_\d+)')
+    count = per_state(found, r'\t[a-z]\w+_\w+', 'v_exp_f32', states)
+    return Measures(registers, spills, shared, count)
+
+
+def measured(launch: Launch, target: GPUTarget) -> Measures:
+    """Compile a kernel and describe its code."""
+    code = compiled(launch, target)
+    warps = launch.options['num_warps']
+    channels = launch.arguments['BLOCK'] // (target.warp_size * warps)  # of a thread
+    states = launch.arguments.get('N', 0) * channels
+    return (_nvidia if target.backend == 'cuda' else _amd)(code, states)
+
+
+def scan_launches(target: GPUTarget, dtype: torch.dtype, N: int, E: int, R: int) -> list[Launch]:
+    """Both directions of both passes of the scan of a Vim block; a backward pass is to come."""
+    B, L = 8, 1024
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device='meta')
+
+    x, dbl = (empty(B, L, width, dtype=dtype) for width in (E, R + 2 * N))
+    z = empty(B, L, 2 * E, dtype=dtype)[..., E:]
+    tensors = [x, dbl, empty(E, R), empty(E), empty(E, N), empty(E)]
+    inputs = [tensor for tensor in tensors for _ in 'fb']
+    checkpoints = empty(L // 64, B, 2, N, E)
+
+    def run() -> None:
+        scans.bidirectional_selective_scan(*inputs, z, 0.5, False, 64)
+        scans.bidirectional_selective_scan_backward(
+            *(x, *inputs, z, checkpoints, 0.5, 64, [True] * 13, False)
+        )
+
+    return launches(run, target)
+
+
+def selective_launches(target: GPUTarget, dtype: torch.dtype, N: int, E: int) -> list[Launch]:
+    """Both passes of the generic scan in two groups, with all that it may be given."""
+    B, L, groups = 8, 1024, 2
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device='meta')
+
+    u, states = empty(B, L, E, dtype=dtype), empty(B, L, groups, N, dtype=dtype)
+    inputs = (u, u, empty(E, N), states, states, empty(E), u, empty(E))
+    options = (True, False, groups, 64)
+    last, checkpoints = empty(B, E, N), empty(L // 64, B, groups, N, E // groups)
+
+    def run() -> None:
+        scans.selective_scan(*inputs, *options)
+        scans.selective_scan_backward(*(u, last, *inputs, checkpoints, *options, [True] * 8, False))
+
+    return launches(run, target)
+
+
+def conv_launches(target: GPUTarget, dtype: torch.dtype, E: int) -> list[Launch]:
+    """One direction of both passes of the convolution of a Vim block."""
+    x = torch.empty(8, 1024, 2 * E, dtype=dtype, device='meta')[..., :E]
+    weight, bias = (torch.empty(*shape, device='meta') for shape in ((E, 4), (E,)))
+
+    def run() -> None:
+        conv.conv1d_silu(x, weight, bias, False)
+        conv.conv1d_silu_backward(x, x, weight, bias, False, [True] * 3)
+
+    return launches(run, target)
+
+
+def norm_launches(target: GPUTarget, dtype: torch.dtype, E: int) -> list[Launch]:
+    """Both passes of the normalisation of E / 2 channels, whose stream is in float32."""
+    x, weight = (torch.empty(*shape, device='meta') for shape in ((8, 1024, E // 2), (E // 2,)))
+    scales = torch.empty(8, 1024, device='meta')
+
+    def run() -> None:
+        norm.add_rms_norm(x, x.to(dtype), weight, 1e-5)
+        norm.add_rms_norm_backward(x, x, x, scales, weight)
+
+    return launches(run, target)
+
+
+def rows(
+    targets: Sequence[str], dtypes: Sequence[str], states: Sequence[int], ops: Sequence[str]
+) -> Iterator[tuple[str, ...]]:
+    """The cells of every kernel's row, of the sizes of Vim-tiny."""
+    E, R = 384, 12
+    for name in targets:
+        target = TARGETS[name]
+        for dtype in dtypes:
+            found: list[tuple[str, Launch]] = []
+            if 'scan' in ops:
+                found += [
+                    (str(N), launch)
+                    for N in states
+                    for launch in scan_launches(target, DTYPES[dtype], N, E, R)
+                ]
+            if 'selective' in ops:
+                found += [
+                    (str(N), launch)
+                    for N in states
+                    for launch in selective_launches(target, DTYPES[dtype], N, E)
+                ]
+            if 'conv' in ops:
+                found += [('–', launch) for launch in conv_launches(target, DTYPES[dtype], E)]
+            if 'norm' in ops:
+                found += [('–', launch) for launch in norm_launches(target, DTYPES[dtype], E)]
+            for N, launch in found:
+                got = measured(launch, target)
+                title = launch.kernel.fn.__name__.removesuffix('_kernel').replace('_', ' ')
+                title += ', reverse' if launch.arguments.get('REVERSE') else ''
+                title += '' if launch.arguments.get('RANK', 1) else ', generic'
+                count = '–' if got.instructions is None else f'{got.instructions:.1f}'
+                yield (title, name, dtype, N, *map(str, got[:3]), count)
+
+
+def main() -> None:
+    """Print a table, row by row."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--targets', nargs='+', choices=TARGETS, default=list(TARGETS))
+    parser.add_argument('--dtypes', nargs='+', choices=DTYPES, default=['bfloat16'])
+    parser.add_argument('--states', nargs='+', type=int, default=[16], help='N of the scans')
+    parser.add_argument('--ops', nargs='+', choices=OPS, default=list(OPS))
+    args = parser.parse_args()
+    print('| kernel | for | dtype | N | registers | spilled | shared bytes | instructions |')
+    print('|---|---|---|---|---|---|---|---|')
+    for cells in rows(args.targets, args.dtypes, args.states, args.ops):
+        print(f'| {" | ".join(cells)} |', flush=True)
+
+
+if __name__ == '__main__':
+    main()
