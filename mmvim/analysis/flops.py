@@ -21,17 +21,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from mmvim.analysis.image_forward import image_forward, region_heads, run_on_regions
-from mmvim.models import VimMixer, VisionMamba
+from mmvim.models import VimMixer
+from mmvim.models.backbones.base_backbone import BaseBackbone
 from mmvim_ops.flops import projection_flops, through_operators
 
-# What the parts of a Vim backbone are called, and the words by which a module, a parameter or an
+# What the parts of our backbones are called, and the words by which a module, a parameter or an
 # operator of its layers belongs to one.
 _PATCHES, _PROJECTIONS, _SCAN = 'patch embedding', 'blocks: projections', 'blocks: scan'
 _WORDS = {
+    'downsample': 'downsampling',
     'conv1d': 'blocks: convolution',
+    'conv2d': 'blocks: convolution',
     'scan': _SCAN,
     'mixer.A_': _SCAN,
     'mixer.D': _SCAN,
+    'op.A_': _SCAN,
+    'op.D': _SCAN,
     'norm': 'norms',
 }
 # Operators that create, move or choose numbers and compute none; views are told by their schema.
@@ -115,7 +120,7 @@ class _Counter(TorchDispatchMode):
 
     def __init__(self, model: nn.Module, stack: ExitStack) -> None:
         super().__init__()
-        self.vim = _vim_paths(model)
+        self.backbones = _backbone_paths(model)
         self.running = ['']  # names of modules, the innermost last
         self.muted = False  # inside a layer that is counted as a whole
         self.parts: Counter[str] = Counter()
@@ -131,7 +136,7 @@ class _Counter(TorchDispatchMode):
         self.running.append(name)
         kind = type(module)
         if isinstance(module, nn.RMSNorm):  # several operators, not the same everywhere
-            self.parts[_part(name, self.vim, 'norm')] += 4 * args[0].numel()
+            self.parts[_part(name, self.backbones, 'norm')] += 4 * args[0].numel()
             self.muted = True
         elif isinstance(module, VimMixer):
             self.tokens = max(self.tokens, args[0].shape[1])
@@ -153,7 +158,7 @@ class _Counter(TorchDispatchMode):
         packet = getattr(func, '_overloadpacket', None)
         if self.muted or packet is None:
             return out
-        part = _part(self.running[-1], self.vim, str(packet))
+        part = _part(self.running[-1], self.backbones, str(packet))
         if packet in _FORMULAS:
             self.parts[part] += _FORMULAS[packet](*args, **kwargs)
         elif packet in flop_registry:
@@ -210,19 +215,19 @@ def count_flops(model: nn.Module, images: Tensor) -> Count:
 def count_parameters(model: nn.Module) -> dict[str, int]:
     """Parameters by part, a shared one once; in the order of the model."""
     found: Counter[str] = Counter()
-    vim = _vim_paths(model)
+    backbones = _backbone_paths(model)
     for name, parameter in model.named_parameters():
-        found[_part(name, vim)] += parameter.numel()
+        found[_part(name, backbones)] += parameter.numel()
     return dict(found)
 
 
-def _vim_paths(model: nn.Module) -> list[str]:
-    return [name for name, module in model.named_modules() if isinstance(module, VisionMamba)]
+def _backbone_paths(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, BaseBackbone)]
 
 
-def _part(name: str, vim: Sequence[str], operator: str = '') -> str:
+def _part(name: str, backbones: Sequence[str], operator: str = '') -> str:
     """The part of a parameter, or of an operator in a module, by names."""
-    path = next((path for path in vim if f'{name}.'.startswith(f'{path}.')), None)
+    path = next((path for path in backbones if f'{name}.'.startswith(f'{path}.')), None)
     if path is None:
         parts = name.split('.')
         # Several heads, told apart: 'roi_head.bbox_head', 'roi_head.mask_head'.

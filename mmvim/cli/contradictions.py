@@ -13,7 +13,8 @@ from mmengine.config import Config
 from mmvim.cli.option_keys import resolve
 from mmvim.datasets.pipelines import pipeline_owner, type_name
 from mmvim.errors import UserError
-from mmvim.models import VisionMamba
+from mmvim.models import VisionMamba, VMamba
+from mmvim.models.backbones.vmamba import dims_of_stages
 
 # Heads of mmseg that normalise a map pooled to a single pixel.
 _POOLING = ('UPerHead', 'PSPHead', 'ASPPHead', 'DepthwiseSeparableASPPHead', 'APCHead', 'DMHead')
@@ -43,6 +44,7 @@ def check_channels(model: Mapping[str, Any]) -> None:
     """Compare the channels that neck and heads take with those that they are given."""
     neck, given = model.get('neck'), _map_channels(model.get('backbone') or {})
     source, levels = 'the width of model.backbone', given[0] if given else None
+    pyramid = given if given and len({*given}) > 1 else None
     if isinstance(neck, Mapping):
         key = 'embed_dim' if 'embed_dim' in neck else 'in_channels'
         taken = neck.get(key)
@@ -55,29 +57,57 @@ def check_channels(model: Mapping[str, Any]) -> None:
                 f'{taken}: make arch and out_indices of the backbone and {key} of the neck agree'
             )
         source = 'model.neck.embed_dim' if key == 'embed_dim' else 'model.neck.out_channels'
-        levels = neck.get(source.rpartition('.')[2])
+        levels, pyramid = neck.get(source.rpartition('.')[2]), None
     for name, head in _heads(model):
         # The extractor of regions hands channels on as they are.
         key = 'out_channels' if head.get('type') == 'SingleRoIExtractor' else 'in_channels'
         taken = head.get(key, levels)
         taken = [taken] if isinstance(taken, int) else list(taken or ())
-        if isinstance(levels, int) and set(taken) != {levels} and not isinstance(neck, list):
+        if pyramid is not None and taken and not isinstance(neck, list):
+            _check_maps(pyramid, head.get('in_index', -1), taken, f'model.{name}.{key}')
+        elif isinstance(levels, int) and set(taken) != {levels} and not isinstance(neck, list):
             raise UserError(
                 f'{source} is {levels}, but model.{name}.{key} is {taken}: make them equal'
             )
 
 
+def _check_maps(pyramid: Sequence[int], indices: Any, taken: Sequence[int], where: str) -> None:
+    """Compare the maps that a head takes with those of a backbone of several widths."""
+    indices = [indices] if isinstance(indices, int) else list(indices or ())
+    if all(-len(pyramid) <= index < len(pyramid) for index in indices):
+        given = [pyramid[index] for index in indices]
+        if given != list(taken):
+            raise UserError(
+                f'model.backbone gives maps of {given} channels to in_index={indices}, but {where} '
+                f'is {list(taken)}: make them equal'
+            )
+
+
 def _map_channels(backbone: Mapping[str, Any]) -> list[int] | None:
-    """Channels of each map of a Vision Mamba; None where the config does not tell."""
-    arch, indices = backbone.get('arch', 'tiny'), backbone.get('out_indices', -1)
-    arch = VisionMamba.arch_zoo.get(arch.lower(), {}) if isinstance(arch, str) else arch
-    if not _is_vim(backbone) or not isinstance(arch.get('embed_dims'), int):
+    """Channels of each map of a backbone of ours; None where the config does not tell."""
+    family = _ours(backbone)
+    if family is None:
         return None
-    return [arch['embed_dims']] * (len(indices) if isinstance(indices, Sequence) else 1)
+    arch = backbone.get('arch', 'tiny' if family is VisionMamba else 'tiny_s1l8')
+    arch = family.arch_zoo.get(arch.lower(), {}) if isinstance(arch, str) else arch
+    indices = backbone.get('out_indices', -1 if family is VisionMamba else (0, 1, 2, 3))
+    indices = list(indices) if isinstance(indices, Sequence) else [indices]
+    if family is VisionMamba:
+        width = arch.get('embed_dims')
+        return [width] * len(indices) if isinstance(width, int) else None
+    try:
+        depths: Any = arch['depths']
+        dims = dims_of_stages(arch['dims'], len(depths))
+        return [dims[index] for index in indices]
+    except (KeyError, TypeError, IndexError, ValueError):  # the build says what is wrong
+        return None
 
 
-def _is_vim(backbone: Mapping[str, Any]) -> bool:
-    return backbone.get('type') in ('mmvim.VisionMamba', 'VisionMamba', VisionMamba)
+def _ours(backbone: Mapping[str, Any]) -> type[VisionMamba] | type[VMamba] | None:
+    """The class of a backbone of ours; None for others."""
+    kind = backbone.get('type')
+    families = (VisionMamba, VMamba)
+    return next((f for f in families if kind in (f, f.__name__, f'mmvim.{f.__name__}')), None)
 
 
 def _heads(model: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -110,13 +140,15 @@ def check_class_weights(model: Mapping[str, Any]) -> None:
 
 
 def check_pretrained(model: Mapping[str, Any]) -> None:
-    """Refuse the ``pretrained`` of older configs, which Vision Mamba does not take."""
+    """Refuse the ``pretrained`` of older configs, which our backbones do not take."""
     backbone = model.get('backbone') or {}
     for where, node in (('model', model), ('model.backbone', backbone)):
-        if node.get('pretrained') is not None and _is_vim(backbone):
+        family = _ours(backbone)
+        if node.get('pretrained') is not None and family is not None:
+            kind = 'PretrainedVim' if family is VisionMamba else 'PretrainedVMamba'
             raise UserError(
-                f'{where}.pretrained={node["pretrained"]!r} is not how Vision Mamba gets weights: '
-                "set model.backbone.init_cfg=dict(type='mmvim.PretrainedVim', checkpoint=...)"
+                f'{where}.pretrained={node["pretrained"]!r} is not how {family.__name__} gets '
+                f"weights: set model.backbone.init_cfg=dict(type='mmvim.{kind}', checkpoint=...)"
             )
 
 

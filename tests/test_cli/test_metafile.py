@@ -71,14 +71,21 @@ def test_metafiles_have_what_mim_and_the_model_zoo_pages_read(metafile: Path) ->
             assert len({name.endswith(PAPER) for name in names}) == 1, 'the paper stands apart'
 
 
-def test_published_files_are_named_by_their_five_configs() -> None:
+@pytest.mark.parametrize(
+    ('family', 'code', 'number'),
+    [
+        ('vim', 'https://github.com/hustvl/Vim', 5),
+        ('vmamba', 'https://github.com/MzeroMiko/VMamba', 3),
+    ],
+)
+def test_published_files_are_named_by_their_configs(family: str, code: str, number: int) -> None:
     found = {
-        p.id: p.values[1]['Converted From'] for p in ENTRIES if 'Converted From' in p.values[1]
+        p.id: p.values[1]['Converted From']
+        for p in ENTRIES
+        if 'Converted From' in p.values[1] and p.values[0].parent.name == family
     }
-    assert len(found) == 5 and {entry['Code'] for entry in found.values()} == {
-        'https://github.com/hustvl/Vim'
-    }
-    readme = (CONFIGS / 'vim' / 'README.md').read_text()
+    assert len(found) == number and {entry['Code'] for entry in found.values()} == {code}
+    readme = (CONFIGS / family / 'README.md').read_text()
     for name, entry in found.items():
         file = entry['Weights'].rpartition('/')[2].removesuffix('.pth')
         (row,) = [

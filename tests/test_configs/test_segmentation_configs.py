@@ -22,7 +22,7 @@ mmseg = pytest.importorskip('mmseg')
 FILES = sorted(
     path
     for path in CONFIGS.glob('*/*.py')
-    if path.parent.name not in ('_base_', 'nuclei', 'vim', 'vitdet')
+    if path.parent.name not in ('_base_', 'nuclei', 'vim', 'vitdet', 'vmamba')
     and (path.parent.name != 'demo' or 'upernet' in path.stem)
 )
 IDS = [path.stem for path in FILES]

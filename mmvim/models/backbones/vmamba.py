@@ -171,7 +171,7 @@ class VMamba(BaseBackbone):
             raise ValueError(f'patch_size must be {POSITIVE.wanted}, got {patch_size!r}.')
         super().__init__(init_cfg)
         self.depths = tuple(settings.pop('depths'))
-        self.dims = _dims_of_stages(settings.pop('dims'), len(self.depths))
+        self.dims = dims_of_stages(settings.pop('dims'), len(self.depths))
         self.embed_dims = self.dims[0]
         self.num_layers = sum(self.depths)
         self.in_channels = in_channels
@@ -322,7 +322,7 @@ class VMamba(BaseBackbone):
         return self._no_decay(('A_logs', 'dt_projs_bias'))
 
 
-def _dims_of_stages(dims: int | Sequence[int], num_stages: int) -> tuple[int, ...]:
+def dims_of_stages(dims: int | Sequence[int], num_stages: int) -> tuple[int, ...]:
     """Channels of every stage, from those of the first or of all."""
     if isinstance(dims, int):
         return tuple(dims * 2**i for i in range(num_stages))

@@ -1,0 +1,8 @@
+# VMamba-S (s2l15), ImageNet-1K: 83.6 top-1 (paper). The published recipe with one difference: its
+# optimiser, which looks at dimensions and names, also decayed A_logs and the biases of dt.
+_base_ = [
+    '../_base_/models/classifier_vmamba.py',
+    '../_base_/datasets/imagenet_vmamba_224.py',
+    '../_base_/schedules/vmamba_300e.py',
+]
+model = dict(backbone=dict(arch='small_s2l15', drop_path_rate=0.3))

@@ -1,0 +1,7 @@
+# VMamba-T (s1l8), ImageNet-1K: 82.6 top-1 (paper). The published recipe with one difference: its
+# optimiser, which looks at dimensions and names, also decayed A_logs and the biases of dt.
+_base_ = [
+    '../_base_/models/classifier_vmamba.py',
+    '../_base_/datasets/imagenet_vmamba_224.py',
+    '../_base_/schedules/vmamba_300e.py',
+]
