@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from forked import Script
 from repository import ROOT
 
 from mmvim.datasets.patterns import PatternsSpec, generate
@@ -125,16 +126,14 @@ def test_data_are_made_anew_after_an_interruption(number, tmp_path):
         f'common.DATA = common.Path({str(tmp_path / "data")!r})\n'
         'sys.exit(run_tool(lambda argv: common.begin()))\n'
     )
-    with open(tmp_path / 'out.txt', 'w') as out:
-        process = subprocess.Popen(
-            [sys.executable, str(script)], stdout=out, stderr=out, start_new_session=True
-        )
+    process = Script(script)
     while not (manifest := tmp_path / 'data' / 'patterns.json').exists():
         assert process.poll() is None
         time.sleep(0.05)
     os.kill(process.pid, number)
-    assert process.wait(timeout=60) == 128 + number
-    assert Path(tmp_path / 'out.txt').read_text().splitlines()[-1] == LAST
+    done = process.wait()
+    assert done.returncode == 128 + number
+    assert done.stderr.splitlines()[-1] == LAST
     assert '"complete": false' in manifest.read_text()
     count = len(list((tmp_path / 'data').rglob('*.png')))
     time.sleep(1)
