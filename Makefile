@@ -46,8 +46,9 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist workste
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help packages packages-onedl install demo demo-quick demo-det demo-cls test smoke smoke-onedl \
-	operators operators-full lint format slow slow-tests wheel test-abi test-pure clean
+.PHONY: help packages packages-onedl install demo demo-quick demo-det demo-cls demo-others test smoke \
+	smoke-onedl operators operators-full lint format slow slow-tests build-wheel wheel test-abi test-pure \
+	clean
 
 help: ## this list
 	@echo 'make TARGET [STACK=onedl] [MMCV=full] [PYTHON=python3.12] [TORCH_INDEX_URL=...]'
@@ -177,21 +178,28 @@ slow-tests: $(STAMPS)/test $(STAMPS)/mim ## the tests that `make test` leaves ou
 packages-onedl:
 	$(MAKE) $(ONEDL) packages
 
-# The other environments are filled beside the tests. All else shares the cores or writes into the
-# checkout, so one follows the other.
-slow: ## long sweeps, the wheels, another torch, the onedl stack, compiled operators, the demos
-	$(MAKE) -j3 slow-tests $(ABI)/.stamp packages-onedl
-	$(MAKE) test-abi test-pure
-	$(MAKE) smoke-onedl
-	$(MAKE) operators-full
+# What the demos do beside detection, once its backbone is trained.
+demo-others:
 	$(MAKE) demo
-	$(MAKE) demo-det
 	$(MAKE) demo-cls
 
-wheel: $(STAMPS)/test ## build the wheel under dist/ and test it as installed
+# The other environments are filled beside the tests. The wheels are tested side by side, since one
+# process makes the environment of each; so are the demos, since small models gain little by a second
+# thread. All else shares the cores or an environment, so one follows the other.
+slow: ## long sweeps, the wheels, another torch, the onedl stack, compiled operators, the demos
+	$(MAKE) -j3 slow-tests $(ABI)/.stamp packages-onedl
+	$(MAKE) -j3 WORKERS=$$((($(WORKERS) + 1) / 2)) wheel test-abi test-pure
+	$(MAKE) smoke-onedl
+	$(MAKE) operators-full
+	$(MAKE) demo-quick
+	OMP_NUM_THREADS=1 $(MAKE) -j2 demo-det demo-others
+
+build-wheel: $(STAMPS)/test
 	rm -rf build/lib* build/bdist* dist
 	TORCH_CUDA_ARCH_LIST="$(WHEEL_CUDA_ARCHS)" \
 		$(PIP) wheel --no-deps --no-build-isolation -w dist .
+
+wheel: build-wheel ## build the wheel under dist/ and test it as installed
 	$(BIN)/python tests/check_wheel.py --workers $(WORKERS) dist/mmvim-*.whl
 
 $(ABI)/.stamp: requirements/abi.txt
@@ -201,10 +209,10 @@ $(ABI)/.stamp: requirements/abi.txt
 	@$(subst $(VENV),$(ABI),$(INSTALL)) --no-deps -r $<
 	@touch $@
 
-test-abi: wheel $(ABI)/.stamp ## test the ops of the same wheel under another torch
+test-abi: build-wheel $(ABI)/.stamp ## test the ops of the same wheel under another torch
 	$(BIN)/python tests/check_wheel.py --workers $(WORKERS) --python $(ABI)/bin/python dist/mmvim-*.whl
 
-test-pure: wheel ## test the ops of a wheel without the native library
+test-pure: build-wheel ## test the ops of a wheel without the native library
 	rm -rf build/lib* build/bdist*
 	MMVIM_NO_EXT=1 MMVIM_FORCE_EXT=0 $(PIP) wheel --no-deps --no-build-isolation -w dist/pure .
 	MMVIM_FORCE_EXT=0 $(BIN)/python tests/check_wheel.py --workers $(WORKERS) --pure dist/pure/mmvim-*.whl
