@@ -13,7 +13,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,8 +64,22 @@ class _Device:
         return self.target
 
 
+@contextmanager
+def standing_in(target: GPUTarget) -> Iterator[None]:
+    """Has triton take a large device of a kind for the current one."""
+    multiprocessors = scan_direction.multiprocessors
+    scan_direction.multiprocessors = lambda device: MULTIPROCESSORS
+    driver.set_active(_Device(target))
+    try:
+        yield
+    finally:
+        scan_direction.multiprocessors = multiprocessors
+        with suppress(RuntimeError):  # there is no driver to go back to
+            driver.reset_active()
+
+
 def launches(run: Callable[[], object], target: GPUTarget) -> list[Launch]:
-    """What an op would launch on a large device; its tensors are on the meta device."""
+    """What an op would launch; its tensors are on the meta device."""
     found: list[Launch] = []
 
     def record(kernel: JITFunction, *, grid: object, warmup: bool, **given: Any) -> None:
@@ -73,49 +87,25 @@ def launches(run: Callable[[], object], target: GPUTarget) -> list[Launch]:
         options = {name: value for name, value in given.items() if name not in names}
         found.append(Launch(kernel, {name: given[name] for name in kernel.arg_names}, options))
 
-    original, multiprocessors = JITFunction.run, scan_direction.multiprocessors
-    driver.set_active(_Device(target))
+    original = JITFunction.run
     JITFunction.run = record
-    scan_direction.multiprocessors = lambda device: MULTIPROCESSORS
     try:
-        run()
+        with standing_in(target):
+            run()
     finally:
-        JITFunction.run, scan_direction.multiprocessors = original, multiprocessors
-        with suppress(RuntimeError):  # there is no driver to go back to
-            driver.reset_active()
+        JITFunction.run = original
     return found
 
 
 def compiled(launch: Launch, target: GPUTarget) -> Any:
-    """The kernel, specialised as triton does at a launch: for ones, and multiples of 16."""
-    constants: dict[tuple[int, ...], Any] = {}
-    attributes: dict[tuple[int, ...], Any] = {}
-
-    def kind(value: Any, path: tuple[int, ...]) -> Any:
-        if isinstance(value, tuple):
-            kinds = [kind(part, (*path, index)) for index, part in enumerate(value)]
-            return type(value)(*kinds)
-        if value is None or isinstance(value, bool) or (isinstance(value, int) and value == 1):
-            constants[path] = value
-            return 'constexpr'
-        if isinstance(value, float):
-            return 'fp32'
-        if isinstance(value, Tensor) or value % 16 == 0:
-            attributes[path] = [['tt.divisibility', 16]]
-        if isinstance(value, Tensor):
-            return f'*{triton.runtime.jit.type_canonicalisation_dict[str(value.dtype)[6:]]}'
-        return 'i32' if abs(value) < 1 << 31 else 'i64'
-
-    signature = {}
-    for index, parameter in enumerate(launch.kernel.params):
-        value = launch.arguments[parameter.name]
-        if parameter.is_constexpr:
-            constants[(index,)] = value
-            signature[parameter.name] = 'constexpr'
-        else:
-            signature[parameter.name] = kind(value, (index,))
-    source = ASTSource(launch.kernel, signature, constants, attributes)
-    return triton.compile(source, target=target, options=launch.options)
+    """The kernel, specialised for its arguments as triton does at a launch."""
+    kernel, arguments, options = launch
+    with standing_in(target):
+        *_, backend, bind = kernel.create_binder()
+        bound, kinds, _ = bind(**arguments, **options)
+        parsed, *specialised = kernel._pack_args(backend, options, bound, kinds, options)
+        source = ASTSource(kernel, *specialised)
+        return triton.compile(source, target=target, options=vars(parsed))
 
 
 def loops(lines: Sequence[str], label: str, branch: str) -> Iterator[Sequence[str]]:
@@ -188,7 +178,8 @@ def measured(launch: Launch, target: GPUTarget) -> Measures:
     code = compiled(launch, target)
     warps = launch.options['num_warps']
     channels = launch.arguments['BLOCK'] // (target.warp_size * warps)  # of a thread
-    states = launch.arguments.get('N', 0) * channels
+    walks = 'RANK' in launch.arguments  # along tokens, from state to state
+    states = launch.arguments['N'] * channels if walks else 0
     return (_nvidia if target.backend == 'cuda' else _amd)(code, states)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mmvim_ops.triton_kernels.device import device_function
+from mmvim_ops.triton_kernels.device import VARYING, device_function
 from mmvim_ops.triton_kernels.functions import channel_parameter, load_channels, sigmoid
 
 __all__ = ['conv_backward_kernel', 'conv_forward_kernel']
@@ -60,7 +60,7 @@ def _moved(window, value, WIDTH: tl.constexpr):
     return moved
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def conv_forward_kernel(
     x,
     weight,
@@ -105,7 +105,7 @@ def conv_forward_kernel(
         tl.store(place, (y * sigmoid(y)).to(out.dtype.element_ty), mask=valid)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def conv_backward_kernel(
     grad_out,
     x,

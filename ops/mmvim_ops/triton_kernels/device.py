@@ -11,6 +11,7 @@ import triton
 from torch import Tensor
 
 __all__ = [
+    'VARYING',
     'Rows',
     'device_function',
     'guard',
@@ -22,6 +23,18 @@ __all__ = [
 ]
 
 
+# Sizes that change from call to call. Triton would compile a kernel anew for one that is 1, or is a
+# multiple of 16 where the one before was not.
+VARYING = [
+    'batches',
+    'chunk',
+    'first_batch',
+    'launched_batches',
+    'length',
+    'rows_each',
+    'segment_length',
+    'segments',
+]
 # Kernels ask the same, when they are imported.
 _INTERPRETED = bool(triton.knobs.runtime.interpret)
 

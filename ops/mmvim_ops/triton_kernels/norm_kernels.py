@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from mmvim_ops.triton_kernels.device import VARYING
 from mmvim_ops.triton_kernels.functions import load_channels
 
 __all__ = ['norm_backward_kernel', 'norm_forward_kernel']
@@ -15,7 +16,7 @@ def _plus(a, b):
     return a + b
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def norm_forward_kernel(
     x, added, weight, normed, total, scales, length, channels, eps, BLOCK: tl.constexpr
 ):
@@ -46,7 +47,7 @@ def norm_forward_kernel(
     tl.store(normed + place, (value * scale * factor).to(normed.dtype.element_ty), mask=valid)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def norm_backward_kernel(
     grad_normed,
     grad_total,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mmvim_ops.triton_kernels.device import device_function
+from mmvim_ops.triton_kernels.device import VARYING, device_function
 from mmvim_ops.triton_kernels.functions import (
     LN2,
     LOG2E,
@@ -28,7 +28,7 @@ def _place(t, last, length, REVERSE: tl.constexpr):
     return token
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def scan_backward_kernel(
     grad_out,
     u,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mmvim_ops.triton_kernels.device import device_function
+from mmvim_ops.triton_kernels.device import VARYING, device_function
 from mmvim_ops.triton_kernels.functions import (
     LOG2E,
     channel_parameter,
@@ -43,7 +43,7 @@ def step(
         return raw, tl.full(raw.shape, 1.0, tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def scan_forward_kernel(
     u,
     delta,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from mmvim_ops.triton_kernels.device import VARYING
 from mmvim_ops.triton_kernels.functions import (
     LOG2E,
     channel_parameter,
@@ -21,7 +22,7 @@ from mmvim_ops.triton_kernels.scan_forward import step
 __all__ = ['carry_kernel', 'segment_kernel']
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def segment_kernel(
     u,
     delta,
@@ -112,7 +113,7 @@ def segment_kernel(
         tl.store(ends + (part * N + n) * channels + channel, states[n], mask=valid)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def carry_kernel(
     A,
     ends,
