@@ -6,7 +6,7 @@ gradients cost some milliseconds, once; wrong numbers would cost a training.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import product
 
 import torch
@@ -25,20 +25,28 @@ _STATES = (16, 1)
 _TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
 
 
-def difference(tested: Backend, trusted: Backend, device: torch.device) -> str | None:
+def difference(
+    tested: Backend,
+    trusted: Backend,
+    device: torch.device,
+    dtypes: Iterable[torch.dtype] = tuple(_TOLERANCES),
+    numbers_of_states: Iterable[int] = _STATES,
+) -> str | None:
     """Compare the ops of two backends.
 
     Args:
         tested (Backend): The one in doubt.
         trusted (Backend): Another one.
         device (torch.device): Where.
+        dtypes (Iterable[torch.dtype]): Of activations. Defaults to all that kernels read.
+        numbers_of_states (Iterable[int]): N of the scans. Defaults to that of Vim and one.
 
     Returns:
         The first result that differs, and by how much; None if none does.
     """
     plain = torch.autocast(device.type, enabled=False)
     with torch.inference_mode(False), torch.enable_grad(), plain:
-        for dtype, states in product(_TOLERANCES, _STATES):
+        for dtype, states in product(dtypes, numbers_of_states):
             inputs = _inputs(device, dtype, states)
             pairs = zip(_results(tested, inputs), _results(trusted, inputs))
             for number, (got, expected) in enumerate(pairs):

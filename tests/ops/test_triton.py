@@ -409,7 +409,7 @@ def test_auto_never_interprets(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_auto_compares_before_it_takes_them(
     fault: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Once a device; kernels that cannot be compiled are as bad as wrong ones."""
+    """Once a device, dtype and number of states; what cannot be compiled is as bad as wrong."""
     caplog.set_level('INFO', logger='mmvim_ops')
     pytest.importorskip('triton')
     calls = []
@@ -431,9 +431,12 @@ def test_auto_compares_before_it_takes_them(
         sentence = 'RuntimeError: no C compiler' if fault == 'raised' else 'wrong'
         with pytest.warns(UserWarning, match=f'cannot be used on cuda:0: {sentence}; auto takes'):
             assert not TRITON.serves(device, torch.float32, 16)
-    assert TRITON.serves(device, torch.bfloat16, 1) is (fault is None)
-    assert calls == [(TRITON, CHUNKED, device)]
-    said = ['compiled and compared on cuda:0 in 0 s' in each.message for each in caplog.records]
+    assert TRITON.serves(device, torch.float32, 16) is (fault is None)
+    assert calls == [(TRITON, CHUNKED, device, [torch.float32], [16])]
+    said = [
+        'compared on cuda:0 for torch.float32, 16 states in 0 s' in each.message
+        for each in caplog.records
+    ]
     assert said == ([] if fault == 'raised' else [True])
 
 

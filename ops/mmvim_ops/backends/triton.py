@@ -50,7 +50,7 @@ class Triton(OperatorBackend):
 
     def __init__(self) -> None:
         super().__init__(library.register(_NAMESPACE))
-        self._problems: dict[torch.device, str | None] = {}
+        self._problems: dict[tuple[torch.device, torch.dtype, int], str | None] = {}
 
     def unavailable(self) -> str | None:
         """See :meth:`Backend.unavailable`."""
@@ -89,30 +89,34 @@ class Triton(OperatorBackend):
             return False
         if torch.compiler.is_compiling():  # does not trace into questions about a device
             return _IS_INSTALLED
-        if device not in self._problems:
+        # Kernels of all dtypes and states would take minutes to compile. Ops without states
+        # come with a single one, whose scans are compiled soonest.
+        kind = (device, dtype, states or 1)
+        if kind not in self._problems:
             problem = _import_problem()
             if problem is None:
                 if _is_capturing(device):
                     return True  # a graph cannot be asked to compare numbers on the way
-                problem = self._fault(device)
+                problem = self._fault(*kind)
                 if problem is not None:
                     warnings.warn(
                         f'the Triton kernels of mmvim_ops cannot be used on {device}: {problem}; '
                         'auto takes another backend. Please report it',
                         stacklevel=4,
                     )
-            self._problems[device] = problem
-        return self._problems[device] is None
+            self._problems[kind] = problem
+        return self._problems[kind] is None
 
-    def _fault(self, device: torch.device) -> str | None:
-        """What is wrong with the kernels on a device, compilation included."""
+    def _fault(self, device: torch.device, dtype: torch.dtype, states: int) -> str | None:
+        """What is wrong with the kernels of a kind on a device, compilation included."""
         start = time.perf_counter()
         try:
-            problem = self_check.difference(self, CHUNKED, device)
+            problem = self_check.difference(self, CHUNKED, device, [dtype], [states])
         except Exception as error:  # of a compiler, a driver, a missing header: no common class
             return f'{type(error).__name__}: {error}'
         seconds = time.perf_counter() - start
-        _log.info('Triton kernels compiled and compared on %s in %.0f s', device, seconds)
+        what = f'for {dtype}, {states} states'
+        _log.info('Triton kernels compiled and compared on %s %s in %.0f s', device, what, seconds)
         return problem
 
     def chunk_length(self, x: Tensor, states: int, directions: int, saves: bool) -> int:
