@@ -1,5 +1,6 @@
 """Demos that are told to stop: saved, one line at the end, and the same command goes on."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -114,6 +115,15 @@ def test_a_demo_that_tests_or_fits_ends_in_a_line_and_keeps_the_training(folder)
     assert stop(folder, process, signal.SIGTERM) == [LAST]
 
 
+def is_running(words):
+    """Whether a process has the words on its command line, where Linux says so."""
+    for file in Path('/proc').glob('[0-9]*/cmdline'):
+        with contextlib.suppress(OSError):  # it may end meanwhile
+            if words in file.read_text():
+                return True
+    return False
+
+
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_data_are_made_anew_after_an_interruption(number, tmp_path):
     """The process that draws them ends with the demo."""
@@ -135,6 +145,7 @@ def test_data_are_made_anew_after_an_interruption(number, tmp_path):
     assert done.returncode == 128 + number
     assert done.stderr.splitlines()[-1] == LAST
     assert '"complete": false' in manifest.read_text()
+    assert not is_running(str(tmp_path / 'data'))
     count = len(list((tmp_path / 'data').rglob('*.png')))
     time.sleep(1)
     assert len(list((tmp_path / 'data').rglob('*.png'))) <= count + 2
