@@ -1,6 +1,7 @@
-"""Measure Vim against DeiT of its size, with plain attention and with SDPA, over image sizes.
+"""Measure Vim or VMamba against other backbones of its size over image sizes.
 
-DeiT comes from mmpretrain or, where that is missing, from timm. Writes backbone.md, backbone.json
+DeiT, with plain attention or with SDPA, comes from mmpretrain or, where that is missing, from timm;
+Swin and ConvNeXt are mmpretrain's. Writes backbone.md, backbone.json
 and backbone.png (with matplotlib) to --out. Times are medians of interleaved samples: one of each
 model in turn.
 """
@@ -31,8 +32,9 @@ samples: below 1 {ours} is faster. `spread` is the distance between the quartile
 `peak` is the most memory that torch held: weights, image, and in training gradients too;
 `{ours} ÷ peak` compares it. Training is a forward and a backward pass, without an optimizer. Plain
 attention keeps the whole score matrix, SDPA is `scaled_dot_product_attention`. Models end in the
-class token or, `--with-neck`, give four taps to UperNet's pyramid, Vim without a class token. Stars
-in a plot are the paper's figures for DeiT with plain attention, inference on a GPU."""
+class token, those of four stages in their last map or its mean; `--with-neck`, in four maps, which
+UperNet's pyramid makes of a plain model's taps, Vim without a class token. Stars in a plot are the
+paper's figures for DeiT with plain attention, inference on a GPU."""
 
 
 class Setting(NamedTuple):
@@ -63,7 +65,8 @@ def parse_arguments(argv: Sequence[str]) -> Namespace:
         choices=list(CONTENDERS),
         default=['vim', 'deit-sdpa', 'deit-plain'],
         help='the first is what the others are compared with; vim-with-cp recomputes its blocks in '
-        'training (default: %(default)s)',
+        'training, vmamba-looped scans as the published code without its kernels '
+        '(default: %(default)s)',
     )
     args = harness.parse(parser, argv)
     args.resolutions = sorted(set(args.resolutions))

@@ -11,7 +11,10 @@ import torch.nn.functional as F
 from benchmark_backbone import Setting, make_step
 from benchmarking import backbones
 from benchmarking.measuring import saved_bytes
+from benchmarking.published_vmamba import LoopedSS2D
 from benchmarking.report import significant
+
+from mmvim.models import SS2D
 
 pytest.importorskip('mmpretrain')
 QUICK = ['--rounds', '2', '--seconds', '0', '--threads', '1']
@@ -121,12 +124,35 @@ def test_plain_attention() -> None:
     torch.testing.assert_close(ours, F.scaled_dot_product_attention(q, k, v))
 
 
-@pytest.mark.parametrize('name', backbones.CONTENDERS)
+@pytest.mark.parametrize(
+    'name', [n for n in backbones.CONTENDERS if n not in backbones.HIERARCHICAL]
+)
 def test_the_neck_gets_four_taps(name: str) -> None:
     pytest.importorskip('mmseg')
     model = backbones.build(name, 'tiny', 64, with_neck=True)
     levels = as_tuple(model(torch.randn(2, 3, 64, 64)))
     assert [tuple(level.shape) for level in levels] == [(2, 192, s, s) for s in (16, 8, 4, 2)]
+
+
+@pytest.mark.parametrize('name', backbones.HIERARCHICAL)
+def test_stages_give_four_maps(name: str) -> None:
+    image = torch.randn(1, 3, 64, 64)
+    levels = as_tuple(backbones.build(name, 'tiny', 64, with_neck=True)(image))
+    assert [tuple(level.shape) for level in levels] == [
+        (1, 96 * 2**i, 16 // 2**i, 16 // 2**i) for i in range(4)
+    ]
+    (out,) = as_tuple(backbones.build(name, 'tiny', 64)(image))
+    assert out.shape[:2] == (1, 768)
+
+
+@pytest.mark.parametrize('states', [1, 3])
+def test_the_published_algorithm_is_the_same_scan(states: int) -> None:
+    torch.manual_seed(0)
+    ours = SS2D(8, d_state=states, ssm_ratio=2).double()
+    theirs = LoopedSS2D(8, d_state=states, ssm_ratio=2).double()
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 5, 3, 8, dtype=torch.float64)
+    torch.testing.assert_close(theirs(x), ours(x), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])

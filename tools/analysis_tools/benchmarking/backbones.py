@@ -1,4 +1,4 @@
-"""The backbones that benchmark_backbone.py compares: Vim of mmvim, DeiT of mmpretrain or timm."""
+"""The backbones that benchmark_backbone.py compares: ours, and those of mmpretrain or timm."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from torch import Tensor, nn
 
 PATCH = 16
 EMBED_DIMS = {'tiny': 192, 'small': 384, 'base': 768}
+# The released VMamba of each size for which the authors have dense models.
+VMAMBAS = {'tiny': 'tiny_s1l8', 'small': 'small_s2l15', 'base': 'base_s2l15'}
 
 
 def build(name: str, size: str, resolution: int, with_neck: bool = False) -> nn.Module:
     """One of :data:`CONTENDERS` with random weights.
 
-    Without a neck it ends in the normalised class token, as for classification; with one (UperNet's
-    pyramid, of mmseg) it gives its four taps to it, and ends in maps at strides 4, 8, 16 and 32.
+    Without a neck it ends as for classification, in the normalised class token or last map, or
+    their mean. With one it ends in maps at strides 4, 8, 16 and 32: those of a backbone of four
+    stages, or UperNet's pyramid (of mmseg) on the four taps of one that is plain.
     """
     importlib.import_module('mmvim')  # first: it mends a torchvision that would fail to import
     model = CONTENDERS[name][1](size, resolution, with_neck)
-    if not with_neck:
+    if not with_neck or name in HIERARCHICAL:
         return model
     from mmseg.models.necks.featurepyramid import Feature2Pyramid
 
@@ -61,6 +64,31 @@ def _deit(size: str, resolution: int, taps: bool, plain: bool) -> nn.Module:
     return model  # type: ignore[no-any-return]
 
 
+def _vmamba(size: str, resolution: int, taps: bool, looped: bool = False) -> nn.Module:
+    from mmvim.models import SS2D, VMamba
+
+    options: dict[str, Any] = dict(out_indices=3, out_norm='last', out_type='avg_featmap')
+    model: nn.Module = VMamba(VMAMBAS[size], **({} if taps else options))
+    if looped:
+        from benchmarking.published_vmamba import LoopedSS2D
+
+        for module in model.modules():
+            if type(module) is SS2D:
+                module.__class__ = LoopedSS2D
+    return model
+
+
+def _of_mmpretrain(size: str, resolution: int, taps: bool, kind: str) -> nn.Module:
+    backbones: Any = importlib.import_module('mmpretrain.models.backbones')
+    options: dict[str, Any] = dict(out_indices=(0, 1, 2, 3)) if taps else {}
+    if kind == 'SwinTransformer':  # maps smaller than a window are padded to one
+        options |= dict(img_size=resolution, pad_small_map=True)
+    elif taps:
+        options['gap_before_final_norm'] = False
+    model: nn.Module = getattr(backbones, kind)(size, **options)
+    return model
+
+
 def plain_attention(query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0) -> Tensor:
     """Attention in three steps, as DeiT was published, with the whole score matrix in memory.
 
@@ -72,10 +100,16 @@ def plain_attention(query: Tensor, key: Tensor, value: Tensor, dropout_p: float 
 
 
 # Title and builder of a row: size, resolution of the square images, and whether four feature maps
-# are asked for in place of the class token, to a model with random weights.
+# are asked for in place of what a classifier reads, to a model with random weights.
 CONTENDERS: dict[str, tuple[str, Callable[[str, int, bool], nn.Module]]] = {
     'vim': ('Vim', _vim),
     'vim-with-cp': ('Vim, blocks recomputed', partial(_vim, with_cp=True)),
     'deit-sdpa': ('DeiT, SDPA', partial(_deit, plain=False)),
     'deit-plain': ('DeiT, plain attention', partial(_deit, plain=True)),
+    'vmamba': ('VMamba', _vmamba),
+    'vmamba-looped': ('VMamba, published torch algorithm', partial(_vmamba, looped=True)),
+    'swin': ('Swin', partial(_of_mmpretrain, kind='SwinTransformer')),
+    'convnext': ('ConvNeXt', partial(_of_mmpretrain, kind='ConvNeXt')),
 }
+# Those with four stages of their own.
+HIERARCHICAL = ('vmamba', 'vmamba-looped', 'swin', 'convnext')
