@@ -23,6 +23,13 @@ pytestmark = pytest.mark.skipif(
 generic = partial(mmvim_ops.selective_scan, delta_softplus=True)
 
 
+@pytest.fixture(autouse=True)
+def no_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands between the CUDA kernels and pure torch has tests of its own."""
+    order = tuple(each for each in backends.ORDER if each.name != 'triton')
+    monkeypatch.setattr(backends, 'ORDER', order)
+
+
 def test_float64(scan_inputs: Inputs, bidirectional_inputs: Inputs) -> None:
     for function, spec, inputs in (
         (generic, partial(generic, backend='chunked'), scan_inputs()),
