@@ -96,7 +96,8 @@ def shrink(cfg: Config, folder: Path) -> None:
     """Divide widths, image sizes and counts, in place, and have one iteration run in ``folder``."""
     model, backbone = cfg.model, cfg.model.backbone
     if backbone.type == 'mmvim.VisionMamba':
-        backbone.arch = dict(VisionMamba.arch_zoo[backbone.arch])
+        if isinstance(backbone.arch, str):
+            backbone.arch = dict(VisionMamba.arch_zoo[backbone.arch])
         backbone.init_cfg = None
     width = backbone.get('arch', backbone).get('embed_dims', WIDTH)  # a ResNet is narrow enough
     scaled(model, WIDTH_KEYS, max(width // WIDTH, 1))

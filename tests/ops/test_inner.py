@@ -537,7 +537,11 @@ def test_every_bad_shape_is_named(make: Inputs) -> None:
         (dict(b_f=0.0), TypeError, 'forward.conv_bias must be a Tensor, got float'),
         (dict(scale=float('nan')), ValueError, 'scale=nan is not finite'),
         (dict(scale=None), TypeError, 'scale must be a float, got NoneType'),
-        (dict(backend='numpy'), ValueError, "backend='numpy' is unknown; valid: auto, cuda, cpu"),
+        (
+            dict(backend='numpy'),
+            ValueError,
+            "backend='numpy' is unknown; valid: auto, cuda, triton, cpu",
+        ),
         (dict(backend='cuda'), RuntimeError, 'needs CUDA tensors'),
     ],
 )

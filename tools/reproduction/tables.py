@@ -68,16 +68,19 @@ PLACES = {
     'coco': Place('data/coco', 'cocodataset.org has train2017, val2017 and the annotations'),
     'imagenet': Place('data/imagenet', 'image-net.org, ILSVRC 2012'),
     'weights': Place(
-        'checkpoints', '"Released checkpoints" in configs/vim/README.md says how to get it'
+        'checkpoints', 'configs/vim/README.md and configs/vmamba/README.md name the released files'
     ),
 }
 TABLES = {
     'camvid': Table('CamVid', {'camvid': ''}),
     'nuclei': Table('nuclei', {'nuclei': ''}),
     'patterns': Table('patterns', {'demo': ''}),
-    'ade20k': Table('ADE20K', {'upernet': ''}, published=True),
-    'coco': Table('COCO', {'vitdet': ''}, published=True),
-    'imagenet': Table('ImageNet-1k', {'vim': r'vim-[a-z]+(-stride8)?_'}, True, 1_281_167),
+    'ade20k': Table('ADE20K', {'upernet': '', 'vmamba': r'[^_]+_upernet_'}, published=True),
+    # Images with objects.
+    'coco': Table('COCO', {'vitdet': '', 'vmamba': r'[^_]+_mask-rcnn_'}, True, 117_266),
+    'imagenet': Table(
+        'ImageNet-1k', {'vim': r'vim-[a-z]+(-stride8)?_', 'vmamba': r'[^_]+_8xb128-'}, True, 1_281_167
+    ),
     # Tab. 4 and 5: directions, on ADE20K too, and classification designs.
     'ablation': Table(
         'ImageNet-1k and ADE20K', {'vim': 'vim-tiny.*_8xb128-300e', 'segmenter': ''},
@@ -94,6 +97,14 @@ _RELEASED = {
     'upernet/vim-tiny': 'vim_t_midclstok_76p1acc.pth',
     'upernet/vim-small': 'vim_s_midclstok_80p5acc.pth',
     'vitdet/vitdet_cascade-mask-rcnn_vim-tiny': 'vim_t_midclstok_76p1acc.pth',
+} | {
+    f'vmamba/vmamba-{size}_{model}': f'{file}.pth'
+    for model in ('upernet', 'mask-rcnn')
+    for size, file in (
+        ('tiny-s1l8', 'vssm1_tiny_0230s_ckpt_epoch_264'),
+        ('small-s2l15', 'vssm_small_0229_ckpt_epoch_222'),
+        ('base-s2l15', 'vssm_base_0229_ckpt_epoch_237'),
+    )
 }
 _AFTER = {
     'segmenter/vim-tiny-none': 'vim-tiny-none_8xb128-300e_in1k',
@@ -104,10 +115,12 @@ _AFTER = {
 }
 
 
-def start(checkpoint: str | Path, cls_token: str) -> str:
-    """The option that gives a backbone its first weights."""
-    init_cfg = dict(type='mmvim.PretrainedVim', checkpoint=str(checkpoint), cls_token=cls_token)
-    return f'model.backbone.init_cfg={init_cfg}'
+def start(checkpoint: str | Path, cls_token: str | None) -> str:
+    """The option that gives a Vim, or a VMamba (``cls_token`` None), its first weights."""
+    family = dict(type='mmvim.PretrainedVMamba')
+    if cls_token is not None:
+        family = dict(type='mmvim.PretrainedVim', cls_token=cls_token)
+    return f'model.backbone.init_cfg={dict(family, checkpoint=str(checkpoint))}'
 
 
 def rows(table: str) -> list[Row]:
@@ -122,6 +135,7 @@ def rows(table: str) -> list[Row]:
             seeds = next((seeds for part, seeds in _SEEDS.items() if name.startswith(part)), (0,))
             after = next((row for part, row in _AFTER.items() if name.startswith(part)), '')
             weights = [file for part, file in _RELEASED.items() if name.startswith(part)]
-            options = [start(f'checkpoints/{file}', 'middle') for file in weights]
+            cls_token = None if folder == 'vmamba' else 'middle'
+            options = [start(f'checkpoints/{file}', cls_token) for file in weights]
             found.append(Row(file, seeds, tuple(options), after))
     return found
