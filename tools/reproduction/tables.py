@@ -79,7 +79,9 @@ TABLES = {
     # Images with objects.
     'coco': Table('COCO', {'vitdet': '', 'vmamba': r'[^_]+_mask-rcnn_'}, True, 117_266),
     'imagenet': Table(
-        'ImageNet-1k', {'vim': r'vim-[a-z]+(-stride8)?_', 'vmamba': r'[^_]+_8xb128-'}, True, 1_281_167
+        'ImageNet-1k',
+        {'vim': r'vim-[a-z]+(-stride8)?_', 'vmamba': r'[^_]+_8xb128-'},
+        True, 1_281_167,
     ),
     # Tab. 4 and 5: directions, on ADE20K too, and classification designs.
     'ablation': Table(
