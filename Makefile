@@ -109,7 +109,7 @@ $(STAMPS)/project: $(TORCH_STAMP) setup.py pyproject.toml $(NATIVE)
 	@touch $@
 
 # Two steps at a time, unless this make is told how many.
-STEPS = @$(MAKE) -s $(if $(findstring --jobserver,$(MAKEFLAGS)),,-j2)
+STEPS = +@$(MAKE) -s $(if $(findstring --jobserver,$(MAKEFLAGS)),,-j2)
 
 packages:
 	$(STEPS) $(TORCH_STAMP) $(STAMPS)/stack-$(MMCV)
