@@ -21,6 +21,7 @@ from torch import Tensor
 from mmvim_ops import library, self_check
 from mmvim_ops.backends.chunked import CHUNKED
 from mmvim_ops.backends.operators import OperatorBackend
+from mmvim_ops.triton_kernels import tuning
 
 __all__ = ['TRITON']
 
@@ -73,6 +74,11 @@ class Triton(OperatorBackend):
 
     def _mismatch(self, device: torch.device, dtype: torch.dtype, states: int) -> str | None:
         """The part of a call that has no kernels on any machine, or None."""
+        if INTERPRETED and tuning.TUNES:
+            return (
+                'MMVIM_TRITON_TUNE=1 measures kernels on a GPU, and TRITON_INTERPRET=1 has them '
+                'interpreted; unset one of the two'
+            )
         if device.type not in _GPUS and not (INTERPRETED and device.type == 'cpu'):
             return f'it needs tensors on a GPU, and the inputs are on {device}'
         if dtype == torch.float64:
@@ -95,7 +101,7 @@ class Triton(OperatorBackend):
         if kind not in self._problems:
             problem = _import_problem()
             if problem is None:
-                if _is_capturing(device):
+                if tuning.is_capturing(device):
                     return True  # a graph cannot be asked to compare numbers on the way
                 problem = self._fault(*kind)
                 if problem is not None:
@@ -129,10 +135,6 @@ def _has(kind: str) -> bool:
     """Whether torch sees a device of a kind."""
     module = getattr(torch, kind, None)
     return module is not None and bool(module.is_available())
-
-
-def _is_capturing(device: torch.device) -> bool:
-    return device.type == 'cuda' and torch.cuda.is_current_stream_capturing()
 
 
 def _import_problem() -> str | None:

@@ -1,1 +1,1 @@
-"""Kernels in Triton for GPUs of any make; importing a module of this package needs triton."""
+"""Kernels in Triton for GPUs of any make; all modules but tuning need triton to be imported."""

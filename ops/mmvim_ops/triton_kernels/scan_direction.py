@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial as partial_of
 from typing import Any, NamedTuple
 
 import torch
@@ -11,15 +12,12 @@ from mmvim_ops.triton_kernels.device import Rows, guard, multiprocessors, rows, 
 from mmvim_ops.triton_kernels.scan_backward import scan_backward_kernel
 from mmvim_ops.triton_kernels.scan_forward import scan_forward_kernel
 from mmvim_ops.triton_kernels.scan_segments import carry_kernel, segment_kernel
+from mmvim_ops.triton_kernels.tuning import Launch, Work, default, launch
 
 __all__ = ['Direction', 'Gradients', 'scan', 'scan_backward']
 
-# Channels of a thread in a forward pass, which share what is loaded of B and C.
-_CHANNELS_EACH = 2
-# Tokens whose states a thread of the backward pass holds in registers.
-_HELD = 2
 # Warps that a multiprocessor has registers for in a backward pass, and those of one launch of it:
-# each has a buffer of chunk / 2 states in memory.
+# each has a buffer of states in memory.
 _WARPS_EACH, _MOST_WARPS = 8, 2048
 # Tokens that segments are multiples of where no states are saved.
 _UNIT = 64
@@ -54,6 +52,11 @@ class Direction(NamedTuple):
             SOFTPLUS=self.softplus,
             REVERSE=self.reverse,
         )
+
+    def work(self, kernel: str) -> Work:
+        """What the choice of a launch depends on."""
+        rank = 0 if self.weight is None else self.weight.shape[1]
+        return Work(kernel, self.u.dtype, self.A.shape[1], rank, self.u.numel())
 
     def tensors(self) -> dict[str, Any]:
         """What both kernels read."""
@@ -105,35 +108,42 @@ def scan(
     chunk: int,
     last_state: Tensor | None = None,
 ) -> None:
-    """Run a direction into ``out``, ``checkpoints`` and ``last_state``."""
+    """Run a direction into ``out``, which may be ``partial``, ``checkpoints``, ``last_state``."""
     sizes = given.sizes(chunk)
-    block = _CHANNELS_EACH * warp()
-    programs = -(-sizes['width'] // block) * given.groups * sizes['batches']
-    segment_length = _segment_length(given, programs, chunk)
-    segments = -(-sizes['length'] // segment_length)
     if len(checkpoints) == 1:  # the state before the first token
         checkpoints.zero_()
-    with guard(out.device):
+
+    def run(form: Launch, out: Tensor) -> None:
+        block = form.channels * form.warps * warp()
+        programs = -(-sizes['width'] // block) * given.groups * sizes['batches']
+        segment_length = _segment_length(given, programs * form.warps, chunk)
+        segments = -(-sizes['length'] // segment_length)
         scan_forward_kernel[programs * segments,](
             z=None if z is None else rows(z),
             partial=partial,
-            arriving=_arriving(given, chunk, segment_length) if segments > 1 else None,
+            arriving=_arriving(given, chunk, segment_length, form) if segments > 1 else None,
             out=out,
             last_state=last_state,
             checkpoints=None if len(checkpoints) == 1 else _saved(checkpoints),
             segment_length=segment_length,
             scale=scale,
             BLOCK=block,
-            num_warps=1,
+            num_warps=form.warps,
             **given.tensors(),
             **sizes,
         )
+
+    with guard(out.device):
+        aside = torch.empty_like
+        form = launch(given.work('forward'), out.device, lambda each: run(each, aside(out)))
+        run(form, out)
 
 
 def _arriving(
     given: Direction,
     chunk: int,
     segment_length: int,
+    form: Launch,
     grad_out: Tensor | None = None,
     z: Tensor | None = None,
     scale: float = 1.0,
@@ -155,7 +165,7 @@ def _arriving(
         first.zero_()
     else:
         first.copy_(last)
-    block = _CHANNELS_EACH * warp()
+    block = form.channels * form.warps * warp()
     programs = -(-sizes['width'] // block) * given.groups * batches * segments
     del tensors['D'], sizes['chunk']
     segment_kernel[programs,](
@@ -166,7 +176,7 @@ def _arriving(
         segment_length=segment_length,
         scale=scale,
         BLOCK=block,
-        num_warps=1,
+        num_warps=form.warps,
         **tensors,
         **sizes,
     )
@@ -181,7 +191,7 @@ def _arriving(
         N=N,
         ADJOINT=grad_out is not None,
         BLOCK=block,
-        num_warps=1,
+        num_warps=form.warps,
     )
     return arriving
 
@@ -213,6 +223,29 @@ def scan_backward(
         grad_z (Tensor | None): (B, L, E), takes the gradient of z. Defaults to None: not wanted.
         y_out (Tensor | None): (B, L, E), float32: takes ``C h + D u``. Defaults to None.
     """
+    if arriving is not None:
+        arriving = arriving.float().transpose(1, 2).contiguous()
+    run = partial_of(
+        _backward, given, grad_out, z, scale, checkpoints, chunk, arriving, partial, grad_z, y_out
+    )
+    with guard(grad_out.device):
+        return run(launch(given.work('backward'), grad_out.device, run))
+
+
+def _backward(
+    given: Direction,
+    grad_out: Tensor,
+    z: Tensor | None,
+    scale: float,
+    checkpoints: Tensor,
+    chunk: int,
+    arriving: Tensor | None,
+    partial: Tensor | None,
+    grad_z: Tensor | None,
+    y_out: Tensor | None,
+    form: Launch,
+) -> Gradients:
+    """As :func:`scan_backward`, in a form; ``arriving`` is (B, N, E)."""
     sizes = given.sizes(chunk)
     batches, length, groups, N = (sizes[name] for name in ('batches', 'length', 'groups', 'N'))
     block = warp()
@@ -227,47 +260,45 @@ def scan_backward(
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=given.u.device)
 
-    if arriving is not None:
-        arriving = arriving.float().transpose(1, 2).contiguous()
     if segments > 1:
-        with guard(given.u.device):
-            arriving = _arriving(given, chunk, segment_length, grad_out, z, scale, arriving)
+        forward = default(given.work('forward'))
+        arriving = _arriving(given, chunk, segment_length, forward, grad_out, z, scale, arriving)
     grad_u = empty(*given.u.shape, dtype=given.u.dtype)
     grad_delta = empty(*given.u.shape)
     grad_A = empty(segments * batches, channels, N)
     grad_D, grad_bias = empty(2, segments * batches, channels).unbind(0)
     grad_B, grad_C = empty(2, blocks, batches, length, groups, N).unbind(0)
-    scratch = empty(launched * blocks * groups * segments, -(-sizes['chunk'] // _HELD), N, block)
+    pieces = -(-sizes['chunk'] // form.held)
+    scratch = empty(launched * blocks * groups * segments, pieces, N, block)
     for first in range(0, batches, launched):
         here = min(launched, batches - first)
-        with guard(grad_u.device):
-            scan_backward_kernel[here * blocks * groups * segments,](
-                grad_out=rows(grad_out),
-                z=None if z is None else rows(z),
-                partial=partial,
-                arriving=arriving,
-                checkpoints=_saved(checkpoints),
-                scratch=scratch,
-                first_batch=first,
-                launched_batches=here,
-                segment_length=segment_length,
-                grad_u=grad_u,
-                grad_delta=grad_delta,
-                grad_A=grad_A,
-                grad_B=grad_B,
-                grad_C=grad_C,
-                grad_D=grad_D,
-                grad_bias=grad_bias,
-                grad_z=grad_z,
-                y_out=y_out,
-                scale=scale,
-                STATES=1 << (N - 1).bit_length(),
-                BLOCK=block,
-                HELD=_HELD,
-                num_warps=1,
-                **given.tensors(),
-                **sizes,
-            )
+        scan_backward_kernel[here * blocks * groups * segments,](
+            grad_out=rows(grad_out),
+            z=None if z is None else rows(z),
+            partial=partial,
+            arriving=arriving,
+            checkpoints=_saved(checkpoints),
+            scratch=scratch,
+            first_batch=first,
+            launched_batches=here,
+            segment_length=segment_length,
+            grad_u=grad_u,
+            grad_delta=grad_delta,
+            grad_A=grad_A,
+            grad_B=grad_B,
+            grad_C=grad_C,
+            grad_D=grad_D,
+            grad_bias=grad_bias,
+            grad_z=grad_z,
+            y_out=y_out,
+            scale=scale,
+            STATES=1 << (N - 1).bit_length(),
+            BLOCK=block,
+            HELD=form.held,
+            num_warps=1,
+            **given.tensors(),
+            **sizes,
+        )
     return Gradients(
         grad_u,
         grad_delta,
