@@ -458,7 +458,7 @@ def test_tables_hold_the_papers_figures(monkeypatch):
     for table in ('ade20k', 'coco'):  # dense models start from the released classifier
         for row in tables.rows(table):
             assert 'vmamba' not in row.name or 'PretrainedVMamba' in row.options[0]
-    assert len(names['patterns']) == 4
+    assert len(names['patterns']) == 7
     ablation = [row for row in tables.rows('ablation') if '_segmenter_' in row.name]
     assert len(ablation) == 4
     for row in (*ablation, *tables.rows('patterns')):
