@@ -418,3 +418,33 @@ def assert_close() -> Callable[..., None]:
             )
 
     return check
+
+
+@pytest.fixture
+def compare_triton(
+    triton_device: str,
+    value_and_grads: Callable[..., dict[str, Tensor]],
+    assert_close: Callable[..., None],
+) -> Callable[..., None]:
+    """Compares values and all gradients of an op in Triton with the reference's in float64.
+
+    With ``loop`` it is enough to be as good as the token loop in the dtype of the inputs.
+    """
+
+    def check(
+        function: Callable[..., Any],
+        inputs: dict[str, Tensor],
+        where: object = '',
+        loop: bool = False,
+    ) -> None:
+        exact = {name: tensor.double() for name, tensor in inputs.items()}
+        expected = value_and_grads(function, exact, backend='reference')
+        floor = value_and_grads(function, inputs, backend='reference') if loop else None
+        given = {name: tensor.to(triton_device) for name, tensor in inputs.items()}
+        actual = value_and_grads(function, given, backend='triton')
+        lead = next(iter(inputs.values()))
+        for name, tensor in inputs.items():
+            assert actual[f'grad of {name}'].dtype == tensor.dtype
+        assert_close(actual, expected, where=where, channels=lead.shape[2], floor=floor)
+
+    return check

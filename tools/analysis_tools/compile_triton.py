@@ -121,25 +121,36 @@ def loops(lines: Sequence[str], label: str, branch: str) -> Iterator[Sequence[st
             yield lines[start : stop + 1]
 
 
+class Walk(NamedTuple):
+    """What a thread does in one turn of a loop along tokens, and how many it has of each."""
+
+    tokens: int
+    channels: int
+    states: int
+
+
 def per_state(
-    found: Iterable[Sequence[str]], instruction: str, exponential: str, states: int
+    found: Iterable[Sequence[str]], instruction: str, exponential: str, walk: Walk | None
 ) -> float | None:
     """Instructions a token and state, over all loops in which a token has an exponential a state.
 
-    ``states`` are those that a thread has, of all its channels; without any there is no such loop.
+    A turn has one for every state and for the step of every channel, and more: those of gates, and
+    of decays that are computed again for want of registers. Where it has twice as many, a compiler
+    has unrolled the loop.
     """
-    if not states:
+    if walk is None:
         return None
+    least = walk.tokens * walk.channels * (walk.states + 1)
     total = 0.0
     for lines in found:
-        exponentials = sum(exponential in line for line in lines)
+        turns = sum(exponential in line for line in lines) // least
         count = sum(bool(re.match(instruction, line)) for line in lines)
-        if exponentials >= states:
-            total += count / (exponentials // states) / states
+        if turns:
+            total += count / (turns * walk.tokens * walk.channels * walk.states)
     return total
 
 
-def _nvidia(code: Any, states: int) -> Measures:
+def _nvidia(code: Any, walk: Walk | None) -> Measures:
     """Of a cubin, as triton's copies of NVIDIA's tools describe it."""
     tools = triton.knobs.nvidia
     with tempfile.TemporaryDirectory() as folder:
@@ -157,11 +168,11 @@ def _nvidia(code: Any, states: int) -> Measures:
         for name in ('REG', 'STACK', 'LOCAL')
     )
     found = loops(text.splitlines(), r'\s*(\.L_x_\d+):', r'BRA.*`\((\.L_x_\d+)\)')
-    count = per_state(found, r'\s+/\*[0-9a-f]{4,}\*/\s+(?!.*\bNOP\b)', 'MUFU.EX2', states)
+    count = per_state(found, r'\s+/\*[0-9a-f]{4,}\*/\s+(?!.*\bNOP\b)', 'MUFU.EX2', walk)
     return Measures(registers, (stack + local) // 4, code.metadata.shared, count)
 
 
-def _amd(code: Any, states: int) -> Measures:
+def _amd(code: Any, walk: Walk | None) -> Measures:
     """Of assembly text, which ends in what a kernel takes."""
     text = code.asm['amdgcn']
     registers, spills, shared = (
@@ -169,18 +180,18 @@ def _amd(code: Any, states: int) -> Measures:
         for name in ('vgpr_count', 'vgpr_spill_count', 'group_segment_fixed_size')
     )
     found = loops(text.splitlines(), r'(\.LBB\d+_\d+):', r's_cbranch_\w+ (\.LBB\d+_\d+)')
-    count = per_state(found, r'\t[a-z]\w+_\w+', 'v_exp_f32', states)
+    count = per_state(found, r'\t[a-z]\w+_\w+', 'v_exp_f32', walk)
     return Measures(registers, spills, shared, count)
 
 
 def measured(launch: Launch, target: GPUTarget) -> Measures:
     """Compile a kernel and describe its code."""
-    code = compiled(launch, target)
-    warps = launch.options['num_warps']
-    channels = launch.arguments['BLOCK'] // (target.warp_size * warps)  # of a thread
-    walks = 'RANK' in launch.arguments  # along tokens, from state to state
-    states = launch.arguments['N'] * channels if walks else 0
-    return (_nvidia if target.backend == 'cuda' else _amd)(code, states)
+    code, arguments = compiled(launch, target), launch.arguments
+    walk = None
+    if 'RANK' in arguments:
+        channels = arguments['BLOCK'] // (target.warp_size * launch.options['num_warps'])
+        walk = Walk(arguments.get('HELD', 1), channels, arguments['N'])
+    return (_nvidia if target.backend == 'cuda' else _amd)(code, walk)
 
 
 def scan_launches(target: GPUTarget, dtype: torch.dtype, N: int, E: int, R: int) -> list[Launch]:

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from mmvim_ops.triton_kernels.device import VARYING, device_function
-from mmvim_ops.triton_kernels.functions import channel_parameter, load_channels, sigmoid
+from mmvim_ops.triton_kernels.functions import channel_parameter, load_channels, sigmoid, silu
 
 __all__ = ['conv_backward_kernel', 'conv_forward_kernel']
 
@@ -102,7 +102,7 @@ def conv_forward_kernel(
         if REVERSE:
             token = length - 1 - token
         place = out + (batch * length + token) * channels + channel
-        tl.store(place, (y * sigmoid(y)).to(out.dtype.element_ty), mask=valid)
+        tl.store(place, silu(y).to(out.dtype.element_ty), mask=valid)
 
 
 @triton.jit(do_not_specialize=VARYING)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ __all__ = [
 ]
 
 
+_log = logging.getLogger(__name__)
 # Sizes that change from call to call. Triton would compile a kernel anew for one that is 1, or is a
 # multiple of 16 where the one before was not.
 VARYING = [
@@ -37,6 +39,17 @@ VARYING = [
 ]
 # Kernels ask the same, when they are imported.
 _INTERPRETED = bool(triton.knobs.runtime.interpret)
+
+
+def _report(*, src: Any, times: Any, cache_hit: bool, **others: Any) -> None:
+    """Say how long triton took to compile a kernel of ours: a first call would seem to hang."""
+    kernel: Any = getattr(src, 'fn', None)
+    if not cache_hit and getattr(kernel, 'module', '').startswith('mmvim_ops.'):
+        _log.info('compiled %s in %.0f s', kernel.fn.__name__, times.total / 1e6)
+
+
+if triton.knobs.compilation.listener is None:  # nobody else listens
+    triton.knobs.compilation.listener = _report
 
 
 def is_interpreted() -> bool:

@@ -5,39 +5,36 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mmvim_ops.triton_kernels.device import VARYING, device_function
+from mmvim_ops.triton_kernels.device import VARYING
 from mmvim_ops.triton_kernels.functions import (
     LN2,
-    LOG2E,
     channel_parameter,
     channel_sums,
     load_channels,
+    load_numbers,
     sigmoid,
 )
-from mmvim_ops.triton_kernels.scan_forward import step
+from mmvim_ops.triton_kernels.scan_parts import (
+    first_states,
+    parameters,
+    part,
+    place_of,
+    row_of,
+    step,
+)
 
 __all__ = ['scan_backward_kernel']
-
-
-@device_function
-def _place(t, last, length, REVERSE: tl.constexpr):
-    """Where the token at scan position t lies; where that of the last one does beyond it."""
-    token = tl.cast(tl.minimum(t, last - 1), tl.int64)
-    if REVERSE:
-        token = length - 1 - token
-    return token
 
 
 @triton.jit(do_not_specialize=VARYING)
 def scan_backward_kernel(
     grad_out,
     u,
+    dbl,
     delta,
     weight,
     bias,
     A,
-    B,
-    C,
     D,
     z,
     partial,
@@ -65,6 +62,7 @@ def scan_backward_kernel(
     N: tl.constexpr,
     STATES: tl.constexpr,
     RANK: tl.constexpr,
+    PAIRS: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     REVERSE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -90,38 +88,18 @@ def scan_backward_kernel(
         STATES: The power of two that is not below N.
         HELD: Tokens whose states are held in registers.
     """
-    blocks = (width + BLOCK - 1) // BLOCK
-    program = tl.program_id(0)
-    block = program % blocks
+    inner, valid, channel, group, batch, segment = part(launched_batches, groups, width, BLOCK)
+    batch += first_batch
     lane = tl.arange(0, BLOCK)
-    inner = block * BLOCK + lane
-    valid = inner < width
-    group = program // blocks % groups
-    channel = group * width + inner
-    batch = first_batch + (program // (blocks * groups) % launched_batches).to(tl.int64)
-    segment = program // (blocks * groups) // launched_batches
     channels = groups * width
-
-    rates = ()
-    adjoints = ()
-    sums_A = ()
-    for n in tl.static_range(N):
-        rate = tl.load(A + channel * N + n, mask=valid, other=0.0).to(tl.float32)
-        rates = rates + (rate * LOG2E,)
-        sums_A = sums_A + (tl.full((BLOCK,), 0.0, tl.float32),)
-        if arriving is not None:
-            source = arriving + ((segment * batches + batch) * N + n) * channels
-            adjoints = adjoints + (tl.load(source + channel, mask=valid, other=0.0),)
-        else:
-            adjoints = adjoints + (tl.full((BLOCK,), 0.0, tl.float32),)
-    weights = ()
-    for r in tl.static_range(RANK):
-        column = tl.load(weight + channel * RANK + r, mask=valid, other=0.0)
-        weights = weights + (column.to(tl.float32),)
-    offset = channel_parameter(bias, channel, valid)
+    rates, weights, offset = parameters(A, weight, bias, channel, valid, N, RANK)
+    adjoints = first_states(arriving, segment * batches + batch, channels, channel, valid, N)
+    sums_A = first_states(None, 0, channels, channel, valid, N)
     skip = channel_parameter(D, channel, valid)
     sum_D = tl.full((BLOCK,), 0.0, tl.float32)
     sum_bias = tl.full((BLOCK,), 0.0, tl.float32)
+    program = tl.program_id(0)
+    block = program % ((width + BLOCK - 1) // BLOCK)
     slots = scratch + tl.cast(program, tl.int64) * ((chunk + HELD - 1) // HELD) * N * BLOCK + lane
 
     start = segment * segment_length
@@ -141,15 +119,17 @@ def scan_backward_kernel(
                 tl.store(slots + (piece * N + n) * BLOCK, states[n])
             for s in tl.static_range(HELD):
                 t = first + piece * HELD + s
-                token = _place(t, last, length, REVERSE)
-                dt, _ = step(delta, weights, offset, batch, token, channel, valid, RANK, SOFTPLUS)
+                token = place_of(tl.minimum(t, last - 1), length, REVERSE)
+                row = row_of(dbl, batch, token, group)
+                dt, _ = step(
+                    delta, row, weights, offset, batch, token, channel, valid, RANK, PAIRS, SOFTPLUS
+                )
                 dt = tl.where(t < last, dt, 0.0)
                 dtu = dt * load_channels(u, batch, token, channel, valid)
-                B_t = B.data + batch * B.batch + token * B.row + group * B.group
+                B = load_numbers(row + RANK, N, PAIRS)
                 after = ()
                 for n in tl.static_range(N):
-                    fed = dtu * tl.load(B_t + n).to(tl.float32)
-                    after = after + (tl.exp2(dt * rates[n]) * states[n] + fed,)
+                    after = after + (tl.exp2(dt * rates[n]) * states[n] + dtu * B[n],)
                 states = after
         tl.debug_barrier()  # before the block reads what it wrote
 
@@ -165,21 +145,21 @@ def scan_backward_kernel(
             befores = ()
             for s in tl.static_range(HELD):
                 t = first + piece * HELD + s
-                token = _place(t, last, length, REVERSE)
+                token = place_of(tl.minimum(t, last - 1), length, REVERSE)
+                row = row_of(dbl, batch, token, group)
                 dt, slope = step(
-                    delta, weights, offset, batch, token, channel, valid, RANK, SOFTPLUS
+                    delta, row, weights, offset, batch, token, channel, valid, RANK, PAIRS, SOFTPLUS
                 )
                 dt = tl.where(t < last, dt, 0.0)
                 x = load_channels(u, batch, token, channel, valid)
                 dtu = dt * x
-                B_t = B.data + batch * B.batch + token * B.row + group * B.group
+                B = load_numbers(row + RANK, N, PAIRS)
                 befores = befores + states
                 after = ()
                 for n in tl.static_range(N):
                     decay = tl.exp2(dt * rates[n])
                     decays = decays + (decay,)
-                    fed = dtu * tl.load(B_t + n).to(tl.float32)
-                    after = after + (decay * states[n] + fed,)
+                    after = after + (decay * states[n] + dtu * B[n],)
                 states = after
                 steps = steps + (dt,)
                 slopes = slopes + (slope,)
@@ -189,7 +169,7 @@ def scan_backward_kernel(
             for back in tl.static_range(HELD):
                 t = first + piece * HELD + (HELD - 1 - back)
                 here = t < last
-                token = _place(t, last, length, REVERSE)
+                token = place_of(tl.minimum(t, last - 1), length, REVERSE)
                 dt = steps[HELD - 1 - back]
                 x = inputs[HELD - 1 - back]
                 dtu = dt * x
@@ -199,29 +179,33 @@ def scan_backward_kernel(
                     gate = load_channels(z, batch, token, channel, valid)
                     half = sigmoid(gate)
                     grad_y = grad * gate * half
-                B_t = B.data + batch * B.batch + token * B.row + group * B.group
-                C_t = C.data + batch * C.batch + token * C.row + group * C.group
+                row = row_of(dbl, batch, token, group)
+                target = (((block * batches + batch) * length + token) * groups + group) * N + lane
+                summed = (lane < N) & here
+                parts = ()
+                for n in tl.static_range(N):
+                    parts = parts + (grad_y * befores[(HELD - back) * N + n],)
+                tl.store(grad_C + target, channel_sums(parts, N, STATES, BLOCK), mask=summed)
+                B = load_numbers(row + RANK, N, PAIRS)
+                C = load_numbers(row + RANK + N, N, PAIRS)
                 y = skip * x
                 grad_fed = tl.full((BLOCK,), 0.0, tl.float32)
                 grad_dt = tl.full((BLOCK,), 0.0, tl.float32)
-                parts_B = ()
-                parts_C = ()
+                parts = ()
                 left = ()
                 sums = ()
                 for n in tl.static_range(N):
-                    C_n = tl.load(C_t + n).to(tl.float32)
-                    state = befores[(HELD - back) * N + n]
-                    adjoint = adjoints[n] + grad_y * C_n
-                    parts_C = parts_C + (grad_y * state,)
-                    parts_B = parts_B + (dtu * adjoint,)
-                    grad_fed += adjoint * tl.load(B_t + n).to(tl.float32)
                     if z is not None:
-                        y += state * C_n
+                        y += befores[(HELD - back) * N + n] * C[n]
+                    adjoint = adjoints[n] + grad_y * C[n]
+                    parts = parts + (dtu * adjoint,)
+                    grad_fed += adjoint * B[n]
                     adjoint *= decays[(HELD - 1 - back) * N + n]
                     grad_exponent = adjoint * befores[(HELD - 1 - back) * N + n]
                     grad_dt += grad_exponent * rates[n]
                     sums = sums + (sums_A[n] + grad_exponent * dt,)
                     left = left + (adjoint,)
+                tl.store(grad_B + target, channel_sums(parts, N, STATES, BLOCK), mask=summed)
                 adjoints = left
                 sums_A = sums
                 grad_raw = (grad_dt * LN2 + grad_fed * x) * tl.where(
@@ -244,15 +228,10 @@ def scan_backward_kernel(
                         slope = half * (1.0 + gate * (1.0 - half))
                         value = (grad * y * slope).to(grad_z.dtype.element_ty)
                         tl.store(grad_z + place, value, mask=written)
-                row = (((block * batches + batch) * length + token) * groups + group) * N
-                written = (lane < N) & here
-                tl.store(grad_B + row + lane, channel_sums(parts_B, N, STATES, BLOCK), mask=written)
-                tl.store(grad_C + row + lane, channel_sums(parts_C, N, STATES, BLOCK), mask=written)
         tl.debug_barrier()  # before the next chunk takes its place
 
-    part = segment * batches + batch
-    tl.store(grad_D + part * channels + channel, sum_D, mask=valid)
-    tl.store(grad_bias + part * channels + channel, sum_bias, mask=valid)
+    place = (segment * batches + batch) * channels + channel
+    tl.store(grad_D + place, sum_D, mask=valid)
+    tl.store(grad_bias + place, sum_bias, mask=valid)
     for n in tl.static_range(N):
-        target = grad_A + (part * channels + channel) * N + n
-        tl.store(target, sums_A[n], mask=valid)
+        tl.store(grad_A + place * N + n, sums_A[n], mask=valid)

@@ -24,15 +24,18 @@ _UNIT = 64
 
 
 class Direction(NamedTuple):
-    """What one scan reads: as :class:`SelectiveInputs`, or dt before its projection."""
+    """What one scan reads.
+
+    A thread reads all numbers of a token's dt, B and C, as every other thread does that has
+    channels of its group. So they come in float32, converted once for all of them.
+    """
 
     u: Tensor
-    delta: Tensor  # (B, L, E), or (B, L, R) with a weight
+    dbl: Tensor  # (B, L, G, R + 2N), float32: dt before its projection, B and C
+    delta: Tensor | None  # (B, L, E), without a weight: R is 0
     weight: Tensor | None  # (E, R)
     bias: Tensor | None
     A: Tensor
-    B: Tensor
-    C: Tensor
     D: Tensor | None
     softplus: bool
     reverse: bool
@@ -41,14 +44,17 @@ class Direction(NamedTuple):
     def sizes(self, chunk: int) -> dict[str, Any]:
         """What both kernels are told about the shapes."""
         batches, length, channels = self.u.shape
+        rank, N = 0 if self.weight is None else self.weight.shape[1], self.A.shape[1]
+        apart = (rank, N, *self.dbl.stride()[:3], self.dbl.data_ptr() // self.dbl.itemsize)
         return dict(
             batches=batches,
             length=length,
             groups=self.groups,
             width=channels // self.groups,
             chunk=min(chunk, length),
-            N=self.A.shape[1],
-            RANK=0 if self.weight is None else self.weight.shape[1],
+            N=N,
+            RANK=rank,
+            PAIRS=all(each % 2 == 0 for each in apart),
             SOFTPLUS=self.softplus,
             REVERSE=self.reverse,
         )
@@ -61,8 +67,11 @@ class Direction(NamedTuple):
     def tensors(self) -> dict[str, Any]:
         """What both kernels read."""
         parameters = dict(weight=self.weight, bias=self.bias, A=self.A, D=self.D)
-        found = {name: t if t is None else t.contiguous() for name, t in parameters.items()}
-        return found | {name: rows(getattr(self, name)) for name in ('u', 'delta', 'B', 'C')}
+        found: dict[str, Any] = {
+            name: t if t is None else t.contiguous() for name, t in parameters.items()
+        }
+        delta = None if self.delta is None else rows(self.delta)
+        return found | dict(u=rows(self.u), dbl=rows(self.dbl), delta=delta)
 
 
 def _segment_length(given: Direction, programs: int, chunk: int) -> int:
@@ -126,7 +135,7 @@ def scan(
             last_state=last_state,
             checkpoints=None if len(checkpoints) == 1 else _saved(checkpoints),
             segment_length=segment_length,
-            scale=scale,
+            scale=None if scale == 1.0 else scale,
             BLOCK=block,
             num_warps=form.warps,
             **given.tensors(),

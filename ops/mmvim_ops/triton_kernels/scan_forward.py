@@ -5,53 +5,33 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mmvim_ops.triton_kernels.device import VARYING, device_function
+from mmvim_ops.triton_kernels.device import VARYING
 from mmvim_ops.triton_kernels.functions import (
-    LOG2E,
     channel_parameter,
     load_channels,
-    sigmoid,
-    softplus,
+    load_numbers,
+    silu,
+)
+from mmvim_ops.triton_kernels.scan_parts import (
+    first_states,
+    parameters,
+    part,
+    place_of,
+    row_of,
+    step,
 )
 
-__all__ = ['scan_forward_kernel', 'step']
-
-
-@device_function
-def step(
-    delta,
-    weights,
-    offset,
-    batch,
-    token,
-    channel,
-    valid,
-    RANK: tl.constexpr,
-    SOFTPLUS: tl.constexpr,
-):
-    """Dt of a token, (BLOCK,), and its derivative by what softplus took."""
-    if RANK == 0:
-        raw = offset + load_channels(delta, batch, token, channel, valid)
-    else:
-        raw = offset
-        row = delta.data + batch * delta.batch + token * delta.row
-        for r in tl.static_range(RANK):
-            raw += weights[r] * tl.load(row + r).to(tl.float32)
-    if SOFTPLUS:
-        return softplus(raw)
-    else:
-        return raw, tl.full(raw.shape, 1.0, tl.float32)
+__all__ = ['scan_forward_kernel']
 
 
 @triton.jit(do_not_specialize=VARYING)
 def scan_forward_kernel(
     u,
+    dbl,
     delta,
     weight,
     bias,
     A,
-    B,
-    C,
     D,
     z,
     partial,
@@ -68,6 +48,7 @@ def scan_forward_kernel(
     scale,
     N: tl.constexpr,
     RANK: tl.constexpr,
+    PAIRS: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     REVERSE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -77,9 +58,10 @@ def scan_forward_kernel(
     ``out = (partial + C h + D u) silu(z) scale``, where what is None is left out.
 
     Args:
-        u, delta, z: Rows (B, L, E); delta with ``RANK`` is dt (B, L, R), before the projection.
+        u, z: Rows (B, L, E).
+        dbl: Rows (B, L, G, RANK + 2N), float32: dt before its projection, B and C.
+        delta: Rows (B, L, E) without ``RANK``.
         weight, bias, A, D: (E, R), (E,), (E, N), (E,), contiguous.
-        B, C: Rows (B, L, G, N).
         partial: (B, L, E), contiguous, float32; may be ``out``.
         arriving: (segments, B, N, E), float32: the states before each segment.
         out: (B, L, E), contiguous.
@@ -88,32 +70,12 @@ def scan_forward_kernel(
             chunk, to be written.
         batches, length, groups, width: B, L, G and E / G.
         chunk, segment_length: Tokens between saved states, and of a segment: whole chunks.
+        PAIRS: Whether the numbers of dt, of B and of C can be loaded two by two.
     """
-    blocks = (width + BLOCK - 1) // BLOCK
-    program = tl.program_id(0)
-    inner = program % blocks * BLOCK + tl.arange(0, BLOCK)
-    valid = inner < width
-    group = program // blocks % groups
-    channel = group * width + inner
-    batch = (program // (blocks * groups) % batches).to(tl.int64)
-    segment = program // (blocks * groups) // batches
+    inner, valid, channel, group, batch, segment = part(batches, groups, width, BLOCK)
     channels = groups * width
-
-    rates = ()
-    states = ()
-    for n in tl.static_range(N):
-        rate = tl.load(A + channel * N + n, mask=valid, other=0.0).to(tl.float32)
-        rates = rates + (rate * LOG2E,)
-        if arriving is not None:
-            source = arriving + ((segment * batches + batch) * N + n) * channels
-            states = states + (tl.load(source + channel, mask=valid, other=0.0),)
-        else:
-            states = states + (tl.full((BLOCK,), 0.0, tl.float32),)
-    weights = ()
-    for r in tl.static_range(RANK):
-        column = tl.load(weight + channel * RANK + r, mask=valid, other=0.0)
-        weights = weights + (column.to(tl.float32),)
-    offset = channel_parameter(bias, channel, valid)
+    rates, weights, offset = parameters(A, weight, bias, channel, valid, N, RANK)
+    states = first_states(arriving, segment * batches + batch, channels, channel, valid, N)
     skip = channel_parameter(D, channel, valid)
 
     start = segment * segment_length
@@ -125,20 +87,20 @@ def scan_forward_kernel(
             for n in tl.static_range(N):
                 tl.store(saved + n * width + inner, states[n], mask=valid)
         for t in range(first, tl.minimum(first + chunk, stop)):
-            token = tl.cast(t, tl.int64)
-            if REVERSE:
-                token = length - 1 - token
-            dt, _ = step(delta, weights, offset, batch, token, channel, valid, RANK, SOFTPLUS)
+            token = place_of(t, length, REVERSE)
+            row = row_of(dbl, batch, token, group)
+            dt, _ = step(
+                delta, row, weights, offset, batch, token, channel, valid, RANK, PAIRS, SOFTPLUS
+            )
             x = load_channels(u, batch, token, channel, valid)
             dtu = dt * x
             y = skip * x
-            B_t = B.data + batch * B.batch + token * B.row + group * B.group
-            C_t = C.data + batch * C.batch + token * C.row + group * C.group
+            B = load_numbers(row + RANK, N, PAIRS)
+            C = load_numbers(row + RANK + N, N, PAIRS)
             after = ()
             for n in tl.static_range(N):
-                fed = dtu * tl.load(B_t + n).to(tl.float32)
-                state = tl.exp2(dt * rates[n]) * states[n] + fed
-                y += state * tl.load(C_t + n).to(tl.float32)
+                state = tl.exp2(dt * rates[n]) * states[n] + dtu * B[n]
+                y += state * C[n]
                 after = after + (state,)
             states = after
             place = (batch * length + token) * channels + channel
@@ -146,8 +108,10 @@ def scan_forward_kernel(
                 y += tl.load(partial + place, mask=valid, other=0.0)
             if z is not None:
                 gate = load_channels(z, batch, token, channel, valid)
-                y *= gate * sigmoid(gate)
-            tl.store(out + place, (y * scale).to(out.dtype.element_ty), mask=valid)
+                y *= silu(gate)
+            if scale is not None:
+                y *= scale
+            tl.store(out + place, y.to(out.dtype.element_ty), mask=valid)
     if last_state is not None and stop == length:
         for n in tl.static_range(N):
             target = last_state + (batch * channels + channel) * N + n

@@ -13,11 +13,18 @@ import triton.language as tl
 from mmvim_ops.triton_kernels.device import VARYING
 from mmvim_ops.triton_kernels.functions import (
     LOG2E,
-    channel_parameter,
     load_channels,
-    sigmoid,
+    load_numbers,
+    silu,
 )
-from mmvim_ops.triton_kernels.scan_forward import step
+from mmvim_ops.triton_kernels.scan_parts import (
+    first_states,
+    parameters,
+    part,
+    place_of,
+    row_of,
+    step,
+)
 
 __all__ = ['carry_kernel', 'segment_kernel']
 
@@ -25,12 +32,11 @@ __all__ = ['carry_kernel', 'segment_kernel']
 @triton.jit(do_not_specialize=VARYING)
 def segment_kernel(
     u,
+    dbl,
     delta,
     weight,
     bias,
     A,
-    B,
-    C,
     z,
     grad_out,
     ends,
@@ -43,6 +49,7 @@ def segment_kernel(
     scale,
     N: tl.constexpr,
     RANK: tl.constexpr,
+    PAIRS: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     REVERSE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -50,67 +57,50 @@ def segment_kernel(
     """A block of a group's channels, through one segment of one sequence that begins with zero.
 
     Args:
-        u, delta, weight, bias, A, B, C, z, scale: As those of the kernels that follow it.
+        u, dbl, delta, weight, bias, A, z, scale, PAIRS: As those of the kernels that follow it.
         grad_out: None, for the state; or rows (B, L, E), for its adjoint, from the last token on.
         ends: (segments, B, N, E), float32, contiguous: what the segment ends in, to be written.
         steps: (segments, B, E), float32, contiguous: the sum of its steps, to be written.
     """
-    blocks = (width + BLOCK - 1) // BLOCK
-    program = tl.program_id(0)
-    inner = program % blocks * BLOCK + tl.arange(0, BLOCK)
-    valid = inner < width
-    group = program // blocks % groups
-    channel = group * width + inner
-    batch = (program // (blocks * groups) % batches).to(tl.int64)
-    segment = program // (blocks * groups) // batches
+    _inner, valid, channel, group, batch, segment = part(batches, groups, width, BLOCK)
     channels = groups * width
-
-    rates = ()
-    states = ()
-    for n in tl.static_range(N):
-        rate = tl.load(A + channel * N + n, mask=valid, other=0.0).to(tl.float32)
-        rates = rates + (rate * LOG2E,)
-        states = states + (tl.full((BLOCK,), 0.0, tl.float32),)
-    weights = ()
-    for r in tl.static_range(RANK):
-        column = tl.load(weight + channel * RANK + r, mask=valid, other=0.0)
-        weights = weights + (column.to(tl.float32),)
-    offset = channel_parameter(bias, channel, valid)
+    rates, weights, offset = parameters(A, weight, bias, channel, valid, N, RANK)
+    states = first_states(None, 0, channels, channel, valid, N)
     total = tl.full((BLOCK,), 0.0, tl.float32)
 
     start = segment * segment_length
     stop = tl.minimum(start + segment_length, length)
     for i in range(0, stop - start):
-        if grad_out is None:
-            token = tl.cast(start + i, tl.int64)
-        else:
-            token = tl.cast(stop - 1 - i, tl.int64)
-        if REVERSE:
-            token = length - 1 - token
-        dt, _ = step(delta, weights, offset, batch, token, channel, valid, RANK, SOFTPLUS)
+        t = start + i
+        if grad_out is not None:
+            t = stop - 1 - i
+        token = place_of(t, length, REVERSE)
+        row = row_of(dbl, batch, token, group)
+        dt, _ = step(
+            delta, row, weights, offset, batch, token, channel, valid, RANK, PAIRS, SOFTPLUS
+        )
         total += dt
         after = ()
         if grad_out is None:
             dtu = dt * load_channels(u, batch, token, channel, valid)
-            B_t = B.data + batch * B.batch + token * B.row + group * B.group
+            B = load_numbers(row + RANK, N, PAIRS)
             for n in tl.static_range(N):
-                fed = dtu * tl.load(B_t + n).to(tl.float32)
-                after = after + (tl.exp2(dt * rates[n]) * states[n] + fed,)
+                after = after + (tl.exp2(dt * rates[n]) * states[n] + dtu * B[n],)
         else:
             grad = load_channels(grad_out, batch, token, channel, valid) * scale
             if z is not None:
                 gate = load_channels(z, batch, token, channel, valid)
-                grad *= gate * sigmoid(gate)
-            C_t = C.data + batch * C.batch + token * C.row + group * C.group
+                grad *= silu(gate)
+            C = load_numbers(row + RANK + N, N, PAIRS)
             for n in tl.static_range(N):
-                adjoint = states[n] + grad * tl.load(C_t + n).to(tl.float32)
+                adjoint = states[n] + grad * C[n]
                 after = after + (tl.exp2(dt * rates[n]) * adjoint,)
         states = after
 
-    part = segment * batches + batch
-    tl.store(steps + part * channels + channel, total, mask=valid)
+    place = segment * batches + batch
+    tl.store(steps + place * channels + channel, total, mask=valid)
     for n in tl.static_range(N):
-        tl.store(ends + (part * N + n) * channels + channel, states[n], mask=valid)
+        tl.store(ends + (place * N + n) * channels + channel, states[n], mask=valid)
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -142,15 +132,15 @@ def carry_kernel(
     batch = (program // blocks).to(tl.int64)
     for i in range(0, segments - 1):
         if ADJOINT:
-            part = (segments - 1 - i) * batches + batch
-            following = part - batches
+            here = (segments - 1 - i) * batches + batch
+            following = here - batches
         else:
-            part = i * batches + batch
-            following = part + batches
-        total = tl.load(steps + part * channels + channel, mask=valid, other=0.0)
+            here = i * batches + batch
+            following = here + batches
+        total = tl.load(steps + here * channels + channel, mask=valid, other=0.0)
         for n in tl.static_range(N):
             rate = tl.load(A + channel * N + n, mask=valid, other=0.0).to(tl.float32) * LOG2E
-            place = (part * N + n) * channels + channel
+            place = (here * N + n) * channels + channel
             state = tl.exp2(rate * total) * tl.load(arriving + place, mask=valid, other=0.0)
             state += tl.load(ends + place, mask=valid, other=0.0)
             tl.store(arriving + (following * N + n) * channels + channel, state, mask=valid)

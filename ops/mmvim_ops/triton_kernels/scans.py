@@ -30,7 +30,8 @@ _FUSED_RANK = 16
 
 def _selective(inputs: SelectiveInputs, softplus: bool, reverse: bool, groups: int) -> Direction:
     u, delta, A, B, C, D, _, bias = inputs
-    return Direction(u, delta, None, bias, A, B, C, D, softplus, reverse, groups)
+    dbl = torch.cat((B, C), dim=-1).float()
+    return Direction(u, dbl, delta, None, bias, A, D, softplus, reverse, groups)
 
 
 def _checkpoints(u: Tensor, states: int, groups: int, width: int, chunk: int) -> Tensor:
@@ -72,15 +73,14 @@ def selective_scan_backward(*args: Any) -> tuple[Tensor, ...]:
 
 def _one(given: ScanInputs, reverse: bool) -> Direction:
     """One direction of a bidirectional scan, dt projected where the kernel does not."""
-    states, rank = given.A.shape[1], given.dt_weight.shape[1]
-    dt, B, C = (part for part in given.dbl.split((rank, states, states), dim=-1))
+    dbl, rank = given.dbl.float(), given.dt_weight.shape[1]
     weight: Tensor | None = given.dt_weight
+    delta = None
     if rank > _FUSED_RANK:
-        dt, weight = F.linear(dt.float(), given.dt_weight.float()), None
-    B, C = B.unsqueeze(2), C.unsqueeze(2)
-    return Direction(
-        given.x, dt, weight, given.dt_bias, given.A, B, C, given.D, True, reverse, groups=1
-    )
+        delta, weight = F.linear(dbl[..., :rank], given.dt_weight.float()), None
+        dbl = dbl[..., rank:]
+    A, D, dbl = given.A, given.D, dbl.unsqueeze(2)
+    return Direction(given.x, dbl, delta, weight, given.dt_bias, A, D, True, reverse, groups=1)
 
 
 def bidirectional_selective_scan(*args: Any) -> tuple[Tensor, Tensor]:
@@ -130,5 +130,6 @@ def bidirectional_selective_scan_backward(*args: Any) -> tuple[Tensor, ...]:
             dt = given.dbl[..., :rank].float()
             grad_weight = grad_delta.flatten(0, 1).t() @ dt.flatten(0, 1)
             grads.append((found.u, grad_dbl, grad_weight, found.bias, found.A, found.D))
+            del found, grad_delta  # (B, L, E) in float32, before the other direction makes its own
     both = [grad for pair in zip(*grads) for grad in pair]
     return wanted((*both, grad_z), inputs, needs)

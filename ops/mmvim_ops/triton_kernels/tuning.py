@@ -38,7 +38,7 @@ class Launch(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What the choice depends on.
+    """What the choice may depend on.
 
     Attributes:
         kernel (str): 'forward' or 'backward'.
@@ -56,25 +56,24 @@ class Work(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """A launch for work of a kernel with up to these bytes and states, from this size on."""
+    """A launch of a kernel for up to so many bytes of a number, and states."""
 
     kernel: str
     itemsize: int
     states: int
-    size: int
     launch: Launch
 
 
 # The first that holds. A thread has up to 32 states, which with their rates take half of its
-# registers; with few states each, it has as many channels as it loads in eight bytes. Where two
-# channels each would leave less than a warp and 64 tokens to each of 528 schedulers, it has one.
+# registers; with few states each, it has as many channels as it loads in eight bytes. Sizes are no
+# part of it: few channels are cut into segments, and auto compares on a small one what it takes.
 _TABLE = (
-    _Row('forward', 2, 4, 2**22, Launch(channels=4)),
-    _Row('forward', 4, 16, 2**21, Launch(channels=2)),
-    _Row('forward', 4, 32, 0, Launch(channels=1)),
-    _Row('backward', 4, 4, 0, Launch(held=4)),
-    _Row('backward', 4, 16, 0, Launch(held=2)),
-    _Row('backward', 4, 32, 0, Launch(held=1)),
+    _Row('forward', 2, 4, Launch(channels=4)),
+    _Row('forward', 4, 16, Launch(channels=2)),
+    _Row('forward', 4, 32, Launch(channels=1)),
+    _Row('backward', 4, 4, Launch(held=4)),
+    _Row('backward', 4, 16, Launch(held=2)),
+    _Row('backward', 4, 32, Launch(held=1)),
 )
 # What a thread has registers for: states of all its channels, and of all tokens that it holds.
 _MOST_STATES, _MOST_HELD = 64, 32
@@ -90,7 +89,6 @@ def default(work: Work) -> Launch:
         if row.kernel == work.kernel
         and row.itemsize >= work.dtype.itemsize
         and row.states >= work.states
-        and row.size <= work.size
     )
 
 
