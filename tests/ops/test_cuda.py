@@ -1,4 +1,7 @@
-"""The kernels on a GPU: streams, graphs, devices, memory, atomics. Values are in test_native_*."""
+"""Kernels on a GPU, CUDA's and Triton's: streams, graphs, devices, memory, atomics.
+
+Values are in test_native_* and test_triton*.
+"""
 
 from __future__ import annotations
 
@@ -13,35 +16,46 @@ from mmvim_ops_by_name import bidirectional
 from torch import Tensor
 
 import mmvim_ops
-from mmvim_ops import loading
+from mmvim_ops import backends, loading
+from mmvim_ops.backends.operators import OperatorBackend
 
 Inputs = Callable[..., dict[str, Tensor]]
 Case = tuple[Callable[..., Any], dict[str, Tensor]]
 
-pytestmark = pytest.mark.skipif(
-    loading.cuda_problem() is not None, reason=f'no CUDA kernels: {loading.cuda_problem()}'
-)
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='torch sees no GPU')
+cuda_alone = pytest.mark.parametrize('kernels', ['cuda'], indirect=True)
 SELECTIVE = ('u', 'delta', 'A', 'B', 'C', 'D', 'z', 'delta_bias')
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-generic = partial(
-    mmvim_ops.selective_scan, delta_softplus=True, return_last_state=True, backend='cuda'
-)
-both = partial(bidirectional, backend='cuda')
+generic = partial(mmvim_ops.selective_scan, delta_softplus=True, return_last_state=True)
 
 
 def on(device: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
+@pytest.fixture(params=['cuda', 'triton'])
+def kernels(request: pytest.FixtureRequest) -> OperatorBackend:
+    """The backend whose kernels are tested, each in turn."""
+    (backend,) = (each for each in backends.ORDER if each.name == request.param)
+    problem = backend.unavailable()
+    if problem is not None:
+        pytest.skip(f'no kernels of {backend.name!r}: {problem}')
+    assert isinstance(backend, OperatorBackend)
+    return backend
+
+
 @pytest.fixture
-def cases(scan_inputs: Inputs, bidirectional_inputs: Inputs) -> Callable[..., list[Case]]:
+def cases(
+    kernels: OperatorBackend, scan_inputs: Inputs, bidirectional_inputs: Inputs
+) -> Callable[..., list[Case]]:
     """Both scans with inputs on a device: several blocks, tiles and chunks."""
 
     def make(seed: int = 0, device: str = 'cuda', **shape: Any) -> list[Case]:
         shape = dict(B=2, L=290, E=200, N=16, dtype=torch.float32) | shape
         one = scan_inputs(**shape, seed=seed)
         two = bidirectional_inputs(**shape, R=12, seed=seed)
-        return [(generic, on(device, one)), (both, on(device, two))]
+        scans = (partial(scan, backend=kernels.name) for scan in (generic, bidirectional))
+        return list(zip(scans, (on(device, one), on(device, two))))
 
     return make
 
@@ -79,6 +93,7 @@ def forward_and_backward(function: Callable[..., Any], inputs: dict[str, Tensor]
 # --- values ---
 
 
+@cuda_alone
 @pytest.mark.parametrize('dtype', DTYPES)
 @pytest.mark.parametrize('L', [1, 33, 160, 197])
 def test_every_split(
@@ -97,6 +112,7 @@ def test_every_split(
             assert_close(value_and_grads(function, inputs), expected, where=split)
 
 
+@cuda_alone
 def test_atomic_sums_stay_within_tolerances(
     cases: Any, value_and_grads: Inputs, assert_close: Any
 ) -> None:
@@ -131,6 +147,8 @@ def test_more_blocks_than_the_other_dimensions_of_a_grid_have(
 # --- inside torch ---
 
 
+@cuda_alone
+@pytest.mark.usefixtures('kernels')
 @pytest.mark.parametrize('dtype', DTYPES)
 def test_opcheck(dtype: torch.dtype, scan_inputs: Inputs, bidirectional_inputs: Inputs) -> None:
     p = on('cuda', scan_inputs(L=70, groups=2, dtype=dtype))
@@ -155,6 +173,8 @@ def test_opcheck(dtype: torch.dtype, scan_inputs: Inputs, bidirectional_inputs: 
     )
 
 
+@cuda_alone
+@pytest.mark.usefixtures('kernels')
 def test_opcheck_convolutions_and_norm() -> None:
     generator = torch.Generator().manual_seed(0)
     x, added = torch.randn(2, 2, 70, 40, generator=generator).to('cuda')
@@ -166,6 +186,7 @@ def test_opcheck_convolutions_and_norm() -> None:
     torch.library.opcheck(ops.add_rms_norm.default, (x, added, bias, 1e-5))
 
 
+@cuda_alone
 def test_auto_takes_the_kernels(cases: Any) -> None:
     for function, inputs in cases():
         outs = function(**inputs), function(**inputs, **{'backend': 'auto'})
@@ -271,8 +292,8 @@ def test_a_device_that_is_not_the_current_one(cases: Any) -> None:
 
 
 def test_no_tensor_of_tokens_channels_and_states(cases: Any) -> None:
-    """The peak of a training step stays far below the size of one, which is 400 MB."""
-    B, L, E, N = 2, 8192, 384, 16
+    """The peak of a training step stays far below the size of one, which is 1.6 GB."""
+    B, L, E, N = 8, 8192, 384, 16
     for function, inputs in cases(B=B, L=L, E=E, N=N, dtype=torch.bfloat16):
         leaves = leaves_of(inputs)
         values = list(leaves.values())
@@ -285,8 +306,8 @@ def test_no_tensor_of_tokens_channels_and_states(cases: Any) -> None:
         assert 0 < peak < B * L * E * N * 4 // 2, peak
 
 
-def test_what_a_forward_pass_keeps(cases: Any) -> None:
-    """Its output, and a state every 128 tokens: 1/4 of a byte per token, channel and state."""
+def test_what_a_forward_pass_keeps(cases: Any, kernels: Any) -> None:
+    """Its output, and the states before every chunk of tokens."""
     for function, inputs in cases(B=2, L=8192, E=384, dtype=torch.bfloat16):
         leaves = leaves_of(inputs)
         torch.cuda.synchronize()
@@ -295,6 +316,6 @@ def test_what_a_forward_pass_keeps(cases: Any) -> None:
         kept = torch.cuda.memory_allocated() - before
         out = out[0] if isinstance(out, tuple) else out
         directions = 2 if 'x_f' in inputs else 1
-        states = directions * out.numel() // 128 * 16 * 4
+        states = directions * out.numel() // kernels.chunk * 16 * 4
         assert kept < 1.1 * (out.numel() * 2 + states), function
         del out
