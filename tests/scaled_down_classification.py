@@ -17,11 +17,12 @@ LABELS = dict(train=(0, 3, 3, 7), val=(3, 5, 7))
 def shrink(cfg: Config, folder: Path) -> None:
     """Divide widths and image sizes, in place, and have one iteration run in ``folder``."""
     backbone = cfg.model.backbone
-    backbone.arch = dict(VisionMamba.arch_zoo[backbone.arch])
-    factor = max(backbone.arch['embed_dims'] // WIDTH, 1)
-    backbone.arch.update(embed_dims=backbone.arch['embed_dims'] // factor, d_state=4)
-    cfg.model.head.in_channels //= factor
-    factor = backbone.img_size // SIDE
+    if backbone.type == 'mmvim.VisionMamba':  # others are narrow enough
+        backbone.arch = dict(VisionMamba.arch_zoo[backbone.arch])
+        factor = max(backbone.arch['embed_dims'] // WIDTH, 1)
+        backbone.arch.update(embed_dims=backbone.arch['embed_dims'] // factor, d_state=4)
+        cfg.model.head.in_channels //= factor
+    factor = backbone.get('img_size', 128) // SIDE  # a ResNet of patterns has none
     scaled(cfg.model, SIZE_KEYS, factor)
     confine(cfg, folder, 4, SIZE_KEYS, factor)
     cfg.load_from = backbone.init_cfg = None

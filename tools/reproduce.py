@@ -62,7 +62,7 @@ def parse_arguments(argv: Sequence[str]) -> Namespace:
     parser.add_argument(
         '--copy',
         action='store_true',
-        help='run nothing: show the results in --out in the README and metafile of the configs',
+        help='run nothing: show the results in --out in READMEs and metafiles of the configs',
     )
     args = parser.parse_args(argv)
     args.tables = args.tables or list(TABLES)
@@ -169,7 +169,7 @@ def reproduce(
         row |= dict(parameters=costs[name].parameters, runs=[])
         done.setdefault(name, row)['runs'].append(training.result(run, args))
         # What other commands measured, of rows that this one leaves out, stays.
-        others = report.read(out)['rows'] if (out / 'results.json').is_file() else []
+        others = report.read(out).get('rows', [])
         all_rows = [other for other in others if other['name'] not in args.rows] + [*done.values()]
         all_rows.sort(key=lambda row: row['config'])
         report.write(dict(about, rows=all_rows), reasons, out)
@@ -216,19 +216,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def copy(table: str, out: Path) -> None:
-    """Show the results of a table in the folder of its configs.
+    """Show the results of a table in the folders of its configs.
 
     Raises:
-        UserError: If there are none, or the rows lie in several folders.
+        UserError: If there are none.
     """
-    folders = list(TABLES[table].parts)
-    if len(folders) > 1:
-        raise UserError(f'{table} cannot be copied: its configs lie in {", ".join(folders)}')
     if not (out / 'results.json').is_file():
         raise UserError(f'{out} has no results: run `python tools/reproduce.py {table}` first')
-    folder = ROOT / 'configs' / folders[0]
-    report.copy(folder, report.read(out))
-    print(f'{folder}: results.json, README.md, metafile.yml')
+    for folder in report.copy(report.read(out)):
+        print(f'{folder}: results.json, README.md, metafile.yml')
 
 
 if __name__ == '__main__':

@@ -61,7 +61,7 @@ def count_config(cfg: Config, shapes: Sequence[Shape]) -> tuple[nn.Module, list[
             'ones, which takes their time',
             file=sys.stderr,
         )
-    largest = max(shapes, key=math.prod)
+    largest = max(shapes, key=math.prod, default=(0, 0))
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     if 4 * _NUMBERS_A_PIXEL * math.prod(largest) > memory:
         raise UserError(

@@ -2,12 +2,13 @@
 
 Every operator that torch dispatches is counted for the module that runs: matrix products and
 convolutions by the formulas of ``torch.utils.flop_counter``, our operators by those of
-:mod:`mmvim_ops.flops`, normalisations by those below. An operation is one addition, multiplication
-or exponential; a multiply-accumulate is two.
+:mod:`mmvim_ops.flops`, normalisations and Fourier transforms by those below. An operation is one
+addition, multiplication or exponential; a multiply-accumulate is two.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -59,6 +60,19 @@ def _batch_norm(x: Tensor, *args: Any, **kwargs: Any) -> int:
     return 2 * x.numel()  # with running statistics: one factor and one term a channel
 
 
+def _real_transforms(points: int, size: int) -> int:
+    return round(2.5 * points * math.log2(size))  # half of a complex one's 5 n log₂ n
+
+
+def _to_frequencies(x: Tensor, dims: Sequence[int], *_: Any) -> int:
+    return _real_transforms(x.numel(), math.prod(x.shape[dim] for dim in dims))
+
+
+def _from_frequencies(x: Tensor, dims: Sequence[int], _: int, last: int) -> int:
+    others = math.prod(x.shape[dim] for dim in dims[:-1])
+    return _real_transforms(x.numel() // x.shape[dims[-1]] * last, others * last)
+
+
 def _own_statistics(x: Tensor, weight: Tensor | None) -> int:
     # Mean, centring, square, sum and factor of each element; scale and shift are two more.
     return x.numel() * (5 if weight is None else 7)
@@ -68,6 +82,8 @@ _FORMULAS: dict[Any, Callable[..., int]] = {
     _aten.native_batch_norm: _batch_norm,
     _aten._native_batch_norm_legit_no_training: _batch_norm,
     _aten.cudnn_batch_norm: _batch_norm,
+    _aten._fft_r2c: _to_frequencies,
+    _aten._fft_c2r: _from_frequencies,
     _aten.native_layer_norm: lambda x, _, weight, *__: _own_statistics(x, weight),
     _aten.native_group_norm: lambda x, weight, *_: _own_statistics(x, weight),
     # What a CPU runs; torch has formulas for the kernels of other devices.
@@ -170,7 +186,8 @@ class _Counter(TorchDispatchMode):
                 self.parts[_PROJECTIONS] += steps
         elif _computes(func):
             outs = out if isinstance(out, tuple | list) else (out,)
-            floats = [x for x in outs if isinstance(x, Tensor) and x.is_floating_point()]
+            tensors = [x for x in outs if isinstance(x, Tensor)]
+            floats = [x for x in tensors if x.is_floating_point() or x.is_complex()]
             self.uncounted[str(packet).removeprefix('aten.').rstrip('_')] += sum(
                 x.numel() for x in floats
             )
@@ -188,7 +205,8 @@ def count_flops(model: nn.Module, images: Tensor) -> Count:
     """Count one forward pass.
 
     Args:
-        model (nn.Module): Of any OpenMMLab library, in evaluation mode.
+        model (nn.Module): Of any OpenMMLab library, or one that takes bare images; in evaluation
+            mode.
         images (Tensor): (B, C, H, W), on the device of the model. On meta tensors nothing is
             computed, and regions stand in for what a first stage would propose.
     """

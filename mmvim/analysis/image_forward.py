@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 
@@ -14,9 +15,12 @@ def image_forward(model: Any, images: Tensor) -> Any:
     Segmentors include resizing the scores to the image.
 
     Args:
-        model (nn.Module): A segmentor, detector, classifier, or any model of mmengine.
+        model (nn.Module): A segmentor, detector, classifier, any model of mmengine, or any other
+            module of images, such as a backbone.
         images (Tensor): (B, C, H, W), preprocessed.
     """
+    if not isinstance(model, BaseModel):
+        return model(images)
     size = tuple(images.shape[-2:])
     keys = ('ori_shape', 'img_shape', 'pad_shape', 'batch_input_shape')
     about: dict[str, Any] = dict.fromkeys(keys, size)

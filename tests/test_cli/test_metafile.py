@@ -147,6 +147,9 @@ def test_what_a_config_says_of_its_training() -> None:
     assert about['Training Data'] == 'ADE20K'
     assert describe(Config(cfg.to_dict() | dict(crop_size=(64, 32))))['Input Size'] == '64x32'
     assert about.keys() == {'Parameters', 'Training Data', 'Epochs', 'Batch Size'}
+    # A model that cannot be built on meta tensors (its dropout rates are read from a tensor).
+    cfg.model.backbone = dict(type='VisionTransformer', arch='deit-tiny', out_type='cls_token')
+    assert describe(cfg).keys() == about.keys()
 
 
 def test_update_adds_and_removes_configs_and_keeps_the_rest(tmp_path: Path, capsys: Any) -> None:

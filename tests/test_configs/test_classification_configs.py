@@ -24,7 +24,7 @@ from mmvim.models import VisionMamba
 from mmvim.models.pos_embed import resize_pos_embed
 from mmvim.models.token_layout import cls_positions
 
-FILES = sorted((CONFIGS / 'vim').glob('*.py')) + sorted((CONFIGS / 'demo').glob('vim-nano_1xb*.py'))
+FILES = sorted((CONFIGS / 'vim').glob('*.py')) + sorted((CONFIGS / 'demo').glob('*_1xb16-*.py'))
 IDS = [path.stem for path in FILES]
 TINY, SMALL, BASE = (
     'vim-tiny_8xb128-300e_in1k',

@@ -39,6 +39,8 @@ def test_greatest_score_of_each_class(head, tokens):
         ]
     )
     torch.testing.assert_close(head((tokens,)), expected + head.fc.bias, rtol=0, atol=1e-12)
+    maps = tokens.transpose(1, 2).unflatten(2, (7, 1))
+    torch.testing.assert_close(head((maps,)), head((tokens,)), rtol=0, atol=0)
     # The last tap counts.
     torch.testing.assert_close(head((tokens[:, :2], tokens)), head((tokens,)), rtol=0, atol=0)
 
@@ -95,7 +97,7 @@ def test_loss_and_prediction(head, tokens, mixed):
 
 
 @pytest.mark.parametrize(
-    'feats', [torch.zeros(2, 8), torch.zeros(2, 7, 4), torch.zeros(2, 8, 4, 4)]
+    'feats', [torch.zeros(2, 8), torch.zeros(2, 7, 4), torch.zeros(2, 4, 8, 8)]
 )
 def test_what_is_no_sequence_is_refused(head, feats):
     with pytest.raises(ValueError, match=r"\(B, L, 8\), got .*out_type='raw'"):

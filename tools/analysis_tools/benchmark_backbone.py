@@ -1,9 +1,8 @@
-"""Measure Vim or VMamba against other backbones of its size over image sizes.
+"""Measure Vim or VMamba against other backbones over image sizes: time, memory, FLOPs, parameters.
 
 DeiT, with plain attention or with SDPA, comes from mmpretrain or, where that is missing, from timm;
-Swin and ConvNeXt are mmpretrain's. Writes backbone.md, backbone.json
-and backbone.png (with matplotlib) to --out. Times are medians of interleaved samples: one of each
-model in turn.
+Swin, ConvNeXt and ResNet are mmpretrain's. Writes backbone.md, backbone.json and backbone.png (with
+matplotlib) to --out. Times are medians of interleaved samples: one of each model in turn.
 """
 
 from __future__ import annotations
@@ -22,6 +21,8 @@ from benchmarking.measuring import Call
 from benchmarking.report import Row, mebibytes, significant
 from torch import Tensor, nn
 
+from mmvim.analysis.flops import count_flops
+
 MODES = ('inference', 'training')
 # Vim-Ti against DeiT-Ti with plain attention, batch inference on a GPU (arXiv 2401.09417, figure 1
 # and section 4): DeiT's time and memory over Vim's, by resolution.
@@ -30,11 +31,14 @@ _READING = """\
 `{ours} ÷` is the time of {ours} over that of the model in the row, from the medians of interleaved
 samples: below 1 {ours} is faster. `spread` is the distance between the quartiles over the median.
 `peak` is the most memory that torch held: weights, image, and in training gradients too;
-`{ours} ÷ peak` compares it. Training is a forward and a backward pass, without an optimizer. Plain
-attention keeps the whole score matrix, SDPA is `scaled_dot_product_attention`. Models end in the
-class token, those of four stages in their last map or its mean; `--with-neck`, in four maps, which
-UperNet's pyramid makes of a plain model's taps, Vim without a class token. Stars in a plot are the
-paper's figures for DeiT with plain attention, inference on a GPU."""
+`{ours} ÷ peak` compares it. Parameters are without a classifier. GMACs, what papers call GFLOPs,
+are of one image, counted as by `get_flops.py`: operators of single elements, of which the loop of
+the published torch algorithm is made, do not count. Training is a forward and a backward pass,
+without an optimizer. Plain attention keeps the whole score matrix, SDPA is
+`scaled_dot_product_attention`. Models end in the class token, those of four stages in their last
+map or its mean, S4ND-ViT in its mean; `--with-neck`, in four maps, which UperNet's pyramid makes of
+a plain model's taps, Vim without a class token. Stars in a plot are the paper's figures for DeiT
+with plain attention, inference on a GPU."""
 
 
 class Setting(NamedTuple):
@@ -63,9 +67,10 @@ def parse_arguments(argv: Sequence[str]) -> Namespace:
         '--contenders',
         nargs='+',
         choices=list(CONTENDERS),
-        default=['vim', 'deit-sdpa', 'deit-plain'],
+        default=['vim', 'deit', 'deit-plain'],
         help='the first is what the others are compared with; vim-with-cp recomputes its blocks in '
-        'training, vmamba-looped scans as the published code without its kernels '
+        'training, vmamba-looped scans as the published code without its kernels, deit-plain '
+        'keeps its scores, resnet50 is the same for all --sizes, s4nd was published as base '
         '(default: %(default)s)',
     )
     args = harness.parse(parser, argv)
@@ -102,17 +107,23 @@ def measure(setting: Setting, args: Namespace) -> list[Row]:
     shape = (setting.batch, 3, setting.resolution, setting.resolution)
     image = torch.randn(shape, generator=generator).to(args.device)
     held: dict[str, int] = {}
+    counted: dict[str, Row] = {}
 
     def make(name: str) -> Call:
         torch.manual_seed(0)
         model = build(name, setting.size, setting.resolution, args.with_neck).to(args.device)
+        counted[name] = dict(parameters=sum(p.numel() for p in model.parameters()))
+        model.eval()  # which of some models returns nothing
+        counted[name]['macs'] = count_flops(model, image[:1]).total / 2
+        step = make_step(model, setting, image)
         held[name] = sum(t.nbytes for t in (image, *model.parameters(), *model.buffers()))
-        return make_step(model, setting, image)
+        return step
 
     makers = {name: partial(make, name) for name in args.contenders}
     found = harness.contest(makers, setting.execution, args, held, {})
     for name, row in found.items():
         row.update(setting._asdict(), model=name, title=CONTENDERS[name][0])
+        row.update(counted.get(name, {}))
     return list(found.values())
 
 
@@ -124,6 +135,8 @@ def write(result: dict[str, Any], args: Namespace) -> None:
     columns = {
         'resolution': ('resolution', str),
         'model': ('title', str),
+        'M parameters': ('parameters', lambda number: significant(number / 1e6)),
+        'GMACs': ('macs', lambda number: significant(number / 1e9)),
         f'{ours} ÷': ('seconds_over_first', inverse),
         'spread': ('spread', '{:.0%}'.format),
         **(milliseconds if args.device.type == 'cuda' else {}),

@@ -1,8 +1,8 @@
-"""The paper's ablations on the patterns dataset, all on one budget.
+"""The paper's ablations on the patterns dataset, and other backbones, all on one budget.
 
 The direction or the classification design of each row is given to one small config, which is
-trained and validated. Interrupted, the same command goes on where it was; what is finished is not
-run again.
+trained and validated; other backbones have configs that differ in nothing else. Interrupted, the
+same command goes on where it was; what is finished is not run again.
 """
 
 import interruptible  # noqa: F401  # first: what follows takes seconds to import
@@ -11,7 +11,7 @@ import interruptible  # noqa: F401  # first: what follows takes seconds to impor
 import json
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from common import DATA, ROOT, begin, train
 from matplotlib import pyplot as plt
 
 from mmvim.cli.arguments import PlainParser
+from mmvim.cli.metafile import entry_of
 from mmvim.cli.prepare import make_writable
 from mmvim.cli.result_table import paper_metrics
 from mmvim.cli.run_tool import run_tool
@@ -28,6 +29,7 @@ from mmvim.datasets.patterns.generation import MANIFEST
 SMALL = 'configs/demo/vim-nano_1xb16-1150_patterns-128x128.py'
 CLASSIFIER = 'configs/vim/vim-tiny{}_8xb128-300e_in1k.py'
 SEGMENTER = 'configs/segmenter/vim-tiny-{}_segmenter_4xb8-60k_ade20k-512x512.py'
+BACKBONES = ('vim-nano', 'vmamba-nano', 'vit-nano', 'resnet18-quarter')
 OURS = 'patterns, not ImageNet'
 
 
@@ -36,15 +38,17 @@ class Row(NamedTuple):
 
     Attributes:
         table (str): Its table.
-        name (str): Of the direction or the design.
+        name (str): Of the direction, the design or the backbone.
         config (str): Has the paper's top-1 on ImageNet.
         options (tuple[str, ...]): What gives the small config this direction or design.
+        small (str): What is trained.
     """
 
     table: str
     name: str
     config: str
     options: tuple[str, ...]
+    small: str = SMALL
 
 
 def direction(name: str, suffix: str) -> Row:
@@ -61,6 +65,11 @@ def design(
     return Row('design', name, CLASSIFIER.format(suffix), (*backbone, f'model.head.type={head}'))
 
 
+def backbone(name: str, config: str) -> Row:
+    """A row of the table of backbones, which compares none of the paper's figures."""
+    return Row('backbone', name, config, (), config)
+
+
 ROWS = [
     direction('none', '-none'),
     direction('sequence', '-sequence'),
@@ -73,20 +82,36 @@ ROWS = [
     design('head class token', '-head-token', 'head', 'cls_token'),
     design('double class token', '-double-token', 'double', 'cls_token'),
     design('middle class token', '', 'middle', 'cls_token'),
+    *(backbone(name, SMALL.replace('vim-nano', name)) for name in BACKBONES),
 ]
 
 
 def to_markdown(entries: Sequence[Mapping[str, Any]], table: str) -> str:
-    """One table, the design's without mIoU: it only classifies."""
-    head = [table, 'ImageNet top-1 (paper)', 'ADE20K mIoU (paper)', OURS]
-    lines = [head, ['---'] * len(head)]
-    for entry in entries:
-        known = ['-' if value is None else f'{value:.1f}' for value in entry['paper'].values()]
+    """One table: the paper's figures, of backbones their sizes instead, and our accuracies.
+
+    Designs have no mIoU: they only classify.
+    """
+
+    def of_paper(metric: str) -> Callable[[Mapping[str, Any]], str]:
+        return lambda e: '-' if e['paper'][metric] is None else f'{e["paper"][metric]:.1f}'
+
+    def ours(entry: Mapping[str, Any]) -> str:
         values = [*entry['patterns_top1'].values()]
         spread = f' ± {statistics.stdev(values):.1f}' if len(values) > 1 else ''
-        lines.append([entry['name'], *known, f'{statistics.mean(values):.1f}{spread}'])
-    kept = [line if table == 'direction' else [*line[:2], line[3]] for line in lines]
-    return '\n'.join(f'| {" | ".join(line)} |' for line in kept)
+        return f'{statistics.mean(values):.1f}{spread}'
+
+    columns = {'ImageNet top-1 (paper)': of_paper('top1')}
+    if table == 'direction':
+        columns['ADE20K mIoU (paper)'] = of_paper('miou')
+    elif table == 'backbone':
+        columns = {
+            'parameters': lambda entry: f'{entry["size"]["Parameters"]:,}',
+            'MMACs': lambda entry: f'{entry["size"]["FLOPs"] / 1e6:.1f}',
+        }
+    columns[OURS] = ours
+    lines = [[table, *columns], ['---'] * (len(columns) + 1)]
+    lines += [[entry['name'], *(cell(entry) for cell in columns.values())] for entry in entries]
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
 def as_document(
@@ -100,7 +125,8 @@ def as_document(
     text = [
         '# Ablations',
         f'Figures in the columns "{OURS}" are the top-1 in per cent of `{SMALL}` at the end '
-        f'of training, with the direction or the design of the row; made by `{" ".join(words)}`. '
+        f'of training, with the direction, the design or the backbone of the row; made by '
+        f'`{" ".join(words)}`. '
         f'{count} validation images: the standard error is up to {50 / count**0.5:.1f} points.',
     ]
     if len(seeds) > 1:
@@ -110,15 +136,16 @@ def as_document(
 
 
 def draw(tables: Mapping[str, Sequence[Mapping[str, Any]]], file: Path) -> None:
-    """Plot our accuracies as bars, one for each row, and the paper's as points beside them."""
-    figure, axes = plt.subplots(1, len(tables), figsize=(12, 4.4), squeeze=False)
+    """Plot our accuracies as bars, one for each row, and the paper's as points over them."""
+    figure, axes = plt.subplots(1, len(tables), figsize=(6 * len(tables), 4.4), squeeze=False)
     for axis, (table, entries) in zip(axes.flat, tables.items()):
         names = [entry['name'].replace(' ', '\n') for entry in entries]
         seeds = [[*entry['patterns_top1'].values()] for entry in entries]
         axis.bar(names, [statistics.mean(values) for values in seeds], color='#56b4e9', label=OURS)
         axis.plot(names, seeds, '.', color='#0072b2')
-        known = [entry['paper']['top1'] or float('nan') for entry in entries]
-        axis.plot(names, known, 'D', color='#d55e00', label='ImageNet (paper)')
+        if table != 'backbone':
+            known = [entry['paper']['top1'] or float('nan') for entry in entries]
+            axis.plot(names, known, 'D', color='#d55e00', label='ImageNet (paper)')
         axis.set(title=table, ylim=(0, 100), ylabel='top-1 (%)')
         axis.tick_params('x', labelsize=8)
         axis.grid(axis='y', alpha=0.3)
@@ -130,7 +157,7 @@ def draw(tables: Mapping[str, Sequence[Mapping[str, Any]]], file: Path) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Train one row after the other; write Markdown, JSON and the plot, and print the first."""
-    parser = PlainParser("The paper's ablations on the patterns dataset, all on one budget.")
+    parser = PlainParser("The paper's ablations and other backbones on patterns, on one budget.")
     parser.add_argument('--out', default='work_dirs/ablate', help='folder (default: %(default)s)')
     parser.add_argument(
         '--seeds', type=int, nargs='+', default=[0], help='train once with each (default: 0)'
@@ -155,7 +182,7 @@ def main(argv: Sequence[str]) -> None:
         for seed in args.seeds:
             print(f'\n{row.table} {row.name}, seed {seed}', flush=True)
             options = (*args.cfg_options, *row.options, f'randomness.seed={seed}')
-            training = train(SMALL, folder / f'seed-{seed}', *options)
+            training = train(row.small, folder / f'seed-{seed}', *options)
             curves = read_run(find_logs(str(training.folder / 'train'))).curves
             top1[seed] = curves['accuracy/top1'].values[-1]
         dense = SEGMENTER.format(row.name.replace('_', '-'))
@@ -163,7 +190,9 @@ def main(argv: Sequence[str]) -> None:
             top1=paper_metrics(ROOT / row.config).get('Top 1 Accuracy'),
             miou=paper_metrics(ROOT / dense).get('mIoU'),
         )
-        entry = dict(table=row.table, name=row.name, paper=paper, patterns_top1=top1)
+        about = entry_of(ROOT / row.small)['Metadata']
+        size = {key: about[key] for key in ('Parameters', 'FLOPs')}
+        entry = dict(table=row.table, name=row.name, paper=paper, size=size, patterns_top1=top1)
         tables.setdefault(row.table, []).append(entry)
 
     document = as_document(tables, args.seeds, args.cfg_options)

@@ -89,7 +89,8 @@ def _check(table: str, row: Row, seed: int, args: Namespace, earlier: Sequence[R
         asked = Namespace(config=str(row.config), cfg_options=_parsed([*options, *moved]))
         cfg, _ = prepare(asked, 'reproducing it', *_NEEDS, splits=['train', 'val', 'test'])
         prepare_amp(cfg, False)
-        other = difference(cfg, folder / 'train', TRAINING)
+        begun = (folder / 'train' / 'last_checkpoint').is_file()
+        other = difference(cfg, folder / 'train', TRAINING) if begun else ''
         if other:
             raise UserError(
                 f'{folder / "train"} holds another training: {other}; move it away, or give '

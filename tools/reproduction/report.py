@@ -16,9 +16,9 @@ from mmvim.cli.metafile import PAPER, read_metafile, write_metafile
 from mmvim.cli.result_table import paper_metrics
 from mmvim.errors import UserError
 from mmvim.version import __version__
-from reproduction.tables import ROOT, TABLES
+from reproduction.tables import ROOT
 
-BEGIN, END = '<!-- results -->', '<!-- end of results -->'
+BEGIN, END = '<!-- results of {} -->', '<!-- end of results -->'
 # Columns, in this order, where a run has them; JSON and metafiles have all.
 _SHOWN = (
     *('mIoU', 'aAcc', 'box AP', 'box AP50', 'mask AP', 'mask AP50', 'mask AP, 1,000 detections'),
@@ -50,8 +50,8 @@ def write(results: Mapping[str, Any], reasons: Mapping[str, str], out: Path) -> 
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """Content of the ``results.json`` in a folder."""
-    return dict(json.loads(_text(folder / 'results.json')))
+    """Content of the ``results.json`` in a folder: of one table, or by table beside configs."""
+    return dict(json.loads(_text(folder / 'results.json') or '{}'))
 
 
 def _as_json(results: Mapping[str, Any]) -> bytes:
@@ -105,25 +105,33 @@ def _mean(values: Sequence[float | None]) -> str:
     return f'{statistics.mean(known):.1f}' if known else '–'
 
 
-def shown_in(folder: Path, results: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def shown_in(folder: Path, tables: Mapping[str, Mapping[str, Any]]) -> tuple[str, dict[str, Any]]:
     """What the README and the metafile of a folder of configs have to say with these results.
+
+    A table takes the place between its two comments in the README, or a section at the end.
 
     Args:
         folder (Path): Of the configs of all rows.
-        results (Mapping): Content of its ``results.json``.
+        tables (Mapping): Content of its ``results.json``: results by table.
 
     Returns:
         tuple[str, dict]: Text of the README and content of the metafile.
 
     Raises:
-        UserError: If they have no place for the results.
+        UserError: If a comment or an entry of the metafile is missing.
     """
-    before, begin, rest = _text(folder / 'README.md').partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise UserError(f'{folder}/README.md needs the lines {BEGIN} and {END} around the table')
+    readme = _text(folder / 'README.md')
+    for table, results in tables.items():
+        begin = BEGIN.format(table)
+        if begin not in readme:
+            readme += f'\n## Measured: {table}\n\n{begin}\n{END}\n'
+        before, _, rest = readme.partition(begin)
+        _, end, after = rest.partition(END)
+        if not end or BEGIN.partition('{')[0] in rest.partition(END)[0]:
+            raise UserError(f'{folder}/README.md needs the line {END} after the table of {table}')
+        readme = f'{before}{begin}\n{to_markdown(results)}\n{end}{after}'
     content = read_metafile(folder / 'metafile.yml')
-    rows = {row['name']: row for row in results['rows']}
+    rows = {row['name']: row for results in tables.values() for row in results['rows']}
     missing = rows.keys() - {model['Name'] for model in content['Models']}
     if missing:
         raise UserError(
@@ -131,35 +139,54 @@ def shown_in(folder: Path, results: Mapping[str, Any]) -> tuple[str, dict[str, A
             '`python tools/analysis_tools/update_metafiles.py` adds entries'
         )
     for model in content['Models']:
-        entries = _entries(rows.get(model['Name']), TABLES[results['table']].dataset)
+        entries = _entries(rows[model['Name']], model) if model['Name'] in rows else []
         entries += [
             entry
             for entry in model.pop('Results', [])
             if all(name.endswith(PAPER) for name in entry['Metrics'])
         ]
         model.update({'Results': entries} if entries else {})
-    return f'{before}{begin}\n{to_markdown(results)}\n{end}{after}', content
+    return readme, content
 
 
-def _entries(row: Mapping[str, Any] | None, dataset: str) -> list[dict[str, Any]]:
-    """The metafile's results of a row, means over its seeds, by task."""
+def _entries(row: Mapping[str, Any], model: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Results of a row for its entry in the metafile, means over the seeds, by task."""
     tasks: dict[str, dict[str, float]] = {}
-    runs = [run['metrics'] for run in row['runs']] if row else []
-    for name in [name for name in runs[0] if all(name in run for run in runs)] if runs else ():
+    runs = [run['metrics'] for run in row['runs']]
+    for name in [name for name in runs[0] if all(name in run for run in runs)]:
         task = next(task for start, task in _TASKS.items() if name.startswith(start))
         mean = round(statistics.mean(run[name] for run in runs), 2)
         tasks.setdefault(task, {})[name] = mean
+    dataset = model['Metadata']['Training Data']
     return [
         {'Task': task, 'Dataset': dataset, 'Metrics': metrics} for task, metrics in tasks.items()
     ]
 
 
-def copy(folder: Path, results: Mapping[str, Any]) -> None:
-    """Show results in the README and the metafile of a folder of configs, and keep them there."""
-    readme, metafile = shown_in(folder, results)
-    write_metafile(folder / 'metafile.yml', metafile)
-    write_atomically(folder / 'README.md', readme.encode())
-    write_atomically(folder / 'results.json', _as_json(results))
+def copy(results: Mapping[str, Any]) -> list[Path]:
+    """Show the results of a table where its configs are, and keep them there.
+
+    Args:
+        results (Mapping): As :func:`write` writes them.
+
+    Returns:
+        list[Path]: Folders of the configs.
+
+    Raises:
+        UserError: As :func:`shown_in`; then nothing is written.
+    """
+    parts: dict[Path, list[Any]] = {}
+    for row in results['rows']:
+        parts.setdefault(ROOT / Path(row['config']).parent, []).append(row)
+    files = {}
+    for folder, rows in parts.items():
+        tables = read(folder) | {results['table']: dict(results, rows=rows)}
+        files[folder] = (*shown_in(folder, tables), tables)
+    for folder, (readme, metafile, tables) in files.items():
+        write_metafile(folder / 'metafile.yml', metafile)
+        write_atomically(folder / 'README.md', readme.encode())
+        write_atomically(folder / 'results.json', _as_json(tables))
+    return list(files)
 
 
 def disagreements(folder: Path) -> list[str]:

@@ -25,13 +25,11 @@ class Table(NamedTuple):
     """A table.
 
     Attributes:
-        dataset (str): Its name in metafiles.
         parts (dict[str, str]): By folder under ``configs``, a pattern of its rows' names.
         published (bool): Only configs with published figures are rows. Defaults to False.
         epoch (int): Images of an epoch, where schedules count epochs. Defaults to 0.
     """
 
-    dataset: str
     parts: dict[str, str]
     published: bool = False
     epoch: int = 0
@@ -72,20 +70,19 @@ PLACES = {
     ),
 }
 TABLES = {
-    'camvid': Table('CamVid', {'camvid': ''}),
-    'nuclei': Table('nuclei', {'nuclei': ''}),
-    'patterns': Table('patterns', {'demo': ''}),
-    'ade20k': Table('ADE20K', {'upernet': '', 'vmamba': r'[^_]+_upernet_'}, published=True),
+    'camvid': Table({'camvid': ''}),
+    'nuclei': Table({'nuclei': ''}),
+    'patterns': Table({'demo': ''}),
+    'ade20k': Table({'upernet': '', 'vmamba': r'[^_]+_upernet_'}, published=True),
     # Images with objects.
-    'coco': Table('COCO', {'vitdet': '', 'vmamba': r'[^_]+_mask-rcnn_'}, True, 117_266),
+    'coco': Table({'vitdet': '', 'vmamba': r'[^_]+_mask-rcnn_'}, True, 117_266),
     'imagenet': Table(
-        'ImageNet-1k',
         {'vim': r'vim-[a-z]+(-stride8)?_', 'vmamba': r'[^_]+_8xb128-'},
         True, 1_281_167,
     ),
     # Tab. 4 and 5: directions, on ADE20K too, and classification designs.
     'ablation': Table(
-        'ImageNet-1k and ADE20K', {'vim': 'vim-tiny.*_8xb128-300e', 'segmenter': ''},
+        {'vim': 'vim-tiny.*_8xb128-300e', 'segmenter': ''},
         True, 1_281_167,
     ),
 }  # fmt: skip

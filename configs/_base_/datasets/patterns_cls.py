@@ -2,6 +2,7 @@
 # an image, whose class is its texture, whatever its colour and outline.
 dataset_type = 'CustomDataset'
 data_root = 'data/patterns/imagefolder'
+crop_size = 128
 metainfo = dict(
     classes=(
         'blobs',
@@ -23,15 +24,15 @@ data_preprocessor = dict(
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     # Nothing of it turns one texture into another.
-    dict(type='RandomCrop', crop_size=128, padding=24, padding_mode='reflect'),
+    dict(type='RandomCrop', crop_size=crop_size, padding=24, padding_mode='reflect'),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(type='RandomFlip', prob=0.5, direction='vertical'),
     dict(type='PackInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='ResizeEdge', scale=128, edge='short'),
-    dict(type='CenterCrop', crop_size=128),
+    dict(type='ResizeEdge', scale=crop_size, edge='short'),
+    dict(type='CenterCrop', crop_size=crop_size),
     dict(type='PackInputs'),
 ]
 train_dataloader = dict(

@@ -18,8 +18,9 @@ class MaxPoolClsHead(CheckedModule):
 
     The 'max pool' of `Vision Mamba <https://arxiv.org/abs/2401.09417>`_ (Sec. 4.4, Tab. 5): the
     linear layer comes before the maximum. It reads ``out_type='raw'`` of a backbone with
-    ``cls_token='none'``. Parameters and arguments are those of mmpretrain's ``LinearClsHead``;
-    loss and prediction are left to mmpretrain, which has to be installed.
+    ``cls_token='none'``, or the maps of one that gives maps alone. Parameters and arguments are
+    those of mmpretrain's ``LinearClsHead``; loss and prediction are left to mmpretrain, which has
+    to be installed.
 
     Args:
         num_classes (int): Number of classes.
@@ -64,15 +65,18 @@ class MaxPoolClsHead(CheckedModule):
         """Score the classes.
 
         Args:
-            feats (Sequence[torch.Tensor]): Tokens (B, L, in_channels) of each tap; the last counts.
+            feats (Sequence[torch.Tensor]): Tokens (B, L, in_channels) or maps
+                (B, in_channels, H, W) of each tap; the last counts.
 
         Returns:
             torch.Tensor: Scores (B, num_classes) before the softmax.
 
         Raises:
-            ValueError: If the last tap is no sequence of ``in_channels`` channels.
+            ValueError: If the last tap is neither with ``in_channels`` channels.
         """
         tokens = feats[-1]
+        if tokens.ndim == 4:
+            tokens = tokens.flatten(2).transpose(1, 2)
         if tokens.ndim != 3 or tokens.shape[2] != self.in_channels:
             raise ValueError(
                 f'MaxPoolClsHead reads tokens (B, L, {self.in_channels}), got '

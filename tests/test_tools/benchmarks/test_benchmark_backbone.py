@@ -1,6 +1,7 @@
 """benchmark_backbone.py at tiny sizes: what it writes is consistent. No time is judged."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from benchmarking.measuring import saved_bytes
 from benchmarking.published_vmamba import LoopedSS2D
 from benchmarking.report import significant
 
+from mmvim.analysis.flops import count_flops
 from mmvim.models import SS2D
 
 pytest.importorskip('mmpretrain')
@@ -54,7 +56,7 @@ def test_all_files_and_all_rows_are_there(report: tuple[Path, dict[str, Any]]) -
         (mode, size, model)
         for mode in ('inference', 'training')
         for size in (32, 48)
-        for model in ('vim', 'deit-sdpa', 'deit-plain')
+        for model in ('vim', 'deit', 'deit-plain')
     ]
     assert all(row['status'] == 'ok' for row in result['rows'])
 
@@ -74,11 +76,38 @@ def test_ratios_follow_from_the_medians(report: tuple[Path, dict[str, Any]]) -> 
 def test_the_table_has_vims_time_over_the_others(report: tuple[Path, dict[str, Any]]) -> None:
     folder, result = report
     text = (folder / 'backbone.md').read_text()
-    assert '| resolution | model | Vim ÷ | spread | peak MiB | Vim ÷ peak |' in text
-    assert '| 32 | Vim | 1.00 |' in text
+    columns = (
+        '| resolution | model | M parameters | GMACs | Vim ÷ | spread | peak MiB | Vim ÷ peak |'
+    )
+    assert columns in text
     (row,) = (r for r in result['rows'][:3] if r['model'] == 'deit-plain')
-    ratio = significant(1 / row['seconds_over_first'])
-    assert f'| 32 | DeiT, plain attention | {ratio} |' in text
+    numbers = (row['parameters'] / 1e6, row['macs'] / 1e9, 1 / row['seconds_over_first'])
+    cells = ' | '.join(map(significant, numbers))
+    assert f'| 32 | DeiT, plain attention | {cells} |' in text
+
+
+def test_the_six_systems_of_the_papers_in_one_command(tmp_path: Path) -> None:
+    names = ['vim', 'vmamba', 'deit', 'resnet50', 'swin', 's4nd']
+    argv = ['--out', str(tmp_path), '--resolutions', '64', *QUICK, '--modes', 'inference']
+    assert benchmark_backbone.main([*argv, '--rounds', '1', '--contenders', *names]) == 0
+    rows = json.loads((tmp_path / 'backbone.json').read_text())['rows']
+    assert [(row['model'], row['status']) for row in rows] == [(name, 'ok') for name in names]
+    found = {row['model']: row for row in rows}
+    assert found['resnet50']['parameters'] == 25_557_032 - 2048 * 1000 - 1000  # torchvision's
+    assert found['vmamba']['parameters'] == 30_249_064 - 768 * 1000 - 1000  # published
+    # At 64² of 224²: (64 / 224)² of 4.09 (torchvision), 4.9 (published); windows are padded there.
+    assert found['resnet50']['macs'] == pytest.approx(4.09e9 * (2 / 7) ** 2, rel=0.03)
+    assert found['vmamba']['macs'] == pytest.approx(4.9e9 * (2 / 7) ** 2, rel=0.03)
+
+
+def test_s4nd_costs_what_its_products_and_transforms_do() -> None:
+    model = backbones.build('s4nd', 'tiny', 64).eval()
+    count = count_flops(model, torch.randn(1, 3, 64, 64)).total
+    tokens, dims, points = 16, 192, 32
+    products = 2 * 3 * 16**2 * dims + 12 * (2 * (2 * dims) ** 2 + 2 * 2 * dims * 4 * dims)
+    # One transform of the input, two back; norms; kernels are those of evaluation, computed before.
+    transforms = 12 * 3 * dims * 2.5 * points * math.log2(points)
+    assert count == tokens * products + transforms + 25 * tokens * dims * 7
 
 
 def test_models_that_failed_have_a_row_without_figures(
@@ -103,19 +132,19 @@ def test_plain_attention_and_sdpa_agree(library: str, monkeypatch: pytest.Monkey
     monkeypatch.setattr(backbones.importlib.util, 'find_spec', found.get)
     image = torch.randn(1, 3, 48, 48, generator=torch.Generator().manual_seed(0))
     models, outputs = {}, {}
-    for name in ('deit-sdpa', 'deit-plain'):
+    for name in ('deit', 'deit-plain'):
         torch.manual_seed(0)
         models[name] = backbones.build(name, 'tiny', 48)
         models[name].eval()
         (outputs[name],) = as_tuple(models[name](image))
     # DeiT-Ti without its head (arXiv 2012.12877), position embedding for 9 patches instead of 196
-    count = sum(tensor.numel() for tensor in models['deit-sdpa'].parameters())
+    count = sum(tensor.numel() for tensor in models['deit'].parameters())
     assert count == 5_717_416 - 1000 * 193 - 187 * 192
-    assert outputs['deit-sdpa'].shape == (1, 192)
-    torch.testing.assert_close(outputs['deit-plain'], outputs['deit-sdpa'], rtol=1e-4, atol=1e-5)
+    assert outputs['deit'].shape == (1, 192)
+    torch.testing.assert_close(outputs['deit-plain'], outputs['deit'], rtol=1e-4, atol=1e-5)
     scores = 12 * 4 * 3 * 10**2  # the probabilities, which SDPA does not save
     saved = {n: saved_bytes(lambda m=m: m(image), m.parameters()) for n, m in models.items()}
-    assert saved['deit-plain'] >= saved['deit-sdpa'] + scores / 2
+    assert saved['deit-plain'] >= saved['deit'] + scores / 2
 
 
 def test_plain_attention() -> None:
@@ -138,11 +167,12 @@ def test_the_neck_gets_four_taps(name: str) -> None:
 def test_stages_give_four_maps(name: str) -> None:
     image = torch.randn(1, 3, 64, 64)
     levels = as_tuple(backbones.build(name, 'tiny', 64, with_neck=True)(image))
+    first = 256 if name == 'resnet50' else 96
     assert [tuple(level.shape) for level in levels] == [
-        (1, 96 * 2**i, 16 // 2**i, 16 // 2**i) for i in range(4)
+        (1, first * 2**i, 16 // 2**i, 16 // 2**i) for i in range(4)
     ]
     (out,) = as_tuple(backbones.build(name, 'tiny', 64)(image))
-    assert out.shape[:2] == (1, 768)
+    assert out.shape[:2] == (1, 8 * first)
 
 
 @pytest.mark.parametrize('states', [1, 3])

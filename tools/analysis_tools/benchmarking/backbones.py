@@ -1,4 +1,4 @@
-"""The backbones that benchmark_backbone.py compares: ours, and those of mmpretrain or timm."""
+"""The backbones that benchmark_backbone.py compares: ours, those of mmpretrain or timm, S4ND."""
 
 from __future__ import annotations
 
@@ -78,6 +78,20 @@ def _vmamba(size: str, resolution: int, taps: bool, looped: bool = False) -> nn.
     return model
 
 
+def _s4nd(size: str, resolution: int, taps: bool) -> nn.Module:
+    from benchmarking.s4nd import S4NDViT
+
+    blocks = (2, 5, 8, 11) if taps else ()
+    return S4NDViT(EMBED_DIMS[size], resolution // PATCH, PATCH, taps=blocks)
+
+
+def _resnet(size: str, resolution: int, taps: bool, depth: int) -> nn.Module:
+    from mmpretrain.models.backbones import ResNet
+
+    model: nn.Module = ResNet(depth, out_indices=(0, 1, 2, 3) if taps else (3,))
+    return model
+
+
 def _of_mmpretrain(size: str, resolution: int, taps: bool, kind: str) -> nn.Module:
     backbones: Any = importlib.import_module('mmpretrain.models.backbones')
     options: dict[str, Any] = dict(out_indices=(0, 1, 2, 3)) if taps else {}
@@ -104,12 +118,14 @@ def plain_attention(query: Tensor, key: Tensor, value: Tensor, dropout_p: float 
 CONTENDERS: dict[str, tuple[str, Callable[[str, int, bool], nn.Module]]] = {
     'vim': ('Vim', _vim),
     'vim-with-cp': ('Vim, blocks recomputed', partial(_vim, with_cp=True)),
-    'deit-sdpa': ('DeiT, SDPA', partial(_deit, plain=False)),
+    'deit': ('DeiT, SDPA', partial(_deit, plain=False)),
     'deit-plain': ('DeiT, plain attention', partial(_deit, plain=True)),
     'vmamba': ('VMamba', _vmamba),
     'vmamba-looped': ('VMamba, published torch algorithm', partial(_vmamba, looped=True)),
     'swin': ('Swin', partial(_of_mmpretrain, kind='SwinTransformer')),
     'convnext': ('ConvNeXt', partial(_of_mmpretrain, kind='ConvNeXt')),
+    'resnet50': ('ResNet-50', partial(_resnet, depth=50)),  # at any size
+    's4nd': ('S4ND-ViT', _s4nd),
 }
 # Those with four stages of their own.
-HIERARCHICAL = ('vmamba', 'vmamba-looped', 'swin', 'convnext')
+HIERARCHICAL = ('vmamba', 'vmamba-looped', 'swin', 'convnext', 'resnet50')
