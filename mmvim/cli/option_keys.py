@@ -63,7 +63,8 @@ def check_option_keys(cfg: Config, merged: Config, options: Mapping[str, Any]) -
     """Check every key that ``options`` set, those inside of their values too.
 
     A key that the config has already is fine, and so is one that something reads: the ``type`` of
-    the dict around it or, where there is none, mmengine. A new dict without a type is free.
+    the dict around it or, where there is none, mmengine. A new dict without a type is free. A new
+    type has to take what stays beside it.
 
     Args:
         cfg (Config): Before the options were merged; its default scope must be entered.
@@ -92,6 +93,36 @@ def check_option_keys(cfg: Config, merged: Config, options: Mapping[str, Any]) -
                     present = set(old) if known else set()
                     raise UserError(_refusal(cfg, parts, depth, sorted(present | accepted)))
             old, new = old.get(part) if known else None, new.get(part)
+    for key in _paths(options):
+        if key.endswith('.type'):
+            _check_left_over(cfg, merged, key.removesuffix('.type'))
+
+
+def _check_left_over(cfg: Config, merged: Config, where: str) -> None:
+    """Refuse arguments of the old type beside a new one that does not have them."""
+    old, new = _at(cfg, where), _at(merged, where)
+    if not isinstance(old, dict) or not isinstance(new, dict) or old.get('type') == new['type']:
+        return
+    accepted = _accepted(merged, where, new, True)
+    if accepted is None:
+        return
+    left = [name for name in new if name in old and name not in accepted]
+    if left:
+        raise UserError(
+            f'--cfg-options {where}.type={new["type"]}: {where} keeps {", ".join(left)}, which '
+            f'{new["type"]} does not have; {where}._delete_=True beside it drops what the config '
+            'has there'
+        )
+
+
+def _at(node: Any, where: str) -> Any:
+    """What a dotted key stands for; None where there is nothing."""
+    for part in where.split('.'):
+        try:
+            node = node[int(part) if isinstance(node, (list, tuple)) else part]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return node
 
 
 def warn_of_variables(cfg: Config, options: Iterable[str]) -> None:

@@ -29,8 +29,15 @@ class CheckedModule(BaseModule):
         """Check the keywords."""
         _, *own = inspect.signature(cls.__init__).parameters.values()
         takes_any = own[-1].kind is inspect.Parameter.VAR_KEYWORD
-        unknown = unknown_name(kwargs, [parameter.name for parameter in own])
+        names = [parameter.name for parameter in own]
+        unknown = unknown_name(kwargs, names)
         if unknown and not takes_any:
+            others = [name for name in kwargs if name not in names][1:]
+            if others:
+                unknown += (
+                    f' Nor has it {", ".join(others)}: _delete_=True in the same dict drops what a '
+                    'config inherits.'
+                )
             raise TypeError(f'{cls.__name__} has no argument {unknown}')
         return super().__new__(cls)
 

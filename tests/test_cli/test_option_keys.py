@@ -63,6 +63,18 @@ def cfg() -> Config:
     return Config(CONFIG)
 
 
+def test_a_new_type_takes_what_stays(cfg: Config) -> None:
+    check_option_keys(cfg, {'model.type': 'OptionBase', 'model._delete_': True})
+    with pytest.raises(UserError, match=r'model keeps width, test_cfg, which OptionBase does not'):
+        check_option_keys(cfg, {'model.type': 'OptionBase'})
+    check_option_keys(cfg, {'param_scheduler.0.type': 'ConstantLR'})
+    with pytest.raises(
+        UserError, match=r'pipeline\.0 keeps to_rgb, which OptionBase does not have'
+    ):
+        cfg.train_dataloader.dataset.pipeline[0].to_rgb = True
+        check_option_keys(cfg, {'train_dataloader.dataset.pipeline.0.type': 'OptionBase'})
+
+
 @pytest.mark.parametrize(
     'key',
     [

@@ -292,6 +292,19 @@ def test_segmentation_trains_with_validation(run: Run, segmentation: Path) -> No
     assert Path('w/iter_2.pth').is_file()
 
 
+def test_another_backbone_by_options(run: Run, segmentation: Path) -> None:
+    """The line of configs/vmamba/README.md: what the config's own backbone had has to go."""
+    backbone = ['type=mmvim.VMamba', 'arch.dims=8', 'arch.depths=1,1', 'out_indices=1']
+    options = [f'model.backbone.{option}' for option in backbone]
+    argv = ('train', segmentation, '--work-dir', 'w', '--cfg-options', *options)
+    sentence = run(*argv).sentence
+    assert 'model.backbone keeps depth, base_channels, num_stages, strides, dilations' in sentence
+    assert 'model.backbone._delete_=True' in sentence
+    outcome = run(*argv, 'model.backbone._delete_=True')
+    assert outcome.code == 0, outcome.err
+    assert 'mIoU' in outcome.out and Path('w/iter_2.pth').is_file()
+
+
 def test_missing_data_is_named_before_anything_is_built(run: Run, segmentation: Path) -> None:
     Path('scenes').rename('elsewhere')
     sentence = run('train', segmentation, '--work-dir', 'w').sentence
