@@ -42,7 +42,7 @@ def tap_indices(backbone: nn.Module, wanted: Sequence[int] | None = None) -> tup
         quarters = {max(count * quarter // 4 - 1, 0) for quarter in (1, 2, 3, 4)}
         return tuple(sorted({index | 1 if pairs else index for index in quarters}))
     try:
-        indices = parse_out_indices(list(wanted), count)
+        indices = parse_out_indices(list(wanted), count, f'{tap_unit(backbone)}s')
     except ValueError as error:
         raise UserError(str(error)) from error
     if pairs and not all(index % 2 for index in indices):
@@ -51,6 +51,12 @@ def tap_indices(backbone: nn.Module, wanted: Sequence[int] | None = None) -> tup
             f'{list(wanted)}'
         )
     return tuple(sorted(indices))
+
+
+def tap_unit(backbone: nn.Module) -> str:
+    """What ``out_indices`` of a backbone count: a 'stage' of several blocks, or a 'block'."""
+    # Of ours, Swin and ConvNeXt; of ResNet.
+    return 'stage' if hasattr(backbone, 'depths') or hasattr(backbone, 'num_stages') else 'block'
 
 
 def feature_maps(

@@ -16,7 +16,7 @@ from mmengine.registry import MODELS
 from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
-from mmvim.analysis.backbone_maps import feature_maps
+from mmvim.analysis.backbone_maps import feature_maps, tap_unit
 from mmvim.errors import UserError
 
 
@@ -28,7 +28,7 @@ class NotApplicableError(UserError):
 def token_strengths(
     backbone: nn.Module, inputs: Tensor, indices: Sequence[int]
 ) -> dict[str, Tensor]:
-    """Strength of every token after some blocks: the Euclidean norm over its channels.
+    """Strength of every token after some blocks or stages: the Euclidean norm over its channels.
 
     Args:
         backbone (nn.Module): Of any OpenMMLab library.
@@ -39,7 +39,8 @@ def token_strengths(
         dict[str, Tensor]: Shape (h, w) by a title.
     """
     maps = feature_maps(backbone, inputs, indices)
-    titles = [f'after block {i}' for i in indices] or [f'output {i}' for i in range(len(maps))]
+    unit = tap_unit(backbone)
+    titles = [f'after {unit} {i}' for i in indices] or [f'output {i}' for i in range(len(maps))]
     return {title: entry[0].norm(dim=0).cpu() for title, entry in zip(titles, maps)}
 
 

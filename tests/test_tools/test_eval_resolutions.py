@@ -12,24 +12,30 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from mmvim.checkpoints.conversion import ours_to_published
-from mmvim.models import VisionMamba
+from mmvim.models import VisionMamba, VMamba
 
 Run = Callable[..., Any]
 TOOL = 'analysis_tools/eval_resolutions'
 VIM = dict(type='mmvim.VisionMamba', arch='nano', img_size=32, patch_size=8)
+VMAMBA = dict(type='mmvim.VMamba', arch=dict(dims=16, depths=(1, 1, 1)), out_indices=2)
 
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Heights and widths of the images that reach the backbone."""
     shapes: list[tuple[int, ...]] = []
-    forward = VisionMamba.forward
 
-    def watched(self: VisionMamba, x: torch.Tensor) -> tuple[Any, ...]:
-        shapes.append(tuple(x.shape[-2:]))
-        return forward(self, x)
+    def watch(kind: type) -> None:
+        forward = kind.forward
 
-    monkeypatch.setattr(VisionMamba, 'forward', watched)
+        def watched(self: Any, x: torch.Tensor) -> tuple[Any, ...]:
+            shapes.append(tuple(x.shape[-2:]))
+            return forward(self, x)
+
+        monkeypatch.setattr(kind, 'forward', watched)
+
+    watch(VisionMamba)
+    watch(VMamba)
     return shapes
 
 
@@ -57,10 +63,14 @@ def classification(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path('classification.py')
 
 
+@pytest.mark.parametrize('family', ['Vim', 'VMamba'])
 def test_a_classifier_at_every_size(
-    run: Run, classification: Path, seen: list[tuple[int, ...]]
+    run: Run, classification: Path, seen: list[tuple[int, ...]], family: str
 ) -> None:
     cfg = Config.fromfile(classification)
+    if family == 'VMamba':
+        cfg.model.backbone = dict(VMAMBA, out_type='avg_featmap')
+        cfg.dump(classification)
     # Always the second class: known answers, whatever the size.
     bias = {'head.fc.weight': torch.zeros(2, 64), 'head.fc.bias': torch.tensor([0.0, 1.0])}
     weights = save(cfg, **bias)
@@ -113,6 +123,14 @@ def test_a_segmentor_at_the_size_of_the_config_is_the_plain_test(
     assert results[0]['metrics'].keys() == {'aAcc', 'mIoU', 'mAcc'}
     assert f'mIoU: {results[0]["metrics"]["mIoU"]:.4f}' in plain.out
     assert results[0]['metrics'] != results[1]['metrics']
+
+
+def test_a_segmentor_of_vmamba(run: Run, segmentation: Path, seen: list[tuple[int, ...]]) -> None:
+    cfg = segmentor(segmentation)
+    cfg.model.backbone = VMAMBA
+    cfg.dump(segmentation)
+    assert run(TOOL, segmentation, save(cfg), '--sizes', 32, 64, '--out', 'out').code == 0
+    assert seen == [(32, 32)] * 4 + [(56, 64)] * 4
 
 
 def test_windows_of_a_sliding_test(

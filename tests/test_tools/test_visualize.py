@@ -27,6 +27,7 @@ from mmvim.cli.config import load_config
 Run = Callable[..., Any]
 TOOL = 'analysis_tools/visualize'
 VIM = dict(type='mmvim.VisionMamba', arch='nano', img_size=32, patch_size=8)
+VMAMBA = dict(type='mmvim.VMamba', arch=dict(dims=16, depths=(1, 1, 1)), img_size=32)
 
 
 def save(cfg: Config, seed: int = 1) -> str:
@@ -98,6 +99,29 @@ def test_a_classifier_and_one_of_all_pictures(run: Run, folder: Path) -> None:
     # The image and one tap; the image and two classes.
     one, two = shown('out/taps/1.png'), shown('out/responses/1.png')
     assert one.shape[1] * 3 == two.shape[1] * 2
+
+
+@pytest.mark.parametrize('task', ['mmseg', 'mmpretrain'])
+def test_vmamba(run: Run, folder: Path, task: str) -> None:
+    pytest.importorskip(task)
+    if task == 'mmseg':
+        cfg = segmentor()
+        cfg.model.backbone = dict(VMAMBA, out_indices=(0, 1, 2))
+        cfg.model.decode_head.in_index = 2
+    else:
+        cfg = classifier()
+        cfg.model.backbone = dict(VMAMBA, out_indices=2, out_type='avg_featmap')
+    weights = save(cfg)
+    outcome = run(TOOL, 'config.py', weights, 'images', '--out', 'out')
+    assert outcome.code == 0, outcome.err
+    assert 'positions: skipped, VMamba has no position embedding for a grid' in outcome.out
+    assert shown('out/receptive_field.png').std() > 10
+    # The image and every stage, whatever the config taps; the image and each class.
+    widths = {kind: shown(f'out/{kind}/1.png').shape[1] for kind in ('taps', 'responses')}
+    classes = 3 if task == 'mmseg' else 2
+    assert widths['taps'] * (classes + 1) == widths['responses'] * 4
+    outcome = run(TOOL, 'config.py', weights, 'images', '--out', 'out', '--blocks', 3)
+    assert (outcome.code, 'the model has 3 stages' in outcome.sentence) == (1, True)
 
 
 def test_a_detector_has_no_class_responses(run: Run, folder: Path) -> None:
@@ -173,17 +197,21 @@ def test_decode_heads_that_need_more_than_features(
             class_responses(model, inputs, 2)
 
 
+@pytest.mark.parametrize('family', ['Vim', 'VMamba'])
 def test_before_is_a_start_without_files(
-    subject: Callable[[Config], Any], monkeypatch: pytest.MonkeyPatch
+    subject: Callable[[Config], Any], monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
     pytest.importorskip('mmpretrain')
     cfg = classifier()
-    cfg.model.backbone.init_cfg = dict(type='mmvim.PretrainedVim', checkpoint='nowhere.pth')
+    if family == 'VMamba':
+        cfg.model.backbone = dict(VMAMBA, out_indices=2, out_type='avg_featmap')
+    cfg.model.backbone.init_cfg = dict(type=f'mmvim.Pretrained{family}', checkpoint='nowhere.pth')
     tool, read, model = subject(cfg)
     one, two = (untrained(read, torch.device('cpu')) for _ in range(2))
     state, again, trained = (m.state_dict() for m in (one, two, model))
     assert all(torch.equal(state[key], again[key]) for key in state)
-    assert not torch.equal(state['backbone.pos_embed'], trained['backbone.pos_embed'])
+    drawn = next(key for key in state if key.endswith('in_proj.weight'))
+    assert not torch.equal(state[drawn], trained[drawn])
     samples = [sample_of(tool, read, model, i) for i in range(3)]
     fields = tool.receptive_fields(read, model, samples)
     assert list(fields) == ['before', 'after']

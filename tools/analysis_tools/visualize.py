@@ -180,8 +180,8 @@ def parse_arguments(argv: Sequence[str]) -> Namespace:
         nargs='+',
         type=int,
         metavar='I',
-        help='blocks whose output is tapped, negatives from the end (default: the out_indices of '
-        'the config, or four spread evenly where it has one alone)',
+        help='blocks, or stages, whose output is tapped, negatives from the end (default: the '
+        'out_indices of the config, or four spread evenly where it has one alone)',
     )
     return parser.parse_args(argv)
 
