@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
+from mmvim.errors import UserError
+
 # Name -> patterns that all have to be found among the keys; the first that fits counts. Keys may
 # begin with anything (module., backbone., encoder.).
 _ARCHITECTURES: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -48,3 +50,10 @@ def foreign_architecture(keys: Collection[str], own: str = 'Vim') -> str | None:
         if all(any(re.search(pattern, key) for key in keys) for pattern in patterns):
             return None if name == own else name
     return None
+
+
+def refuse_foreign(keys: Collection[str], own: str = 'Vim') -> None:
+    """Raise UserError if a state dict is known to be of another architecture, which is named."""
+    name = foreign_architecture(keys, own)
+    if name is not None:
+        raise UserError(f'no {own} checkpoint: its keys are those of {name}')

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from mmengine.logging import MMLogger
 
-from mmvim.checkpoints.architectures import foreign_architecture
+from mmvim.checkpoints.architectures import refuse_foreign
 from mmvim.checkpoints.comparing import load_and_compare
 from mmvim.checkpoints.keys import BackboneWeights, Weights, split_backbone
 from mmvim.errors import UsageError, UserError
@@ -71,13 +71,14 @@ def convert_official(state_dict: Weights, cls_token: str = 'middle') -> Backbone
         and what else is no part of the backbone is kept apart in its ``extras``.
 
     Raises:
-        UserError: If there are several models.
+        UserError: If there are several models, or one of another architecture.
         ValueError: If the class tokens are not those declared, or a key is unknown.
     """
     check_choice('cls_token', cls_token, _CLS_KEYS)
     names = _CLS_KEYS[cls_token]
     nested = state_dict.get('model')
     state_dict, rest = split_backbone(nested if isinstance(nested, Mapping) else state_dict, MARKS)
+    refuse_foreign(state_dict)
     found = tuple(key for key in _ALL_CLS_KEYS if key in state_dict)
     if found != names:
         raise ValueError(
@@ -121,12 +122,13 @@ def to_official(state_dict: Weights, cls_token: str = 'middle') -> dict[str, tor
         dict[str, torch.Tensor]: The weights under published keys.
 
     Raises:
-        UserError: If there are several models.
+        UserError: If there are several models, or one of another architecture.
         ValueError: If the class tokens are not those declared, or a key has no published name.
     """
     check_choice('cls_token', cls_token, _CLS_KEYS)
     names, extras = _CLS_KEYS[cls_token], getattr(state_dict, 'extras', {})
     state_dict, rest = split_backbone(state_dict, MARKS)
+    refuse_foreign(state_dict)
     _check_token_tables(state_dict)
     tokens = state_dict.get('cls_token')
     count = 0 if tokens is None else tokens.shape[1]
@@ -163,9 +165,7 @@ def backbone_part(
         UserError: If there are several backbones, or none; another architecture is named.
     """
     own, rest = split_backbone(weights, MARKS)
-    name = foreign_architecture(own)
-    if name is not None:
-        raise UserError(f'no Vim checkpoint: its keys are those of {name}')
+    refuse_foreign(own)
     if PUBLISHED_MARK not in own and OURS_MARK not in own:
         raise UserError(
             f'no Vim checkpoint: it has neither {PUBLISHED_MARK} (a published file) nor '

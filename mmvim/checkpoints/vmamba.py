@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from mmengine.logging import MMLogger
 
-from mmvim.checkpoints.architectures import foreign_architecture
+from mmvim.checkpoints.architectures import refuse_foreign
 from mmvim.checkpoints.comparing import load_and_compare
 from mmvim.checkpoints.keys import BackboneWeights, Weights, split_backbone
 from mmvim.errors import UserError
@@ -79,11 +79,12 @@ def convert_vmamba(state_dict: Weights) -> BackboneWeights:
         those of a dense model.
 
     Raises:
-        UserError: If there are several models.
+        UserError: If there are several models, or one of another architecture.
         ValueError: If a key is unknown or a tensor has a shape that none of the two codes has.
     """
     nested = state_dict.get('model')
     state_dict, rest = split_backbone(nested if isinstance(nested, Mapping) else state_dict, MARKS)
+    refuse_foreign(state_dict, 'VMamba')
     state_dict = _todays_names(state_dict)
     taps = [int(found[2]) for key in state_dict if (found := _TAP_NORM.match(key))]
     weights: dict[str, torch.Tensor] = {}
@@ -130,11 +131,12 @@ def to_vmamba(state_dict: Weights) -> dict[str, torch.Tensor]:
         one norm alone, or of a dense model.
 
     Raises:
-        UserError: If there are several models.
+        UserError: If there are several models, or one of another architecture.
         ValueError: If a key has no published name.
     """
     extras = getattr(state_dict, 'extras', {})
     state_dict, rest = split_backbone(state_dict, MARKS)
+    refuse_foreign(state_dict, 'VMamba')
     deepest = max((int(found[1]) for key in state_dict if (found := _STAGE.match(key))), default=0)
     dense = any(key.startswith('tap_norms.') for key in state_dict)
     # Patch merging has its norm under the same name on both sides.
@@ -173,9 +175,7 @@ def our_part(weights: Weights, source: str) -> tuple[dict[str, torch.Tensor], We
     """
     try:
         own, rest = split_backbone(weights, MARKS)
-        name = foreign_architecture(own, 'VMamba')
-        if name is not None:
-            raise UserError(f'no VMamba checkpoint: its keys are those of {name}')
+        refuse_foreign(own, 'VMamba')
         if OURS_MARK in own:
             return own, rest
         if not own.keys() & {*PUBLISHED_MARKS}:

@@ -88,8 +88,14 @@ def parse_arch(
 
 def check_rate(name: str, rate: float) -> None:
     """Raise ValueError unless ``rate`` is a probability below 1."""
-    if not 0 <= rate < 1:
+    if not isinstance(rate, (int, float)) or not 0 <= rate < 1:
         raise ValueError(f'{name} must lie in [0, 1), got {rate!r}.')
+
+
+def check_positive(name: str, value: object) -> None:
+    """Raise ValueError unless ``value`` is a positive int."""
+    if not POSITIVE.valid(value):
+        raise ValueError(f'{name} must be {POSITIVE.wanted}, got {value!r}.')
 
 
 def parse_pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from mmvim.checkpoints import (
+    PretrainedVim,
     PretrainedVMamba,
+    convert_official,
     convert_vmamba,
     load_start,
     load_strictly,
@@ -226,9 +228,17 @@ def test_vim_and_vmamba_refuse_each_other_by_name():
                 load(Segmentor(vim), dict(state_dict=weights), 'vmamba.pth')
 
 
-def test_initialisers_refuse_each_other_by_name(tmp_path):
-    vim = VisionMamba(dict(embed_dims=8, num_layers=1), img_size=32)
+def test_initialisers_and_converters_refuse_each_other_by_name(tmp_path):
+    vmamba, vim = build(**DENSE), VisionMamba(dict(embed_dims=8, num_layers=1), img_size=32)
+    file = tmp_path / 'weights.pth'
     for weights in (vim.state_dict(), to_official(vim.state_dict())):
-        torch.save(dict(model=weights), tmp_path / 'vim.pth')
-        with pytest.raises(UserError, match=r'no VMamba checkpoint: its keys are those of Vim'):
-            PretrainedVMamba(tmp_path / 'vim.pth')(build(**DENSE))
+        torch.save(dict(model=weights), file)
+        for read in (lambda w: PretrainedVMamba(file)(vmamba), convert_vmamba, to_vmamba):
+            with pytest.raises(UserError, match=r'no VMamba checkpoint: its keys are those of Vim'):
+                read(weights)
+    theirs = published(**DENSE)[1]
+    for weights in (vmamba.state_dict(), theirs, first_release(theirs)):
+        torch.save(dict(model=weights), file)
+        for read in (lambda w: PretrainedVim(file)(vim), convert_official, to_official):
+            with pytest.raises(UserError, match=r'no Vim checkpoint: its keys are those of VMamba'):
+                read(weights)

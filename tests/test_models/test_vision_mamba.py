@@ -477,6 +477,8 @@ def test_layer_depth():
         (dict(frozen_stages=True), ValueError, ['frozen_stages', 'True', '3']),
         (dict(drop_path_rate=1.0), ValueError, ['drop_path_rate', '1.0']),
         (dict(drop_rate=-0.1), ValueError, ['drop_rate', '-0.1']),
+        (dict(drop_path_rate='0.1'), ValueError, ['drop_path_rate', "'0.1'"]),
+        (dict(in_channels=0), ValueError, ['in_channels', 'positive int', '0']),
         (dict(img_size=4), ValueError, ['img_size', 'patch']),
         (dict(img_size=(32, 32, 3)), ValueError, ['img_size']),
         (dict(patch_size=0), ValueError, ['patch_size', '0']),

@@ -289,8 +289,23 @@ def test_compiled_as_one_graph():
         (dict(out_norm='first'), ValueError, ['out_norm', 'first', 'all']),
         (dict(out_type='cls_token'), ValueError, ['out_type', 'cls_token', 'featmap']),
         (dict(frozen_stages=4), ValueError, ['frozen_stages', '4', 'stages']),
+        (dict(frozen_stages=True), ValueError, ['frozen_stages', 'True', '3']),
         (dict(drop_path_rate=1), ValueError, ['drop_path_rate', '1']),
-        (dict(norm_cfg=dict(type='BN')), ValueError, ['norm_cfg', 'BN', 'LN']),
+        (dict(drop_path_rate=None), ValueError, ['drop_path_rate', 'None']),
+        (dict(in_channels='3'), ValueError, ['in_channels', 'positive int', "'3'"]),
+        (dict(img_size=(32, 32, 3)), ValueError, ['img_size', '(32, 32, 3)']),
+        (dict(arch=dict(ARCH, ssm_ratio=0.01)), ValueError, ['ssm_ratio=0.01', '16 channels']),
+        (dict(arch=dict(ARCH, dims=True)), ValueError, ['dims', 'True']),
+        *(
+            (dict(out_indices=given), ValueError, ['out_indices', 'one or more ints', repr(given)])
+            for given in ([], None, True, {0, 1}, '0', [0.0])
+        ),
+        (dict(norm_cfg=None), ValueError, ['norm_cfg', "'type'", 'None']),
+        (dict(norm_cfg=dict(type='LN', epsilon=1)), TypeError, ['epsilon']),
+        *(
+            (dict(norm_cfg=dict(type=name)), ValueError, ['norm_cfg', name, "type='LN'"])
+            for name in ('BN', 'SyncBN', 'LN2d', 'Norm')
+        ),
         (dict(scan_backend='triton2'), ValueError, ['scan_backend', 'triton2', 'chunked']),
         (dict(drop_path=0.1), TypeError, ['drop_path', 'drop_path_rate']),
         (dict(cls_token='none'), TypeError, ['VMamba', 'cls_token']),
@@ -304,7 +319,7 @@ def test_bad_arguments_are_named(options, error, words):
 
 
 def test_bad_images_are_refused():
-    for x in (image()[0], image()[:, :2]):
+    for x in (image()[0], image()[:, :2], image(0, 32)):
         with pytest.raises(ValueError, match=r'\(B, 3, H, W\), got'):
             make()(x)
 

@@ -180,7 +180,8 @@ class BaseBackbone(CheckedModule):
 
     def _check_image(self, image: torch.Tensor) -> None:
         """Raise ValueError unless an image batch has the right shape."""
-        if image.ndim != 4 or image.shape[1] != self.in_channels:
+        shape = image.shape
+        if len(shape) != 4 or shape[1] != self.in_channels or shape[2] == 0 or shape[3] == 0:
             raise ValueError(
                 f'expected an image batch of shape (B, {self.in_channels}, H, W), got '
                 f'{tuple(image.shape)}; in_channels sets the number of channels.'

@@ -10,7 +10,15 @@ import torch
 from mmcv.cnn.bricks import DropPath
 from torch import nn
 
-from mmvim.models.arguments import DT_RANK, FLAG, POSITIVE, check_choice, check_rate, parse_arch
+from mmvim.models.arguments import (
+    DT_RANK,
+    FLAG,
+    POSITIVE,
+    check_choice,
+    check_positive,
+    check_rate,
+    parse_arch,
+)
 from mmvim.models.backbones.base_backbone import TOKENS
 from mmvim.models.backbones.token_embedding import TokenEmbedding
 from mmvim.models.layers.direction import DIRECTIONS
@@ -167,6 +175,7 @@ class VisionMamba(TokenEmbedding):
             )
         check_rate('drop_rate', drop_rate)
         check_rate('drop_path_rate', drop_path_rate)
+        check_positive('in_channels', in_channels)
         check_choice('scan_backend', scan_backend, BACKENDS)
         if rope != 'none' and embed_dims % 4:
             raise ValueError(

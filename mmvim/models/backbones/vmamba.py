@@ -14,6 +14,7 @@ from mmvim.models.arguments import (
     POSITIVE,
     Setting,
     check_choice,
+    check_positive,
     check_rate,
     parse_arch,
     parse_pair,
@@ -83,7 +84,8 @@ class VMamba(BaseBackbone):
         drop_path_rate (float): Stochastic depth: block i of n has the rate
             ``drop_path_rate * i / (n - 1)``. Defaults to 0.
         norm_cfg (dict): Config of all norms, over the channels of a position, looked up in mmvim's
-            registry first, then in the default scope. Defaults to ``dict(type='LN', eps=1e-5)``.
+            registry first, then in the default scope. The published 'ln2d' is the default, on maps
+            whose channels come last. Defaults to ``dict(type='LN', eps=1e-5)``.
         frozen_stages (int): -1 freezes nothing, 0 the patch embedding, k the first k stages too
             with what downsamples their maps, all of them with the output norms. Defaults to -1.
         with_cp (bool): Whether to recompute the blocks' activations in the backward pass
@@ -167,8 +169,8 @@ class VMamba(BaseBackbone):
         check_choice('out_type', out_type, self.OUT_TYPES)
         check_choice('scan_backend', scan_backend, BACKENDS)
         check_rate('drop_path_rate', drop_path_rate)
-        if not POSITIVE.valid(patch_size):
-            raise ValueError(f'patch_size must be {POSITIVE.wanted}, got {patch_size!r}.')
+        check_positive('patch_size', patch_size)
+        check_positive('in_channels', in_channels)
         super().__init__(init_cfg)
         self.depths = tuple(settings.pop('depths'))
         self.dims = dims_of_stages(settings.pop('dims'), len(self.depths))

@@ -43,6 +43,9 @@ class SS2D(nn.Module):
         norm_cfg (dict): Config of the norm behind the scan.
             Defaults to ``dict(type='LN', eps=1e-5)``.
         scan_backend (str): ``backend`` of :mod:`mmvim_ops`. Defaults to 'auto'.
+
+    Raises:
+        ValueError: If there is no such gate, or ``ssm_ratio`` leaves no channel.
     """
 
     def __init__(
@@ -61,6 +64,8 @@ class SS2D(nn.Module):
         check_choice('gate', gate, GATES)
         self.d_state = d_state
         self.inner_dims = E = int(ssm_ratio * embed_dims)
+        if not E:
+            raise ValueError(f'ssm_ratio={ssm_ratio!r} of {embed_dims} channels leaves none.')
         self.dt_rank = rank_of(dt_rank, embed_dims)
         self.gate = gate
         self.scan_backend = scan_backend
