@@ -33,7 +33,7 @@ TARGETS = {
     'gfx1100': GPUTarget('hip', 'gfx1100', 32),
 }
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
-OPS = ('scan', 'selective', 'conv', 'norm')
+OPS = ('forward', 'backward', 'selective', 'conv', 'norm')
 MULTIPROCESSORS = 132  # of an H200: few channels go in segments
 
 
@@ -259,6 +259,12 @@ def norm_launches(target: GPUTarget, dtype: torch.dtype, E: int) -> list[Launch]
     return launches(run, target)
 
 
+def pass_of(launch: Launch) -> str:
+    """'forward' or 'backward', of a kernel of a scan."""
+    adjoint = launch.arguments.get('grad_out') is not None or launch.arguments.get('ADJOINT')
+    return 'backward' if adjoint else 'forward'
+
+
 def rows(
     targets: Sequence[str], dtypes: Sequence[str], states: Sequence[int], ops: Sequence[str]
 ) -> Iterator[tuple[str, ...]]:
@@ -268,11 +274,12 @@ def rows(
         target = TARGETS[name]
         for dtype in dtypes:
             found: list[tuple[str, Launch]] = []
-            if 'scan' in ops:
+            if 'forward' in ops or 'backward' in ops:
                 found += [
                     (str(N), launch)
                     for N in states
                     for launch in scan_launches(target, DTYPES[dtype], N, E, R)
+                    if pass_of(launch) in ops
                 ]
             if 'selective' in ops:
                 found += [
@@ -287,6 +294,8 @@ def rows(
             for N, launch in found:
                 got = measured(launch, target)
                 title = launch.kernel.fn.__name__.removesuffix('_kernel').replace('_', ' ')
+                if title in ('segment', 'carry') and pass_of(launch) == 'backward':
+                    title += ' of the adjoint'
                 title += ', reverse' if launch.arguments.get('REVERSE') else ''
                 title += '' if launch.arguments.get('RANK', 1) else ', generic'
                 count = '–' if got.instructions is None else f'{got.instructions:.1f}'
@@ -299,7 +308,13 @@ def main() -> None:
     parser.add_argument('--targets', nargs='+', choices=TARGETS, default=list(TARGETS))
     parser.add_argument('--dtypes', nargs='+', choices=DTYPES, default=['bfloat16'])
     parser.add_argument('--states', nargs='+', type=int, default=[16], help='N of the scans')
-    parser.add_argument('--ops', nargs='+', choices=OPS, default=list(OPS))
+    parser.add_argument(
+        '--ops',
+        nargs='+',
+        choices=OPS,
+        default=list(OPS),
+        help='passes of the bidirectional scan, or others (default: all)',
+    )
     args = parser.parse_args()
     print('| kernel | for | dtype | N | registers | spilled | shared bytes | instructions |')
     print('|---|---|---|---|---|---|---|---|')
