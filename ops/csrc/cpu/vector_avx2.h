@@ -58,9 +58,13 @@ inline void store_bf16(uint16_t* p, Vec a, Lanes lanes) {
   const __m256i up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
   const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q));
   const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
-  alignas(32) uint32_t rounded[kLanes];
-  _mm256_store_si256(reinterpret_cast<__m256i*>(rounded), _mm256_blendv_epi8(up, quiet, nan));
-  for (int i = 0; i < lanes.count; ++i) p[i] = static_cast<uint16_t>(rounded[i] >> 16);
+  const __m256i rounded = _mm256_srli_epi32(_mm256_blendv_epi8(up, quiet, nan), 16);
+  const __m128i low = _mm256_castsi256_si128(rounded), high = _mm256_extracti128_si256(rounded, 1);
+  const __m128i narrow = _mm_packus_epi32(low, high);
+  if (all(lanes)) return _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow);
+  alignas(16) uint16_t part[kLanes];
+  _mm_store_si128(reinterpret_cast<__m128i*>(part), narrow);
+  for (int i = 0; i < lanes.count; ++i) p[i] = part[i];
 }
 
 inline Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
@@ -70,6 +74,7 @@ inline Vec operator/(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
 inline Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 // b where either is NaN.
 inline Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
+inline Vec min(Vec a, Vec b) { return {_mm256_min_ps(a.v, b.v)}; }
 inline Vec negative_abs(Vec a) { return {_mm256_or_ps(a.v, _mm256_set1_ps(-0.0f))}; }
 inline Vec where_negative(Vec x, Vec yes, Vec no) {
   const __m256 negative = _mm256_cmp_ps(x.v, _mm256_setzero_ps(), _CMP_LT_OQ);
@@ -95,8 +100,7 @@ struct Split {
 };
 constexpr float kBiasedMagic = 12582912.0f + 127.0f;
 inline Split split(Vec x) {
-  x = max(set(-127.0f), x);
-  x = {_mm256_min_ps(_mm256_set1_ps(128.0f), x.v)};
+  x = min(set(128.0f), max(set(-127.0f), x));
   const Vec shifted = x + set(kBiasedMagic);
   return {shifted, x - (shifted - set(kBiasedMagic))};
 }
