@@ -92,26 +92,49 @@ inline void add_sums(float* p, Vec a, Vec b, Vec c, Vec d) {
   _mm_storeu_ps(p, _mm_add_ps(_mm_loadu_ps(p), sums));
 }
 
-// x as an integer and the rest in [-1/2, 1/2]. The integer is kept in the low bits of a float,
-// biased as an exponent is, so that scale() needs one shift to make 2^integer of it. Powers below
-// 2^-126 are taken for 0, from 2^128 on for infinity.
+// The larger magnitude of two; NaN if either is. As integers magnitudes keep their order.
+inline Vec max_magnitude(Vec a, Vec b) {
+  const __m256i most = _mm256_set1_epi32(0x7fffffff);
+  return {_mm256_castsi256_ps(_mm256_max_epi32(_mm256_and_si256(_mm256_castps_si256(a.v), most),
+                                               _mm256_and_si256(_mm256_castps_si256(b.v), most)))};
+}
+inline bool all_below(Vec a, float limit) {
+  return _mm256_movemask_ps(_mm256_cmp_ps(a.v, _mm256_set1_ps(limit), _CMP_LT_OQ)) == 0xff;
+}
+
+// x * y within +-126 as an integer and the rest in [-1/2, 1/2], which is exact to the last bit of
+// the product. The integer is kept in the low bits of a float, so that scale() can shift it to
+// where exponents are and add it to that of p, which lies near 1.
 struct Split {
   Vec integer, rest;
 };
-constexpr float kBiasedMagic = 12582912.0f + 127.0f;
-inline Split split(Vec x) {
-  x = min(set(128.0f), max(set(-127.0f), x));
-  const Vec shifted = x + set(kBiasedMagic);
-  return {shifted, x - (shifted - set(kBiasedMagic))};
-}
-// The same of x * y within +-126, with the rest exact to the last bit of the product.
+constexpr float kMagic = 12582912.0f;
 inline Split split_product(Vec x, Vec y) {
-  const Vec shifted = x * y + set(kBiasedMagic);
-  const Vec r = shifted - set(kBiasedMagic);
+  const Vec shifted = fma(x, y, set(kMagic)), r = shifted - set(kMagic);
   return {shifted, {_mm256_fmsub_ps(x.v, y.v, r.v)}};
 }
-inline Vec scale(Vec p, Vec r) {
-  return p * Vec{_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(r.v), 23))};
+inline __m256i exponent(Vec integer) {
+  return _mm256_slli_epi32(_mm256_castps_si256(integer.v), 23);
+}
+inline Vec scale(Vec p, Split x) {
+  return {_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p.v), exponent(x.integer)))};
+}
+
+// The same of any product, with the same bits where that lies within +-126. Powers below 2^-126 are
+// taken for 0, from 2^128 on for infinity.
+struct AnySplit {
+  Vec integer, rest;
+};
+constexpr bool kBoundsPay = true;  // to know that products lie within +-126 saves instructions
+inline AnySplit split_any(Vec x, Vec y) {
+  Vec shifted = max(set(kMagic - 127.0f), fma(x, y, set(kMagic)));
+  shifted = min(set(kMagic + 128.0f), shifted);
+  const Vec r = shifted - set(kMagic);
+  return {shifted, max(set(-1.0f), {_mm256_fmsub_ps(x.v, y.v, r.v)})};
+}
+inline Vec scale(Vec p, AnySplit x) {
+  const __m256i one = _mm256_castps_si256(_mm256_set1_ps(1.0f));
+  return p * Vec{_mm256_castsi256_ps(_mm256_add_epi32(exponent(x.integer), one))};
 }
 
 }  // namespace avx2

@@ -55,6 +55,17 @@ inline Vec where_negative(Vec x, Vec yes, Vec no) {
   const __mmask16 negative = _mm512_cmp_ps_mask(x.v, _mm512_setzero_ps(), _CMP_LT_OQ);
   return {_mm512_mask_blend_ps(negative, no.v, yes.v)};
 }
+// The larger magnitude of two; NaN if either is. As integers magnitudes keep their order.
+inline Vec max_magnitude(Vec a, Vec b) {
+  const __m512i most = _mm512_set1_epi32(0x7fffffff);
+  const __m512i x = _mm512_and_si512(_mm512_castps_si512(a.v), most);
+  const __m512i y = _mm512_and_si512(_mm512_castps_si512(b.v), most);
+  return {_mm512_castsi512_ps(_mm512_max_epi32(x, y))};
+}
+inline bool all_below(Vec a, float limit) {
+  return _mm512_cmp_ps_mask(a.v, _mm512_set1_ps(limit), _CMP_LT_OQ) == 0xffff;
+}
+
 inline float sum(Vec a) { return _mm512_reduce_add_ps(a.v); }
 // p[i] += the sum of the i-th vector, for four of them.
 inline void add_sums(float* p, Vec a, Vec b, Vec c, Vec d) {
@@ -70,20 +81,26 @@ inline void add_sums(float* p, Vec a, Vec b, Vec c, Vec d) {
   _mm_storeu_ps(p, _mm_add_ps(_mm_loadu_ps(p), sums));
 }
 
-// x as an integer r and the rest in [-1/2, 1/2]; 2^r comes back by scale().
+// x * y within +-126 as an integer r and the rest in [-1/2, 1/2], which is exact to the last bit of
+// the product; 2^r comes back by scale().
 struct Split {
   Vec integer, rest;
 };
-inline Split split(Vec x) {
-  const Vec r = {_mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
-  return {r, x - r};
+inline Vec rounded(Vec x) {
+  return {_mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
-// The same of x * y within +-126, with the rest exact to the last bit of the product.
 inline Split split_product(Vec x, Vec y) {
-  const Vec r = split(x * y).integer;
+  const Vec r = rounded(x * y);
   return {r, {_mm512_fmsub_ps(x.v, y.v, r.v)}};
 }
-inline Vec scale(Vec p, Vec r) { return {_mm512_scalef_ps(p.v, r.v)}; }
+// The same of any product, but for its last bit, for no more instructions.
+constexpr bool kBoundsPay = false;
+inline Split split_any(Vec x, Vec y) {
+  const Vec product = x * y, r = rounded(product);
+  return {r, product - r};
+}
+inline Vec scale(Vec p, Split x) { return {_mm512_scalef_ps(p.v, x.integer.v)}; }
+using AnySplit = Split;
 
 }  // namespace avx512
 }  // namespace mmvim

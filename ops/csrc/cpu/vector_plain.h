@@ -107,22 +107,47 @@ inline void add_sums(float* p, const Vec& a, const Vec& b, const Vec& c, const V
   p[3] += sum(d);
 }
 
-// x as an integer and the rest in [-1/2, 1/2]. The integer is kept in the low bits of a float,
-// biased as an exponent is, so that scale() needs one shift to make 2^integer of it. Powers below
-// 2^-126 are taken for 0, from 2^128 on for infinity.
+// The larger magnitude of two; NaN if either is. As integers magnitudes keep their order.
+inline Vec max_magnitude(const Vec& a, const Vec& b) {
+  return each([&](int i) {
+    const uint32_t x = bits_of(a.v[i]) & 0x7fffffff, y = bits_of(b.v[i]) & 0x7fffffff;
+    return from_bits(x > y ? x : y);
+  });
+}
+inline bool all_below(const Vec& a, float limit) {
+  bool all = true;
+  for (int i = 0; i < kLanes; ++i) all = all && a.v[i] < limit;
+  return all;
+}
+
+// x * y within +-126 as an integer and the rest in [-1/2, 1/2]. The integer is kept in the low bits
+// of a float, so that scale() can shift it to where exponents are and add it to that of p, which
+// lies near 1.
 struct Split {
   Vec integer, rest;
 };
-constexpr float kBiasedMagic = 12582912.0f + 127.0f;
-inline Split split(const Vec& given) {
-  const Vec x = min(set(128.0f), max(set(-127.0f), given));
-  const Vec shifted = x + set(kBiasedMagic);
-  return {shifted, x - (shifted - set(kBiasedMagic))};
+constexpr float kMagic = 12582912.0f;
+inline Split split_product(const Vec& x, const Vec& y) {
+  const Vec product = x * y, shifted = product + set(kMagic);
+  return {shifted, product - (shifted - set(kMagic))};
 }
-// The same of x * y within +-126.
-inline Split split_product(const Vec& x, const Vec& y) { return split(x * y); }
-inline Vec scale(const Vec& p, const Vec& r) {
-  return each([&](int i) { return p.v[i] * from_bits(bits_of(r.v[i]) << 23); });
+inline Vec scale(const Vec& p, const Split& x) {
+  return each([&](int i) { return from_bits(bits_of(p.v[i]) + (bits_of(x.integer.v[i]) << 23)); });
+}
+
+// The same of any product, with the same bits where that lies within +-126. Powers below 2^-126 are
+// taken for 0, from 2^128 on for infinity.
+struct AnySplit {
+  Vec integer, rest;
+};
+constexpr bool kBoundsPay = true;  // to know that products lie within +-126 saves instructions
+inline AnySplit split_any(const Vec& x, const Vec& y) {
+  const Vec product = x * y, shifted = max(set(kMagic - 127.0f), product + set(kMagic));
+  const Vec integer = min(set(kMagic + 128.0f), shifted);
+  return {integer, max(set(-1.0f), product - (integer - set(kMagic)))};
+}
+inline Vec scale(const Vec& p, const AnySplit& x) {
+  return p * each([&](int i) { return from_bits((bits_of(x.integer.v[i]) << 23) + 0x3f800000u); });
 }
 
 }  // namespace plain
