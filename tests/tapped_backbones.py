@@ -7,7 +7,7 @@ import torch
 import torch.distributed as torch_dist
 from torch.nn.parallel import DistributedDataParallel
 
-from mmvim.models import VisionMamba
+from mmvim.models import VisionMamba, VMamba
 
 ARCH = dict(embed_dims=8, num_layers=4, d_state=2)
 # Out of the order of blocks, and none of them the last.
@@ -35,10 +35,27 @@ CASES += [
         dict(direction='ssm', pos_embed=False),
     )
 ]
+VMAMBA = dict(dims=8, depths=(1, 2, 1))
+CASES += [
+    dict(arch=VMAMBA) | options
+    for options in (
+        *(
+            dict(out_indices=taps, out_norm=norm)
+            for taps in [(0, 1, 2), (1,), (2, 0)]
+            for norm in ('none', 'last', 'all')
+        ),
+        *(dict(out_indices=1, frozen_stages=k) for k in range(4)),
+        *(dict(out_indices=1, out_type=out_type) for out_type in VMamba.OUT_TYPES),
+        dict(out_indices=(0, 1, 2), drop_path_rate=0.9, with_cp=True),
+        dict(arch=VMamba.arch_zoo['v0_tiny'] | VMAMBA | dict(d_state=2), out_indices=2),
+    )
+]
 
 
 def build(options):
     torch.manual_seed(0)
+    if 'arch' in options:
+        return VMamba(img_size=16, **options)
     return VisionMamba(ARCH, img_size=16, patch_size=8, **options)
 
 

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from mmvim.models import VisionMamba
+from mmvim.models import VisionMamba, VMamba
 from mmvim_ops import loading
 
 
 def build(**options):
     torch.manual_seed(0)
+    if 'arch' in options:
+        return VMamba(out_indices=(0, 1), **options).eval()
     return VisionMamba(
         dict(embed_dims=16, num_layers=2, d_state=4),
         img_size=16,
@@ -53,13 +55,19 @@ def test_the_reference_scan_has_no_graph_for_any_size():
         torch.export.export(model, (x,), dynamic_shapes=(ANY_SIZE,))
 
 
+VMAMBAS = [
+    dict(arch=form | dict(dims=8, depths=(1, 1), d_state=2))
+    for form in ({}, VMamba.arch_zoo['v0_tiny'])
+]
+
+
 @pytest.mark.parametrize('grad', [False, True])
-@pytest.mark.parametrize('direction', ['none', 'ssm_conv'])
+@pytest.mark.parametrize('options', [dict(direction='none'), dict(direction='ssm_conv'), *VMAMBAS])
 @pytest.mark.parametrize('backend', ['auto', 'chunked', 'reference'])
 @pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
-def test_jit_trace(backend, direction, grad):
+def test_jit_trace(backend, options, grad):
     """It runs the traced module once more, without gradients, and compares."""
-    model, x = build(scan_backend=backend, direction=direction), torch.randn(2, 3, 16, 24)
+    model, x = build(scan_backend=backend, **options), torch.randn(2, 3, 16, 24)
     with torch.set_grad_enabled(grad):
         traced = torch.jit.trace(model, (x,))
     x = torch.randn(2, 3, 16, 24)
