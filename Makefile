@@ -46,7 +46,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist workste
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help packages packages-onedl install demo demo-quick demo-det demo-cls demo-others test smoke \
+.PHONY: help arm-tools packages packages-onedl install demo demo-quick demo-det demo-cls demo-others test smoke \
 	smoke-onedl operators operators-full lint format slow slow-tests build-wheel wheel test-abi test-pure \
 	clean
 
@@ -171,6 +171,11 @@ $(STAMPS)/mim: requirements/mim.txt | install
 	@rm -rf $(VENV)/mim
 	@$(INSTALL) --no-deps --target $(VENV)/mim -r $<
 	@touch $@
+
+# Without them the test that needs them is skipped.
+arm-tools: ## as root on Debian: what tests the CPU kernels for ARM, a cross compiler and an emulator
+	apt-get update -q
+	apt-get install -q -y --no-install-recommends g++-aarch64-linux-gnu qemu-user
 
 slow-tests: $(STAMPS)/test $(STAMPS)/mim ## the tests that `make test` leaves out
 	$(PYTEST) -m slow

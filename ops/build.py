@@ -48,10 +48,11 @@ source_files, sources_digest = _SHARED['source_files'], _SHARED['sources_digest'
 _COMMON_FLAGS = ('-O3', '-std=c++17', '-DTORCH_TARGET_VERSION=0x020a000000000000')
 _HOST_FLAGS = ('-fPIC', '-fvisibility=hidden')
 _CXX_FLAGS = (*_HOST_FLAGS, '-fno-math-errno', '-Wall', '-Wextra')
-# Translation units for instructions that x86 alone has.
-_ISA_FLAGS = {
-    'avx512.cpp': ('-mavx512f', '-mavx512dq', '-mavx512bw', '-mavx512vl', '-mfma'),
-    'avx2.cpp': ('-mavx2', '-mfma'),
+# Translation units for instructions that only some processors have, by the compiler's target.
+_ISA_UNITS: dict[str, tuple[str | tuple[str, ...], tuple[str, ...]]] = {
+    'avx512.cpp': ('x86_64', ('-mavx512f', '-mavx512dq', '-mavx512bw', '-mavx512vl', '-mfma')),
+    'avx2.cpp': ('x86_64', ('-mavx2', '-mfma')),
+    'neon.cpp': (('aarch64', 'arm64'), ()),
 }
 # Their cubins run on every later minor version of the same major one.
 _CUDA_ARCHS = ('8.0', '9.0', '10.0', '12.0')
@@ -247,14 +248,13 @@ def _compile_steps(
 
 def _cpu_sources(root: Path, cxx: Sequence[str]) -> list[tuple[Path, tuple[str, ...]]]:
     """Translation units for the C++ compiler's target, with the flags of each."""
-    x86 = _run([*cxx, '-dumpmachine']).startswith('x86_64')
-    return [
-        (path, _ISA_FLAGS.get(path.name, ()))
+    target = _run([*cxx, '-dumpmachine'])
+    units = [
+        (path, *_ISA_UNITS.get(path.name, ('', ())))
         for path in source_files(root)
-        if path.suffix == '.cpp'
-        and path.relative_to(root).parts[0] != 'cuda'
-        and (x86 or path.name not in _ISA_FLAGS)
+        if path.suffix == '.cpp' and path.relative_to(root).parts[0] != 'cuda'
     ]
+    return [(path, flags) for path, machine, flags in units if target.startswith(machine)]
 
 
 def _kernel_resources(logs: Iterable[Path]) -> list[dict[str, Any]]:

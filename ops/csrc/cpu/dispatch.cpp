@@ -28,6 +28,8 @@ struct Usable {
     __builtin_cpu_init();
     if (has_avx512()) add(kAvx512Kernels);
     if (has_avx2()) add(kAvx2Kernels);
+#elif defined(__aarch64__)
+    add(kNeonKernels);
 #endif
     add(kPlainKernels);
   }

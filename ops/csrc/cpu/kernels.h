@@ -133,6 +133,8 @@ extern const Kernels kPlainKernels;
 #ifdef __x86_64__
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
+#elif defined(__aarch64__)
+extern const Kernels kNeonKernels;
 #endif
 
 // The kernels in use; the best this machine can run until another set is chosen.
