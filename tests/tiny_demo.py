@@ -1,5 +1,6 @@
 """A demo on few images: python tiny_demo.py DEMO [ARGUMENTS], in a folder with data/patterns."""
 
+import functools
 import importlib
 import os
 import sys
@@ -17,6 +18,7 @@ from mmengine.config import Config
 from mmvim.cli.run_tool import run_tool
 
 
+@functools.cache
 def small(path: str) -> str:
     """Write the config with less to do, and a log of every iteration."""
     cfg = Config.fromfile(common.ROOT / path)
@@ -39,4 +41,6 @@ for owner in {demo, sys.modules.get('segmentation', demo)}:
             setattr(owner, name, small(getattr(owner, name)))
     for name, path in getattr(owner, 'CONFIGS', {}).items():
         owner.CONFIGS[name] = small(path)
+    if hasattr(owner, 'ROWS'):
+        owner.ROWS = [row._replace(small=small(row.small)) for row in owner.ROWS]
 sys.exit(run_tool(demo.main, sys.argv[2:]))
