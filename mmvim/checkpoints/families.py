@@ -74,7 +74,7 @@ VMAMBA = Family(
     vmamba.OURS_MARK,
     vmamba.HEADS,
     {},
-    lambda weights, source, model, noted: vmamba.our_part(weights, source),
+    lambda weights, source, model, noted: vmamba.our_part(weights, source, model),
     vmamba.unused_keys,
     vmamba.initial_keys,
 )

@@ -48,6 +48,11 @@ class _Pretrained:
 
     def __call__(self, module: BaseBackbone) -> None:
         """Load the checkpoint into ``module``."""
+        if not isinstance(module, self.family.kind):
+            raise UserError(
+                f'{self.checkpoint}: mmvim.{type(self).__name__} starts a '
+                f'{self.family.kind.__name__}, not a {type(module).__name__}'
+            )
         file = read_weights(self.checkpoint)
         weights, rest = self._our_part(file, module)
         made_of = self.family.made_of

@@ -163,12 +163,15 @@ def to_vmamba(state_dict: Weights) -> dict[str, torch.Tensor]:
     return weights | extras
 
 
-def our_part(weights: Weights, source: str) -> tuple[dict[str, torch.Tensor], Weights]:
+def our_part(
+    weights: Weights, source: str, model: VMamba
+) -> tuple[dict[str, torch.Tensor], Weights]:
     """The backbone under our keys, converted where they are published ones, and the rest.
 
     Args:
         weights (Mapping[str, torch.Tensor]): Of a backbone or of a whole model, behind any prefix.
         source (str): What to call the file in the message.
+        model (VMamba): Whose deepest tap has the norm called ``norm_f``.
 
     Raises:
         UserError: If there is not one VMamba.
@@ -177,7 +180,7 @@ def our_part(weights: Weights, source: str) -> tuple[dict[str, torch.Tensor], We
         own, rest = split_backbone(weights, MARKS)
         refuse_foreign(own, 'VMamba')
         if OURS_MARK in own:
-            return own, rest
+            return _of_taps(own, rest, model)
         if not own.keys() & {*PUBLISHED_MARKS}:
             raise UserError(
                 f'no VMamba checkpoint: it has neither {PUBLISHED_MARKS[0]} (a published file) nor '
@@ -187,18 +190,32 @@ def our_part(weights: Weights, source: str) -> tuple[dict[str, torch.Tensor], We
     except (UserError, ValueError) as error:
         raise UserError(f'{source}: {error}') from error
     MMLogger.get_current_instance().info(f'{source}: converted from the published keys.')
-    return dict(converted), rest | converted.extras
+    return _of_taps(converted, rest | converted.extras, model)
+
+
+def _of_taps(own: Weights, rest: Weights, model: VMamba) -> tuple[dict[str, torch.Tensor], Weights]:
+    """The norm of the model's deepest tap under its name; that of a deeper one goes to the rest."""
+    deepest = f'tap_norms.{max(model.out_indices)}.'
+    if not any(key.startswith(deepest) for key in own):
+        return dict(own), rest
+    deeper = {key: value for key, value in own.items() if key.startswith('norm_f.')}
+    kept = {key.replace(deepest, 'norm_f.'): own[key] for key in own if key not in deeper}
+    return kept, {**rest, **deeper}
 
 
 def initial_keys(model: VMamba, weights: Weights, prefix: str = '') -> list[str]:
-    """Norms of a dense model's taps that start at 1 and 0, as published: a classifier has none.
+    """Norms of taps that start at 1 and 0, as published: a classifier has that of its last stage.
 
     Args:
         model (VMamba): Of the weights, with any taps.
         weights (Mapping[str, torch.Tensor]): Under our keys.
         prefix (str): What these begin with. Defaults to ''.
     """
-    if not model.tap_norms or any(key.startswith(f'{prefix}tap_norms.') for key in weights):
+    if any(key.startswith(f'{prefix}tap_norms.') for key in weights):
+        return []
+    names = (key.removeprefix(prefix) for key in weights)
+    deepest = max((int(found[1]) for key in names if (found := _STAGE.match(key))), default=0)
+    if not model.tap_norms and max(model.out_indices) == deepest:
         return []
     return [prefix + key for key in model.state_dict() if key.startswith(('tap_norms.', 'norm_f.'))]
 

@@ -171,6 +171,44 @@ def test_fewer_taps_take_what_they_have_a_use_for(tmp_path):
     assert_same(part.state_dict(), kept)
 
 
+@pytest.mark.parametrize('form', ['published', 'ours'])
+def test_a_model_cut_short_takes_the_norms_of_its_own_taps(tmp_path, form):
+    arch = dict(ARCH, depths=(1, 1, 1))
+    dense, weights = published(arch, out_indices=(0, 1, 2))
+    weights = weights if form == 'published' else dense.state_dict()
+    torch.save(dict(model=weights), tmp_path / 'dense.pth')
+    names = {'norm_f.weight': 'tap_norms.1.weight', 'norm_f.bias': 'tap_norms.1.bias'}
+    for start in (PretrainedVMamba(tmp_path / 'dense.pth'), load_start_of(weights)):
+        cut = build(arch, seed=1, out_indices=(0, 1))
+        start(cut)
+        expected = {key: dense.state_dict()[names.get(key, key)] for key in cut.state_dict()}
+        assert_same(cut.state_dict(), expected)
+
+
+def load_start_of(weights):
+    return lambda model: load_start(Segmentor(model), dict(model=weights), 'dense.pth')
+
+
+@pytest.mark.parametrize('out_norm', ['none', 'last', 'all'])
+def test_the_norm_of_a_classifier_is_that_of_its_last_stage(training, out_norm):
+    model, weights, file = training
+    for start in (PretrainedVMamba(file), load_start_of(weights)):
+        cut = VMamba(ARCH, out_indices=0, out_norm=out_norm)
+        start(cut)
+        state = cut.state_dict()
+        assert torch.equal(state['layers.0.blocks.0.op.Ds'], model.layers[0]['blocks'][0].op.Ds)
+        norms = [value for key, value in state.items() if key.startswith('norm_f')]
+        assert [value.unique().item() for value in norms] == ([] if out_norm == 'none' else [1, 0])
+
+
+def test_another_backbone_is_named(training):
+    vim = VisionMamba(dict(embed_dims=8, num_layers=1), img_size=32)
+    with pytest.raises(UserError, match=r'PretrainedVMamba starts a VMamba, not a VisionMamba'):
+        PretrainedVMamba(training[2])(vim)
+    with pytest.raises(UserError, match=r'PretrainedVim starts a VisionMamba, not a VMamba'):
+        PretrainedVim(training[2])(build(**CLASSIFIER))
+
+
 def test_what_does_not_fit_is_named(tmp_path):
     _, weights = published(**CLASSIFIER)
     gone = weights.pop('layers.1.blocks.0.op.Ds')

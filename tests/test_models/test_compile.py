@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from mmvim.models import VisionMamba
+from mmvim.models import VisionMamba, VMamba
 
 
 def build(direction):
@@ -74,6 +74,35 @@ def test_fullgraph_of_symbolic_sizes(dynamic):
     model = build('ssm_conv')
     compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend='aot_eager')
     for size in ((32, 48), (64, 80), (48, 112)):
+        x = torch.randn(2, 3, *size)
+        assert_same(run(model, compiled, x), run(model, model, x))
+
+
+VMAMBA = dict(dims=8, depths=(1, 1), d_state=2)
+
+
+@torch.no_grad()
+@pytest.mark.slow
+@pytest.mark.parametrize('form', [{}, VMamba.arch_zoo['v0_tiny']])
+def test_one_graph_of_vmamba_for_any_size_in_evaluation(form):
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model, counter = VMamba(form | VMAMBA, out_indices=(0, 1)).eval(), CompileCounter()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=counter)
+    for size in ((32, 48), (45, 67), (64, 64)):
+        x = torch.randn(2, 3, *size)
+        torch.testing.assert_close(compiled(x), model(x), rtol=0, atol=1e-5)
+    assert counter.frame_count == 1
+
+
+@pytest.mark.slow
+def test_vmamba_of_symbolic_sizes():
+    """In training, on maps of even and odd sides."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = VMamba(VMAMBA, out_indices=(0, 1))
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend='aot_eager')
+    for size in ((32, 48), (45, 67)):
         x = torch.randn(2, 3, *size)
         assert_same(run(model, compiled, x), run(model, model, x))
 

@@ -6,6 +6,7 @@ import torch
 
 from mmvim.models import VisionMamba, VMamba
 from mmvim_ops import loading
+from mmvim_ops.backends import select
 
 
 def build(**options):
@@ -98,15 +99,29 @@ def test_operators_stay_whole_in_an_exported_graph():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('cls_token', ['none', 'middle'])
-def test_onnx_export(cls_token, tmp_path):
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(cls_token='none', scan_backend='reference'),
+        dict(cls_token='middle'),  # 'auto' takes what ONNX has operators of
+        *VMAMBAS,
+    ],
+)
+def test_onnx_export(options, tmp_path):
     onnxruntime = pytest.importorskip('onnxruntime')
     pytest.importorskip('onnxscript')
-    model = build(cls_token=cls_token, scan_backend='reference')
-    x = torch.randn(2, 3, 16, 24)
+    model = build(**options)
+    x = torch.randn(2, 3, 12, 9 if 'arch' in options else 24)
     file = str(tmp_path / 'model.onnx')
     torch.onnx.export(model, (x,), file, dynamo=True, verbose=False)
     session = onnxruntime.InferenceSession(file, providers=['CPUExecutionProvider'])
     found = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    for tap, expected in zip(found, model(x)):
+    for tap, expected in zip(found, model(x), strict=True):
         np.testing.assert_allclose(tap, expected.detach().numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_backend_asked_for_by_name_is_not_replaced_for_onnx(monkeypatch):
+    monkeypatch.setattr(torch.onnx, 'is_in_onnx_export', lambda: True)
+    call = torch.device('cpu'), torch.float32
+    assert select('auto', *call).name == 'reference'
+    assert select('chunked', *call).name == 'chunked'

@@ -456,7 +456,7 @@ def test_layer_depth():
         *(
             (dict(norm_cfg=cfg), error, ['norm_cfg', repr(cfg), 'over their channels', 'RMSNorm'])
             for cfg, error in [
-                *((dict(type=name), ValueError) for name in ('BN', 'BN1d', 'SyncBN', 'IN', 'LN2d')),
+                *((dict(type=name), ValueError) for name in ('BN', 'BN1d', 'SyncBN', 'IN')),
                 (dict(type=torch.nn.Identity), ValueError),
                 (dict(type='GN'), TypeError),
                 (dict(type='GN', num_groups=4), TypeError),

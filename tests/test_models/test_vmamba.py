@@ -209,6 +209,22 @@ def test_half_precision_weights(arch):
     assert all(out.isfinite().all() and out.dtype == torch.bfloat16 for out in outs)
 
 
+@pytest.mark.parametrize('library', ['mmvim', 'mmpretrain'])
+@pytest.mark.parametrize('arch', [ARCH, V0])
+def test_the_norm_of_maps_is_that_of_channels(arch, library):
+    pytest.importorskip(library)
+    kinds = ('LN', 'LN2d', f'{library}.LN2d', MMENGINE_MODELS.get(f'{library}.LN2d'))
+    models = [make(arch, norm_cfg=dict(type=kind)) for kind in kinds]
+    outs = models[0](image())
+    for model in models:
+        assert str(model) == str(models[0])
+        assert model.state_dict().keys() == models[0].state_dict().keys()
+        assert all(torch.equal(a, b) for a, b in zip(model(image()), outs))
+    own = make(arch, norm_cfg=dict(type='LN2d', eps=0.5, elementwise_affine=False))
+    norms = [module for module in own.modules() if isinstance(module, torch.nn.LayerNorm)]
+    assert {(norm.eps, norm.weight) for norm in norms} == {(0.5, None)}
+
+
 def test_drawn_again_from_the_meta_device():
     with torch.device('meta'):
         model = make(dict(ARCH, pos_embed=True))
@@ -295,6 +311,7 @@ def test_compiled_as_one_graph():
         (dict(in_channels='3'), ValueError, ['in_channels', 'positive int', "'3'"]),
         (dict(img_size=(32, 32, 3)), ValueError, ['img_size', '(32, 32, 3)']),
         (dict(arch=dict(ARCH, ssm_ratio=0.01)), ValueError, ['ssm_ratio=0.01', '16 channels']),
+        (dict(arch=dict(ARCH, mlp_ratio=0.01)), ValueError, ['mlp_ratio=0.01', '16 channels']),
         (dict(arch=dict(ARCH, dims=True)), ValueError, ['dims', 'True']),
         *(
             (dict(out_indices=given), ValueError, ['out_indices', 'one or more ints', repr(given)])
@@ -304,7 +321,7 @@ def test_compiled_as_one_graph():
         (dict(norm_cfg=dict(type='LN', epsilon=1)), TypeError, ['epsilon']),
         *(
             (dict(norm_cfg=dict(type=name)), ValueError, ['norm_cfg', name, "type='LN'"])
-            for name in ('BN', 'SyncBN', 'LN2d', 'Norm')
+            for name in ('BN', 'SyncBN', 'IN', 'Norm')
         ),
         (dict(scan_backend='triton2'), ValueError, ['scan_backend', 'triton2', 'chunked']),
         (dict(drop_path=0.1), TypeError, ['drop_path', 'drop_path_rate']),

@@ -84,8 +84,8 @@ class VMamba(BaseBackbone):
         drop_path_rate (float): Stochastic depth: block i of n has the rate
             ``drop_path_rate * i / (n - 1)``. Defaults to 0.
         norm_cfg (dict): Config of all norms, over the channels of a position, looked up in mmvim's
-            registry first, then in the default scope. The published 'ln2d' is the default, on maps
-            whose channels come last. Defaults to ``dict(type='LN', eps=1e-5)``.
+            registry first, then in the default scope. 'LN2d' and 'LN' are one layer, since maps
+            lie with their channels last. Defaults to ``dict(type='LN2d', eps=1e-5)``.
         frozen_stages (int): -1 freezes nothing, 0 the patch embedding, k the first k stages too
             with what downsamples their maps, all of them with the output norms. Defaults to -1.
         with_cp (bool): Whether to recompute the blocks' activations in the backward pass
@@ -159,7 +159,7 @@ class VMamba(BaseBackbone):
         out_norm: str = 'all',
         out_type: str = 'featmap',
         drop_path_rate: float = 0.0,
-        norm_cfg: dict[str, Any] = dict(type='LN', eps=1e-5),
+        norm_cfg: dict[str, Any] = dict(type='LN2d', eps=1e-5),
         frozen_stages: int = -1,
         with_cp: bool = False,
         scan_backend: str = 'auto',

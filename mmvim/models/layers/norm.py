@@ -19,6 +19,8 @@ from mmvim_ops.functional import add_rms_norm
 MODELS.register_module(module=nn.RMSNorm)
 
 _EXAMPLES = "such as dict(type='RMSNorm', eps=1e-5) or dict(type='LN', eps=1e-6)"
+# Names of the layer normalisation of maps (B, C, H, W) here, in mmpretrain and in timm.
+_OF_MAPS = ('LN2d', 'LayerNorm2d')
 
 
 @MODELS.register_module()
@@ -95,6 +97,7 @@ def build_norm(norm_cfg: dict[str, Any], num_features: int) -> nn.Module:
     Args:
         norm_cfg (dict): ``type`` and the arguments of the layer, which takes the number of
             channels first; e.g. ``dict(type='RMSNorm', eps=1e-5)`` or ``dict(type='LN')``.
+            'LN2d', of whichever library, is 'LN' here: channels come last, no map is turned.
         num_features (int): Number of channels D.
 
     Returns:
@@ -119,6 +122,8 @@ def build_norm(norm_cfg: dict[str, Any], num_features: int) -> nn.Module:
                 f'the last axis, {_EXAMPLES}, or of a library in use, with its scope.'
             )
         layer = found
+    if isinstance(layer, type) and issubclass(layer, nn.LayerNorm) and layer.__name__ in _OF_MAPS:
+        layer = nn.LayerNorm
     try:
         with torch.device('cpu'):
             _check_last_axis(layer(num_features, **args), num_features)

@@ -24,6 +24,9 @@ class VSSBlock(nn.Module):
         norm_cfg (dict): Config of the norms.
         drop_path_rate (float): Probability to drop a branch, drawn for each. Defaults to 0.
         **mixer (Any): The other arguments of :class:`SS2D`.
+
+    Raises:
+        ValueError: If ``mlp_ratio`` leaves the MLP no channel.
     """
 
     def __init__(
@@ -39,6 +42,10 @@ class VSSBlock(nn.Module):
         self.op = SS2D(embed_dims, norm_cfg=norm_cfg, **mixer)
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
         hidden = int(embed_dims * mlp_ratio)
+        if mlp_ratio and not hidden:
+            raise ValueError(
+                f'mlp_ratio={mlp_ratio!r} of {embed_dims} channels leaves none; 0 is no MLP.'
+            )
         if hidden:
             self.norm2 = build_norm(norm_cfg, embed_dims)
             fc1, fc2 = nn.Linear(embed_dims, hidden), nn.Linear(hidden, embed_dims)

@@ -83,6 +83,8 @@ def select(
     """
     if not torch.compiler.is_compiling():  # which does not trace into the question
         backend = _override.get() or backend
+    if backend == 'auto' and torch.onnx.is_in_onnx_export():
+        return REFERENCE  # the others call operators of ours, which ONNX does not have
     for candidate in ORDER:
         if backend == 'auto':
             if candidate.serves(device, dtype, states, rank):
