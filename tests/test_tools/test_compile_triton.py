@@ -61,3 +61,19 @@ def test_every_form_compiles(dtype):
     rows = table('--targets', 'sm_90', 'gfx942', '--dtypes', dtype, '--states', '1', '3')
     assert {row['N'] for row in rows} == {'1', '3', '–'}
     assert any(row['kernel'].endswith('generic') for row in rows)
+
+
+def test_origins_add_up():
+    """Every instruction of a loop comes from somewhere, the recurrence's from its line."""
+    command = [sys.executable, TOOL, '--origins', '--states', '1', '--ops', 'forward']
+    run = subprocess.run([*command, '--targets', 'sm_90'], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    found = [block.splitlines() for block in run.stdout.split('\n\n') if block.startswith('| ')]
+    assert len(found) == 2  # a direction each
+    for heads, _, *lines in found:
+        counts = [int(line.split('|')[1]) for line in (heads, *lines)]
+        assert counts[0] == sum(counts[1:])
+        assert any('states[n]' in line and ' MUFU' in line for line in lines)
+    refused = subprocess.run([*command, '--targets', 'gfx942'], capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert '--targets sm_90' in refused.stderr

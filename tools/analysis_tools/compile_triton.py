@@ -9,11 +9,15 @@ GPUs of NVIDIA, triton brings the assembler and the disassembler.
 from __future__ import annotations
 
 import argparse
+import ast
+import linecache
 import re
 import subprocess
 import tempfile
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +37,11 @@ TARGETS = {
     'gfx1100': GPUTarget('hip', 'gfx1100', 32),
 }
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
+SIZES = 384, 12  # E and R of Vim-tiny
 OPS = ('forward', 'backward', 'selective', 'conv', 'norm')
+# In NVIDIA's machine code: an instruction; a label, and a branch to it.
+_INSTRUCTION = r'\s+/\*[0-9a-f]{4,}\*/\s+(?!.*\bNOP\b)'
+_NVIDIA_LOOP = r'\s*(\.L_x_\d+):', r'BRA.*`\((\.L_x_\d+)\)'
 MULTIPROCESSORS = 132  # of an H200: few channels go in segments
 
 
@@ -150,8 +158,44 @@ def per_state(
     return total
 
 
-def _nvidia(code: Any, walk: Walk | None) -> Measures:
-    """Of a cubin, as triton's copies of NVIDIA's tools describe it."""
+def origin(file: str, line: int) -> str:
+    """A function that kernels share, or a line of a kernel."""
+    text = linecache.getline(file, line).strip()
+    for node in ast.walk(ast.parse(''.join(linecache.getlines(file)))):
+        if isinstance(node, ast.FunctionDef) and node.lineno <= line <= (node.end_lineno or 0):
+            return text if node.name.endswith('_kernel') else f'{node.name}()'
+    return text
+
+
+def by_origin(loop: Iterable[str]) -> dict[str, Counter[str]]:
+    """The names of the instructions of NVIDIA's machine code that come from each origin."""
+    found: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    place = '(not said)'
+    for text in loop:
+        line = re.match(r'\s*//## File "(.*)", line (\d+)', text)
+        if line and 'inlined at' not in text:
+            place = origin(line[1], int(line[2]))
+        elif instruction := re.match(rf'{_INSTRUCTION}(?:@!?U?P\d+ )?(\w+)', text):
+            found[place][instruction[1]] += 1
+    return found
+
+
+def print_origins(launch: Launch, target: GPUTarget) -> None:
+    """Print what a turn of a scan's innermost loops takes, most first."""
+    _, text = _nvidia_tools(compiled(launch, target), ['-c', '-g'])
+    for loop in loops(text.splitlines(), *_NVIDIA_LOOP):
+        if not any('MUFU.EX2' in line for line in loop):
+            continue
+        found = by_origin(loop)
+        total = sum(names.total() for names in found.values())
+        print(f'\n| {total} | {title(launch)} | |\n|---|---|---|')
+        for place, names in sorted(found.items(), key=lambda item: -item[1].total()):
+            kinds = ', '.join(f'{count} {name}' for name, count in names.most_common())
+            print(f'| {names.total()} | `{place}` | {kinds} |')
+
+
+def _nvidia_tools(code: Any, disassembly: Sequence[str]) -> tuple[str, str]:
+    """What triton's copies of NVIDIA's tools say of a cubin: its resources, its machine code."""
     tools = triton.knobs.nvidia
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / 'kernel.cubin'
@@ -160,15 +204,21 @@ def _nvidia(code: Any, walk: Walk | None) -> Measures:
             subprocess.run([tool, *flags, file], capture_output=True, text=True, check=True).stdout
             for tool, flags in (
                 (tools.cuobjdump.path, ['-res-usage']),
-                (tools.nvdisasm.path, ['-c']),
+                (tools.nvdisasm.path, disassembly),
             )
         )
+    return usage, text
+
+
+def _nvidia(code: Any, walk: Walk | None) -> Measures:
+    """Of a cubin."""
+    usage, text = _nvidia_tools(code, ['-c'])
     registers, stack, local = (
         int(re.search(rf'{name}:(\d+)', usage)[1])  # type: ignore[index]
         for name in ('REG', 'STACK', 'LOCAL')
     )
-    found = loops(text.splitlines(), r'\s*(\.L_x_\d+):', r'BRA.*`\((\.L_x_\d+)\)')
-    count = per_state(found, r'\s+/\*[0-9a-f]{4,}\*/\s+(?!.*\bNOP\b)', 'MUFU.EX2', walk)
+    found = loops(text.splitlines(), *_NVIDIA_LOOP)
+    count = per_state(found, _INSTRUCTION, 'MUFU.EX2', walk)
     return Measures(registers, (stack + local) // 4, code.metadata.shared, count)
 
 
@@ -265,11 +315,20 @@ def pass_of(launch: Launch) -> str:
     return 'backward' if adjoint else 'forward'
 
 
+def title(launch: Launch) -> str:
+    """What a row calls a kernel."""
+    name = launch.kernel.fn.__name__.removesuffix('_kernel').replace('_', ' ')
+    if name in ('segment', 'carry') and pass_of(launch) == 'backward':
+        name += ' of the adjoint'
+    name += ', reverse' if launch.arguments.get('REVERSE') else ''
+    return name + ('' if launch.arguments.get('RANK', 1) else ', generic')
+
+
 def rows(
     targets: Sequence[str], dtypes: Sequence[str], states: Sequence[int], ops: Sequence[str]
 ) -> Iterator[tuple[str, ...]]:
     """The cells of every kernel's row, of the sizes of Vim-tiny."""
-    E, R = 384, 12
+    E, R = SIZES
     for name in targets:
         target = TARGETS[name]
         for dtype in dtypes:
@@ -293,13 +352,19 @@ def rows(
                 found += [('–', launch) for launch in norm_launches(target, DTYPES[dtype], E)]
             for N, launch in found:
                 got = measured(launch, target)
-                title = launch.kernel.fn.__name__.removesuffix('_kernel').replace('_', ' ')
-                if title in ('segment', 'carry') and pass_of(launch) == 'backward':
-                    title += ' of the adjoint'
-                title += ', reverse' if launch.arguments.get('REVERSE') else ''
-                title += '' if launch.arguments.get('RANK', 1) else ', generic'
                 count = '–' if got.instructions is None else f'{got.instructions:.1f}'
-                yield (title, name, dtype, N, *map(str, got[:3]), count)
+                yield (title(launch), name, dtype, N, *map(str, got[:3]), count)
+
+
+def print_all_origins(
+    targets: Sequence[str], dtypes: Sequence[str], states: Sequence[int], ops: Sequence[str]
+) -> None:
+    """Print, of the scans of a Vim block, where the instructions of their loops come from."""
+    for target, dtype, N in product(targets, dtypes, states):
+        for launch in scan_launches(TARGETS[target], DTYPES[dtype], N, *SIZES):
+            if launch.kernel.fn.__name__.startswith('scan') and pass_of(launch) in ops:
+                print(f'\n{target}, {dtype}, N {N}')
+                print_origins(launch, TARGETS[target])
 
 
 def main() -> None:
@@ -315,7 +380,17 @@ def main() -> None:
         default=list(OPS),
         help='passes of the bidirectional scan, or others (default: all)',
     )
+    parser.add_argument(
+        '--origins',
+        action='store_true',
+        help='where the instructions of the loops of the scans come from (GPUs of NVIDIA)',
+    )
     args = parser.parse_args()
+    if args.origins:
+        if any(TARGETS[target].backend != 'cuda' for target in args.targets):
+            parser.error('--origins reads the machine code of sm_* alone; give --targets sm_90')
+        print_all_origins(args.targets, args.dtypes, args.states, args.ops)
+        return
     print('| kernel | for | dtype | N | registers | spilled | shared bytes | instructions |')
     print('|---|---|---|---|---|---|---|---|')
     for cells in rows(args.targets, args.dtypes, args.states, args.ops):
