@@ -85,10 +85,14 @@ inline float sum(Vec a) {
   x = _mm_add_ps(x, _mm_movehl_ps(x, x));
   return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
 }
-// p[i] += the sum of the i-th vector, for four of them.
-inline void add_sums(float* p, Vec a, Vec b, Vec c, Vec d) {
-  const __m256 quads = _mm256_hadd_ps(_mm256_hadd_ps(a.v, b.v), _mm256_hadd_ps(c.v, d.v));
-  const __m128 sums = _mm_add_ps(_mm256_castps256_ps128(quads), _mm256_extractf128_ps(quads, 1));
+// Sums of four vectors in parts: those of the i-th in lanes i and i + 4.
+inline Vec four_sums(Vec a, Vec b, Vec c, Vec d) {
+  return {_mm256_hadd_ps(_mm256_hadd_ps(a.v, b.v), _mm256_hadd_ps(c.v, d.v))};
+}
+// p[i] += the i-th sum.
+inline void add_parts(float* p, Vec parts) {
+  const __m128 sums =
+      _mm_add_ps(_mm256_castps256_ps128(parts.v), _mm256_extractf128_ps(parts.v, 1));
   _mm_storeu_ps(p, _mm_add_ps(_mm_loadu_ps(p), sums));
 }
 

@@ -67,40 +67,52 @@ inline bool all_below(Vec a, float limit) {
 }
 
 inline float sum(Vec a) { return _mm512_reduce_add_ps(a.v); }
-// p[i] += the sum of the i-th vector, for four of them.
-inline void add_sums(float* p, Vec a, Vec b, Vec c, Vec d) {
+// Sums of four vectors in parts: those of the i-th in lanes i, i + 4, i + 8 and i + 12.
+inline Vec four_sums(Vec a, Vec b, Vec c, Vec d) {
   const auto interleave = [](__m512 x, __m512 y) {
     return _mm512_add_ps(_mm512_unpacklo_ps(x, y), _mm512_unpackhi_ps(x, y));
   };
   const __m512 ab = interleave(a.v, b.v), cd = interleave(c.v, d.v);
-  const __m512 quads =
-      _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+  return {_mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee))};
+}
+// p[i] += the i-th sum.
+inline void add_parts(float* p, Vec parts) {
   const __m256 half =
-      _mm256_add_ps(_mm512_castps512_ps256(quads), _mm512_extractf32x8_ps(quads, 1));
+      _mm256_add_ps(_mm512_castps512_ps256(parts.v), _mm512_extractf32x8_ps(parts.v, 1));
   const __m128 sums = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
   _mm_storeu_ps(p, _mm_add_ps(_mm_loadu_ps(p), sums));
 }
 
-// x * y within +-126 as an integer r and the rest in [-1/2, 1/2], which is exact to the last bit of
-// the product; 2^r comes back by scale().
+// x * y within +-126 as an integer and the rest in [-1/2, 1/2], which is exact to the last bit of
+// the product. The integer is kept in the low bits of a float, so that scale() can shift it to
+// where exponents are and add it to that of p, which lies near 1. An instruction that rounds, or
+// that multiplies by a power of two, takes the place of two of these.
 struct Split {
   Vec integer, rest;
 };
-inline Vec rounded(Vec x) {
-  return {_mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
-}
+constexpr float kMagic = 12582912.0f;
 inline Split split_product(Vec x, Vec y) {
-  const Vec r = rounded(x * y);
-  return {r, {_mm512_fmsub_ps(x.v, y.v, r.v)}};
+  const Vec shifted = fma(x, y, set(kMagic)), r = shifted - set(kMagic);
+  return {shifted, {_mm512_fmsub_ps(x.v, y.v, r.v)}};
 }
-// The same of any product, but for its last bit, for no more instructions.
-constexpr bool kBoundsPay = false;
-inline Split split_any(Vec x, Vec y) {
-  const Vec product = x * y, r = rounded(product);
-  return {r, product - r};
+inline Vec scale(Vec p, Split x) {
+  const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(x.integer.v), 23);
+  return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p.v), exponent))};
 }
-inline Vec scale(Vec p, Split x) { return {_mm512_scalef_ps(p.v, x.integer.v)}; }
-using AnySplit = Split;
+
+// The same of any product, with the same bits where that lies within +-126. Powers far below the
+// smallest number are 0, from 2^129 on infinity.
+struct AnySplit {
+  Vec integer, rest;
+};
+constexpr bool kBoundsPay = true;  // to know that products lie within +-126 saves instructions
+inline AnySplit split_any(Vec x, Vec y) {
+  Vec shifted = max(set(kMagic - 200.0f), fma(x, y, set(kMagic)));
+  shifted = min(set(kMagic + 128.0f), shifted);
+  const Vec r = shifted - set(kMagic);
+  return {r, max(set(-1.0f), {_mm512_fmsub_ps(x.v, y.v, r.v)})};
+}
+inline Vec scale(Vec p, AnySplit x) { return {_mm512_scalef_ps(p.v, x.integer.v)}; }
 
 }  // namespace avx512
 }  // namespace mmvim

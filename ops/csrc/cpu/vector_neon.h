@@ -82,12 +82,14 @@ inline Vec where_negative(Vec x, Vec yes, Vec no) {
           vbslq_f32(vcltzq_f32(x.high), yes.high, no.high)};
 }
 inline float sum(Vec a) { return vaddvq_f32(vaddq_f32(a.low, a.high)); }
-// p[i] += the sum of the i-th vector, for four of them.
-inline void add_sums(float* p, Vec a, Vec b, Vec c, Vec d) {
-  const auto halved = [](Vec x) { return vaddq_f32(x.low, x.high); };
-  const float32x4_t left = vpaddq_f32(halved(a), halved(b));
-  const float32x4_t right = vpaddq_f32(halved(c), halved(d));
-  vst1q_f32(p, vaddq_f32(vld1q_f32(p), vpaddq_f32(left, right)));
+// Sums of four vectors in parts: those of the i-th in lanes i and i + 4.
+inline Vec four_sums(Vec a, Vec b, Vec c, Vec d) {
+  return {vpaddq_f32(vpaddq_f32(a.low, b.low), vpaddq_f32(c.low, d.low)),
+          vpaddq_f32(vpaddq_f32(a.high, b.high), vpaddq_f32(c.high, d.high))};
+}
+// p[i] += the i-th sum.
+inline void add_parts(float* p, Vec parts) {
+  vst1q_f32(p, vaddq_f32(vld1q_f32(p), vaddq_f32(parts.low, parts.high)));
 }
 
 // The larger magnitude of two; NaN if either is. As integers magnitudes keep their order.

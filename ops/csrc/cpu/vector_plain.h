@@ -99,12 +99,17 @@ inline float sum(const Vec& a) {
   for (int i = 0; i < kLanes; ++i) s += a.v[i];
   return s;
 }
-// p[i] += the sum of the i-th vector, for four of them.
-inline void add_sums(float* p, const Vec& a, const Vec& b, const Vec& c, const Vec& d) {
-  p[0] += sum(a);
-  p[1] += sum(b);
-  p[2] += sum(c);
-  p[3] += sum(d);
+// Sums of four vectors in parts: those of the i-th in lanes i and i + 4.
+inline Vec four_sums(const Vec& a, const Vec& b, const Vec& c, const Vec& d) {
+  const Vec* vectors[] = {&a, &b, &c, &d};
+  return each([&](int i) {
+    const float* v = vectors[i % 4]->v + i / 4 * 4;
+    return (v[0] + v[1]) + (v[2] + v[3]);
+  });
+}
+// p[i] += the i-th sum.
+inline void add_parts(float* p, const Vec& parts) {
+  for (int i = 0; i < 4; ++i) p[i] += parts.v[i] + parts.v[i + 4];
 }
 
 // The larger magnitude of two; NaN if either is. As integers magnitudes keep their order.
