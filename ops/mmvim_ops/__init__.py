@@ -20,16 +20,18 @@ from mmvim_ops.functional import (
     bidirectional_selective_scan,
     conv1d_silu,
     selective_scan,
+    vim_block,
     vim_inner,
 )
 from mmvim_ops.loading import build_info
-from mmvim_ops.scan_inputs import MixerWeights, ScanInputs
+from mmvim_ops.scan_inputs import BlockWeights, MixerWeights, ScanInputs
 
 tag_cached_graphs()
 
 __all__ = [
     'BACKENDS',
     'BackendStatus',
+    'BlockWeights',
     'MixerWeights',
     'ScanInputs',
     'add_rms_norm',
@@ -39,5 +41,6 @@ __all__ = [
     'build_info',
     'conv1d_silu',
     'selective_scan',
+    'vim_block',
     'vim_inner',
 ]

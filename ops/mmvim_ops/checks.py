@@ -80,6 +80,12 @@ def check_scale(scale: float) -> None:
         raise ValueError(f'scale={scale} is not finite; 0.5 averages the directions, 1 sums them')
 
 
+def check_eps(eps: float) -> None:
+    """Raise unless what a normalisation adds to the mean of the squares is a number >= 0."""
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or eps < 0:
+        raise ValueError(f'eps must be a number >= 0, got {eps!r}')
+
+
 def check_out_dtype(out_dtype: torch.dtype | None, dtype: torch.dtype) -> None:
     """Raise unless a result can be returned in this dtype, given that of the inputs."""
     if out_dtype not in (None, wide_dtype(dtype)):

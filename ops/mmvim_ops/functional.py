@@ -16,6 +16,7 @@ from torch import Tensor
 from mmvim_ops.backends import select
 from mmvim_ops.checks import (
     check_conv,
+    check_eps,
     check_flag,
     check_out_dtype,
     check_scale,
@@ -26,7 +27,14 @@ from mmvim_ops.checks import (
     given,
 )
 from mmvim_ops.precision import full_precision
-from mmvim_ops.scan_inputs import MixerWeights, ScanInputs, SelectiveInputs, named
+from mmvim_ops.scan_inputs import (
+    BlockWeights,
+    MixerWeights,
+    ScanInputs,
+    SelectiveInputs,
+    named,
+    without_absent,
+)
 
 __all__ = [
     'add_rms_norm',
@@ -34,6 +42,7 @@ __all__ = [
     'bidirectional_selective_scan',
     'conv1d_silu',
     'selective_scan',
+    'vim_block',
     'vim_inner',
 ]
 
@@ -242,8 +251,7 @@ def add_rms_norm(
     check_sizes('x', x, '(B, L, C)')
     check_shape('added', added, tuple(x.shape), '(B, L, C)')
     check_shape('weight', weight, (x.shape[2],), '(C,)')
-    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or eps < 0:
-        raise ValueError(f'eps must be a number >= 0, got {eps!r}')
+    check_eps(eps)
     with full_precision(x.device):
         return select(backend, x.device, x.dtype).add_rms_norm(x, added, weight, eps)
 
@@ -328,9 +336,7 @@ def vim_inner(
     """
     check_tuple('forward', forward, MixerWeights)
     check_tuple('reverse', reverse, MixerWeights)
-    weights = named(forward, reverse)
-    weights = {n: t for n, t in weights.items() if t is not None or not n.endswith('conv_bias')}
-    check_tensors('x', {'x': x, 'z': z, **weights})
+    check_tensors('x', {'x': x, 'z': z, **without_absent(named(forward, reverse))})
     check_sizes('x', x, '(B, L, E)')
     check_shape('z', z, tuple(x.shape), '(B, L, E)')
     forward.check('forward', x.shape[2])
@@ -340,3 +346,43 @@ def vim_inner(
     states, rank = forward.A.shape[1], forward.dt_weight.shape[1]
     chosen = select(backend, x.device, x.dtype, states, rank)
     return chosen.vim_inner(x, z, forward, reverse, scale)
+
+
+def vim_block(
+    x: Tensor,
+    weights: BlockWeights,
+    eps: float = 1e-5,
+    scale: float = 0.5,
+    backend: str = 'auto',
+) -> Tensor:
+    """A whole Vim block on its residual stream (Vim, arXiv 2401.09417, algorithm 1).
+
+    ``x + gamma out_proj(vim_inner(*in_proj(rms_norm(x))))``. The backend 'cpu' runs a float32 block
+    as one operator, which keeps three rows of E channels a token between the projections, if there
+    are no gradients, autocast, compiler or transform of ``torch.func``. Otherwise, and with other
+    backends, the ops run one by one.
+
+    Args:
+        x (Tensor): (B, L, D), the residual stream.
+        weights (BlockWeights): Parameters of the block.
+        eps (float): Added to the mean of the squares by the normalisation. Defaults to 1e-5.
+        scale (float): As in :func:`vim_inner`. Defaults to 0.5.
+        backend (str): See :func:`mmvim_ops.available_backends`. Defaults to 'auto'.
+
+    Returns:
+        (B, L, D) in the dtype of ``x``.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: As :func:`selective_scan`.
+    """
+    check_tuple('weights', weights, BlockWeights)
+    check_tuple('weights.forward', weights.forward, MixerWeights)
+    check_tuple('weights.reverse', weights.reverse, MixerWeights)
+    check_tensors('x', {'x': x, **weights.named()})
+    check_sizes('x', x, '(B, L, D)')
+    weights.check(x.shape[2])
+    check_eps(eps)
+    check_scale(scale)
+
+    states, rank = weights.forward.A.shape[1], weights.forward.dt_weight.shape[1]
+    return select(backend, x.device, x.dtype, states, rank).vim_block(x, weights, eps, scale)

@@ -48,6 +48,18 @@ _BIDIRECTIONAL = (
 _CONV = 'Tensor x, Tensor weight, Tensor? bias'
 _BI_CONV = 'Tensor x, Tensor w_f, Tensor? b_f, Tensor w_b, Tensor? b_b'
 
+_BLOCK = ', '.join(
+    (
+        'Tensor x, Tensor norm, Tensor in_proj, Tensor? in_bias',
+        *(
+            f'Tensor conv_weight_{d}, Tensor? conv_bias_{d}, Tensor x_proj_{d}, '
+            f'Tensor dt_weight_{d}, Tensor dt_bias_{d}, Tensor A_{d}, Tensor D_{d}'
+            for d in 'fb'
+        ),
+        'Tensor out_proj, Tensor? out_bias, Tensor? gamma',
+    )
+)
+
 
 def _results(count: int) -> str:
     return f'({", ".join(["Tensor"] * count)})' if count > 1 else 'Tensor'
@@ -250,6 +262,15 @@ def is_seen_through() -> bool:
     )
 
 
+def is_plain_call(*inputs: object) -> bool:
+    """Whether nobody derives or follows what is computed: any kernel may compute it.
+
+    Those who follow are compilers, transforms, and dispatch modes such as torch's FLOP counter.
+    """
+    followed = is_seen_through() or forward_ad._current_level >= 0
+    return not (followed or torch._C._len_torch_dispatch_stack() or differentiates(*inputs))
+
+
 class Operator:
     """An operator of ``torch.library`` with its derivative, under transforms too.
 
@@ -450,3 +471,23 @@ def register(namespace: str, prefix: str = '') -> Family:
 
 COMPILED = register('mmvim')
 PURE_TORCH = register('mmvim', 'chunked_')
+
+
+def _register_block() -> Callable[..., Tensor]:
+    """Declare ``mmvim::vim_block``, a whole block for calls that :func:`is_plain_call` says are.
+
+    It has the kernels of the compiled library and no others, and no derivative.
+    """
+    schema = f'({_BLOCK}, float eps, float scale) -> Tensor'
+    torch.library.define('mmvim::vim_block', schema, tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.register_fake('mmvim::vim_block', _conv_fake)
+    overload: Callable[..., Tensor] = torch.ops.mmvim.vim_block.default
+
+    def call(*args: Any) -> Tensor:
+        with torch._C._AutoDispatchBelowAutograd():
+            return overload(*args)
+
+    return call
+
+
+VIM_BLOCK = _register_block()

@@ -1,6 +1,7 @@
 """Inputs of one direction of a scan, and of a Vim block: one value each, with its shape rules.
 
-Letters: B batch, L tokens, E inner channels, N states, R dt rank, W width of the convolution.
+Letters: B batch, L tokens, D channels, E inner channels, N states, R dt rank, W width of the
+convolution.
 """
 
 from __future__ import annotations
@@ -12,7 +13,16 @@ from torch import Tensor
 
 from mmvim_ops.checks import check_shape, check_sizes
 
-__all__ = ['MixerWeights', 'ScanInputs', 'SelectiveInputs', 'directions', 'interleaved', 'named']
+__all__ = [
+    'BlockWeights',
+    'MixerWeights',
+    'ScanInputs',
+    'SelectiveInputs',
+    'directions',
+    'interleaved',
+    'named',
+    'without_absent',
+]
 
 
 class ScanInputs(NamedTuple):
@@ -90,6 +100,63 @@ class MixerWeights(NamedTuple):
         return ScanInputs(x, dbl, *self[3:])
 
 
+class BlockWeights(NamedTuple):
+    """The parameters of a Vim block.
+
+    Attributes:
+        norm (Tensor): (D,), weight of the root-mean-square normalisation.
+        in_proj (Tensor): (2E, D), weight of in_proj, whose output is x, then z.
+        in_bias (Tensor | None): (2E,), its bias.
+        forward (MixerWeights): Those of the direction from the first token to the last.
+        reverse (MixerWeights): Those of the direction from the last token to the first.
+        out_proj (Tensor): (D, E), weight of out_proj.
+        out_bias (Tensor | None): (D,), its bias.
+        gamma (Tensor | None): (D,), a scale of the block's output.
+    """
+
+    norm: Tensor
+    in_proj: Tensor
+    in_bias: Tensor | None
+    forward: MixerWeights
+    reverse: MixerWeights
+    out_proj: Tensor
+    out_bias: Tensor | None = None
+    gamma: Tensor | None = None
+
+    def check(self, dims: int) -> None:
+        """Raise unless all shapes fit, for D = ``dims``; as :meth:`ScanInputs.check`."""
+        check_sizes('out_proj', self.out_proj, '(D, E)')
+        channels = self.out_proj.shape[1]
+        check_shape('norm', self.norm, (dims,), '(D,)')
+        check_shape('in_proj', self.in_proj, (2 * channels, dims), '(2 E, D)')
+        check_shape('out_proj', self.out_proj, (dims, channels), '(D, E)')
+        if self.in_bias is not None:
+            check_shape('in_bias', self.in_bias, (2 * channels,), '(2 E,)')
+        for name, tensor in (('out_bias', self.out_bias), ('gamma', self.gamma)):
+            if tensor is not None:
+                check_shape(name, tensor, (dims,), '(D,)')
+        self.forward.check('forward', channels)
+        self.reverse.check('reverse', channels, like=self.forward)
+
+    def named(self) -> dict[str, Any]:
+        """All values but absent ones that may be, by what messages call them."""
+        sides = named(self.forward, self.reverse)
+        return without_absent(
+            dict(zip(self._fields[:3], self[:3])) | sides | dict(zip(self._fields[5:], self[5:]))
+        )
+
+    def flat(self) -> list[Tensor | None]:
+        """All tensors, in the order in which the operator takes them."""
+        return [*self[:3], *self.forward, *self.reverse, *self[5:]]
+
+    @classmethod
+    def of_flat(cls, tensors: Sequence[Any]) -> BlockWeights:
+        """The inverse of :meth:`flat`."""
+        sides = MixerWeights(*tensors[3:10]), MixerWeights(*tensors[10:17])
+        norm, in_proj, in_bias = tensors[:3]
+        return cls(norm, in_proj, in_bias, *sides, *tensors[17:])
+
+
 def _check_parameters(
     given: ScanInputs | MixerWeights, lead: ScanInputs | MixerWeights, name: str, channels: int
 ) -> int:
@@ -131,3 +198,9 @@ def named(forward: ScanInputs | MixerWeights, reverse: ScanInputs | MixerWeights
     """All values of both directions, by what messages call them."""
     named = {f'forward.{field}': value for field, value in forward._asdict().items()}
     return named | {f'reverse.{field}': value for field, value in reverse._asdict().items()}
+
+
+def without_absent(values: dict[str, Any]) -> dict[str, Any]:
+    """The values by name, without those that are None and may be."""
+    optional = ('conv_bias', 'in_bias', 'out_bias', 'gamma')
+    return {n: v for n, v in values.items() if v is not None or not n.endswith(optional)}

@@ -28,6 +28,7 @@ from mmvim.models.layers.vim_mixer import VimMixer
 from mmvim.models.token_layout import CLS_TOKENS, OUT_TYPES, format_output
 from mmvim.registry import MODELS
 from mmvim_ops.backends import BACKENDS
+from mmvim_ops.scan_inputs import BlockWeights
 
 
 @MODELS.register_module()
@@ -280,8 +281,16 @@ class VisionMamba(TokenEmbedding):
                 hidden = rotate(hidden, table)
                 if residual is not None and self.rope == 'both':
                     residual = rotate(residual, table)
+            block, weights = self.layers[index], self._whole_weights(index, hidden)
+            if isinstance(block, VimBlock) and weights is not None:
+                stream = hidden if residual is None else residual + hidden
+                self._keep_stream(taps, index - 1, stream)
+                hidden, residual = block.run_whole(stream, weights), None
+                continue
             hidden, residual = self._run(index, hidden, residual, flipped)
             self._keep_tap(taps, index + self._stride - 1, hidden, residual)
+        if residual is None:  # the last block ran as a whole
+            self._keep_stream(taps, self._deepest, hidden)
         return tuple(
             format_output(
                 self._normalise(taps[index], index, tokens.dtype),
@@ -306,6 +315,21 @@ class VisionMamba(TokenEmbedding):
         if len(outs) == 1:
             return outs[0]
         return outs[0][0] + outs[1][0], outs[0][1] + outs[1][1]
+
+    def _whole_weights(self, index: int, stream: torch.Tensor) -> BlockWeights | None:
+        """The parameters of a block that may run as one op on the stream; else None.
+
+        With rope, pairs or taps of the mixers, a block's output and its stream go apart.
+        """
+        if self.training or self.rope != 'none' or self.tap == 'mixer' or self._scans.pairs:
+            return None
+        block = self.layers[index]
+        return block.whole_weights(stream) if isinstance(block, VimBlock) else None
+
+    def _keep_stream(self, taps: dict[int, torch.Tensor], index: int, stream: torch.Tensor) -> None:
+        """Keep the stream after block ``index`` if it is tapped."""
+        if index in self.out_indices:
+            taps[index] = stream
 
     def _keep_tap(
         self,

@@ -69,6 +69,11 @@ def normalise(norm: nn.Module, stream: torch.Tensor, dtype: torch.dtype) -> torc
     return norm(stream).to(dtype) if param is None else norm(stream.to(param.dtype))
 
 
+def epsilon_of(norm: nn.RMSNorm, dtype: torch.dtype) -> float:
+    """What a norm adds to the mean of the squares of this dtype."""
+    return torch.finfo(dtype).eps if norm.eps is None else norm.eps
+
+
 def add_and_normalise(
     norm: nn.Module, stream: torch.Tensor, added: torch.Tensor, backend: str = 'auto'
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -85,7 +90,7 @@ def add_and_normalise(
     """
     if is_plain(norm, nn.RMSNorm):
         assert isinstance(norm, nn.RMSNorm)
-        eps = torch.finfo(stream.dtype).eps if norm.eps is None else norm.eps
+        eps = epsilon_of(norm, stream.dtype)
         return add_rms_norm(stream, added, norm.weight, eps, backend)
     total = stream + added
     return normalise(norm, total, added.dtype), total

@@ -40,6 +40,23 @@ def is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
     )
 
 
+def is_as_built(module: nn.Module, kind: type[nn.Module], forward: Any) -> bool:
+    """Whether nothing hangs on a module of ours itself: no hooks, and its own forward.
+
+    Args:
+        module (nn.Module): The module; its children may be of any kind.
+        kind (type[nn.Module]): The class that it must be of, subclasses excluded.
+        forward (Any): The forward of that class as it is written.
+    """
+    return (
+        type(module) is kind
+        and kind.forward is forward
+        and 'forward' not in module.__dict__
+        and not any(getattr(module, hooks) for hooks in _HOOKS)
+        and not _global_hooks()
+    )
+
+
 def _global_hooks() -> bool:
     """Whether hooks of all modules are set that may change something."""
     return any(

@@ -8,8 +8,12 @@ import torch
 from mmcv.cnn.bricks import DropPath
 from torch import nn
 
-from mmvim.models.layers.norm import add_and_normalise, build_norm, normalise
+from mmvim.models.layers.norm import add_and_normalise, build_norm, epsilon_of, normalise
+from mmvim.models.layers.plain import is_as_built
 from mmvim.models.layers.vim_mixer import VimMixer
+from mmvim_ops.backends import select
+from mmvim_ops.functional import vim_block
+from mmvim_ops.scan_inputs import BlockWeights
 
 
 class VimBlock(nn.Module):
@@ -64,3 +68,41 @@ class VimBlock(nn.Module):
             normed, residual = add_and_normalise(self.norm, residual, hidden, self.scan_backend)
         # The tokens alone where they suffice: a layer in the mixer's place takes no more.
         return self.mixer(normed, reverse) if reverse else self.mixer(normed), residual
+
+    def whole_weights(self, stream: torch.Tensor) -> BlockWeights | None:
+        """The parameters with which :meth:`run_whole` may take the place of :meth:`forward`.
+
+        Args:
+            stream (torch.Tensor): A residual stream of this dtype and device, (B, L, D).
+
+        Returns:
+            BlockWeights | None: None where that gains nothing, or a part of the block does more
+            than its parameters say: hooks, adapters, dropped paths.
+        """
+        if torch.is_grad_enabled() or self.training or stream.device.type != 'cpu':
+            return None
+        if not is_as_built(self, VimBlock, _FORWARD) or not isinstance(self.mixer, VimMixer):
+            return None
+        weights = self.mixer.block_weights(self.norm)
+        if weights is None:
+            return None
+        states, rank = weights.forward.A.shape[1], weights.forward.dt_weight.shape[1]
+        chosen = select(self.scan_backend, stream.device, stream.dtype, states, rank)
+        return weights if chosen.runs_whole(stream, weights) else None
+
+    def run_whole(self, stream: torch.Tensor, weights: BlockWeights) -> torch.Tensor:
+        """The residual stream behind the block as one op, ``stream + mixer(norm(stream))``.
+
+        Args:
+            stream (torch.Tensor): The stream before the block, (B, L, D).
+            weights (BlockWeights): What :meth:`whole_weights` returned.
+
+        Returns:
+            torch.Tensor: (B, L, D).
+        """
+        assert isinstance(self.norm, nn.RMSNorm)
+        eps = epsilon_of(self.norm, stream.dtype)
+        return vim_block(stream, weights, eps, self.mixer.scale, self.scan_backend)
+
+
+_FORWARD = VimBlock.forward

@@ -11,7 +11,7 @@ from torch import nn
 from mmvim.models.arguments import check_choice
 from mmvim.models.base_module import check_whole
 from mmvim.models.layers.direction import DIRECTIONS
-from mmvim.models.layers.plain import is_plain
+from mmvim.models.layers.plain import is_as_built, is_plain
 from mmvim.models.layers.step_size import draw_step, rank_of
 from mmvim_ops.functional import (
     bidirectional_selective_scan,
@@ -20,7 +20,7 @@ from mmvim_ops.functional import (
     vim_inner,
 )
 from mmvim_ops.precision import full_precision
-from mmvim_ops.scan_inputs import MixerWeights, ScanInputs
+from mmvim_ops.scan_inputs import BlockWeights, MixerWeights, ScanInputs
 
 
 class _Scan(NamedTuple):
@@ -218,6 +218,29 @@ class VimMixer(nn.Module):
         out = self.out_proj(mixed)
         return out if self.gamma is None else out * self.gamma
 
+    def block_weights(self, norm: nn.Module) -> BlockWeights | None:
+        """The parameters of a block with this mixer behind ``norm``; None if a part must be called.
+
+        Args:
+            norm (nn.Module): The block's normalisation.
+        """
+        if not (
+            'conv1d' in self._own
+            and is_as_built(self, VimMixer, _FORWARD)
+            and isinstance(norm, nn.RMSNorm)
+            and is_plain(norm, nn.RMSNorm)
+            and is_plain(self.in_proj, nn.Linear)
+            and is_plain(self.out_proj, nn.Linear)
+        ):
+            return None
+        forward, reverse = self._scan('').weights(), self._scan('_b').weights()
+        if forward is None or reverse is None:
+            return None
+        ends = (self.out_proj.weight, self.out_proj.bias, self.gamma)
+        return BlockWeights(
+            norm.weight, self.in_proj.weight, self.in_proj.bias, forward, reverse, *ends
+        )
+
     def _scan(self, suffix: str) -> _Scan:
         """What a direction reads, its own under names with this suffix, or shared."""
         own = self._own if suffix else ()
@@ -256,3 +279,6 @@ class VimMixer(nn.Module):
         step_b = reverse.step(dbl_b) if own else step_f
         y_f = forward.run(x_f, step_f, dbl_f, z, False)
         return self.scale * (y_f + reverse.run(x_b, step_b, dbl_b, z, True))
+
+
+_FORWARD = VimMixer.forward

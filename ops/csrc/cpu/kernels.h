@@ -115,6 +115,30 @@ struct NormRows {
   float* grad_weight = nullptr;   // (channels), added to
 };
 
+// The weight of a linear layer, or some of its inputs.
+struct Weight {
+  const float* data = nullptr;  // (outputs, inputs), rows `stride` apart
+  int64_t inputs = 0;
+  int64_t stride = 0;
+  const float* scales = nullptr;  // (inputs), factors of its columns, or null
+};
+
+// Some tokens times a packed weight. A product of many inputs is computed some of them at a time:
+// `out` holds the sums in between.
+struct Product {
+  bool first = true, last = true;  // of these inputs
+  int64_t tokens = 0, inputs = 0, outputs = 0;
+  const float* x = nullptr;  // (tokens, inputs)
+  int64_t x_stride = 0;
+  const float* packed = nullptr;
+  const float* row_scales = nullptr;  // (tokens), or null
+  const float *biases = nullptr, *gains = nullptr;  // (outputs), or null
+  const float* added = nullptr;  // (tokens, outputs), or null
+  int64_t added_stride = 0;
+  float* out = nullptr;  // (tokens, outputs)
+  int64_t out_stride = 0;
+};
+
 struct Kernels {
   const char* name;
   void (*scan_forward)(const ForwardBlock&);
@@ -123,6 +147,12 @@ struct Kernels {
   void (*conv_backward)(const ConvBlock&);
   void (*norm_forward)(const NormRows&);
   void (*norm_backward)(const NormRows&);
+  // 1 / sqrt(mean(x^2) + eps) of rows.count tokens x into rows.scales.
+  void (*norm_scales)(const NormRows&);
+  // Rows [first, first + count) of a weight, count rounded up to whole panels.
+  void (*pack_weight)(const Weight&, int64_t first, int64_t count, float* packed);
+  void (*multiply)(const Product&);
+  int64_t (*panel_width)();
   void (*exp_many)(float* data, int64_t count, int64_t repeats);
   int64_t (*forward_scratch)(const ForwardBlock&);
   int64_t (*backward_scratch)(const BackwardBlock&);

@@ -13,6 +13,8 @@ struct Vec {
   __m256 v;
 };
 constexpr int kLanes = 8;
+// Of matrix products: 12 of 16 registers hold sums.
+constexpr int kStrip = 4, kPanelVectors = 3;
 
 // The first n lanes, for loads and stores at the edge of a tensor.
 struct Lanes {
@@ -80,6 +82,28 @@ inline Vec where_negative(Vec x, Vec yes, Vec no) {
   const __m256 negative = _mm256_cmp_ps(x.v, _mm256_setzero_ps(), _CMP_LT_OQ);
   return {_mm256_blendv_ps(no.v, yes.v, negative)};
 }
+// The transpose of a square of elements.
+inline void transpose(Vec (&rows)[kLanes]) {
+  // Halves of four columns each, then the halves themselves change places.
+  __m256 quads[8];
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4) {
+    const __m256 a = _mm256_unpacklo_ps(rows[i].v, rows[i + 1].v);
+    const __m256 b = _mm256_unpackhi_ps(rows[i].v, rows[i + 1].v);
+    const __m256 c = _mm256_unpacklo_ps(rows[i + 2].v, rows[i + 3].v);
+    const __m256 d = _mm256_unpackhi_ps(rows[i + 2].v, rows[i + 3].v);
+    quads[i] = _mm256_shuffle_ps(a, c, 0x44);
+    quads[i + 1] = _mm256_shuffle_ps(a, c, 0xee);
+    quads[i + 2] = _mm256_shuffle_ps(b, d, 0x44);
+    quads[i + 3] = _mm256_shuffle_ps(b, d, 0xee);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    rows[i].v = _mm256_permute2f128_ps(quads[i], quads[i + 4], 0x20);
+    rows[i + 4].v = _mm256_permute2f128_ps(quads[i], quads[i + 4], 0x31);
+  }
+}
+
 inline float sum(Vec a) {
   __m128 x = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
   x = _mm_add_ps(x, _mm_movehl_ps(x, x));

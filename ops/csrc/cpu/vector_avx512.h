@@ -13,6 +13,8 @@ struct Vec {
   __m512 v;
 };
 constexpr int kLanes = 16;
+// Of matrix products: 24 of 32 registers hold sums.
+constexpr int kStrip = 8, kPanelVectors = 3;
 
 // The first n lanes, for loads and stores at the edge of a tensor.
 struct Lanes {
@@ -64,6 +66,36 @@ inline Vec max_magnitude(Vec a, Vec b) {
 }
 inline bool all_below(Vec a, float limit) {
   return _mm512_cmp_ps_mask(a.v, _mm512_set1_ps(limit), _CMP_LT_OQ) == 0xffff;
+}
+
+// The transpose of a square of elements.
+inline void transpose(Vec (&rows)[kLanes]) {
+  // Quarters of four columns each, then the quarters themselves change places.
+  __m512 pairs[16], quads[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    pairs[i] = _mm512_unpacklo_ps(rows[i].v, rows[i + 1].v);
+    pairs[i + 1] = _mm512_unpackhi_ps(rows[i].v, rows[i + 1].v);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      quads[i + 2 * j] = _mm512_shuffle_ps(pairs[i + j], pairs[i + j + 2], 0x44);
+      quads[i + 2 * j + 1] = _mm512_shuffle_ps(pairs[i + j], pairs[i + j + 2], 0xee);
+    }
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m512 a = _mm512_shuffle_f32x4(quads[i], quads[i + 4], 0x88);
+    const __m512 b = _mm512_shuffle_f32x4(quads[i], quads[i + 4], 0xdd);
+    const __m512 c = _mm512_shuffle_f32x4(quads[i + 8], quads[i + 12], 0x88);
+    const __m512 d = _mm512_shuffle_f32x4(quads[i + 8], quads[i + 12], 0xdd);
+    rows[i].v = _mm512_shuffle_f32x4(a, c, 0x88);
+    rows[i + 4].v = _mm512_shuffle_f32x4(b, d, 0x88);
+    rows[i + 8].v = _mm512_shuffle_f32x4(a, c, 0xdd);
+    rows[i + 12].v = _mm512_shuffle_f32x4(b, d, 0xdd);
+  }
 }
 
 inline float sum(Vec a) { return _mm512_reduce_add_ps(a.v); }

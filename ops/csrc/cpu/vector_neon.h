@@ -13,6 +13,8 @@ struct Vec {
   float32x4_t low, high;
 };
 constexpr int kLanes = 8;
+// Of matrix products: 16 of 32 registers hold sums.
+constexpr int kStrip = 4, kPanelVectors = 2;
 
 // The first n lanes, for loads and stores at the edge of a tensor.
 struct Lanes {
@@ -81,6 +83,26 @@ inline Vec where_negative(Vec x, Vec yes, Vec no) {
   return {vbslq_f32(vcltzq_f32(x.low), yes.low, no.low),
           vbslq_f32(vcltzq_f32(x.high), yes.high, no.high)};
 }
+// The transpose of a square of elements: of its quarters, two of which change places.
+inline void transpose(float32x4_t& a, float32x4_t& b, float32x4_t& c, float32x4_t& d) {
+  const float32x4x2_t ab = vtrnq_f32(a, b), cd = vtrnq_f32(c, d);
+  a = vcombine_f32(vget_low_f32(ab.val[0]), vget_low_f32(cd.val[0]));
+  b = vcombine_f32(vget_low_f32(ab.val[1]), vget_low_f32(cd.val[1]));
+  c = vcombine_f32(vget_high_f32(ab.val[0]), vget_high_f32(cd.val[0]));
+  d = vcombine_f32(vget_high_f32(ab.val[1]), vget_high_f32(cd.val[1]));
+}
+inline void transpose(Vec (&rows)[kLanes]) {
+  for (int i = 0; i < 8; i += 4) {
+    transpose(rows[i].low, rows[i + 1].low, rows[i + 2].low, rows[i + 3].low);
+    transpose(rows[i].high, rows[i + 1].high, rows[i + 2].high, rows[i + 3].high);
+  }
+  for (int i = 0; i < 4; ++i) {
+    const float32x4_t high = rows[i].high;
+    rows[i].high = rows[i + 4].low;
+    rows[i + 4].low = high;
+  }
+}
+
 inline float sum(Vec a) { return vaddvq_f32(vaddq_f32(a.low, a.high)); }
 // Sums of four vectors in parts: those of the i-th in lanes i and i + 4.
 inline Vec four_sums(Vec a, Vec b, Vec c, Vec d) {

@@ -9,6 +9,7 @@ namespace mmvim {
 namespace plain {
 
 constexpr int kLanes = 8;
+constexpr int kStrip = 4, kPanelVectors = 1;  // of matrix products
 struct Vec {
   float v[kLanes];
 };
@@ -94,6 +95,17 @@ inline Vec negative_abs(const Vec& a) {
 inline Vec where_negative(const Vec& x, const Vec& yes, const Vec& no) {
   return each([&](int i) { return x.v[i] < 0.0f ? yes.v[i] : no.v[i]; });
 }
+// The transpose of a square of elements.
+inline void transpose(Vec (&rows)[kLanes]) {
+  for (int i = 0; i < kLanes; ++i) {
+    for (int j = 0; j < i; ++j) {
+      const float other = rows[i].v[j];
+      rows[i].v[j] = rows[j].v[i];
+      rows[j].v[i] = other;
+    }
+  }
+}
+
 inline float sum(const Vec& a) {
   float s = 0.0f;
   for (int i = 0; i < kLanes; ++i) s += a.v[i];

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmvim_ops.precision import full_precision
-from mmvim_ops.scan_inputs import MixerWeights, ScanInputs, SelectiveInputs
+from mmvim_ops.precision import full_precision, wide
+from mmvim_ops.scan_inputs import BlockWeights, MixerWeights, ScanInputs, SelectiveInputs
 
 __all__ = ['Backend', 'project']
 
@@ -94,6 +94,20 @@ class Backend(ABC):
         scans = forward.scan_inputs(x_f, dbl_f), reverse.scan_inputs(x_b, dbl_b)
         with full_precision(x.device):
             return self.bidirectional_selective_scan(*scans, z, scale, x.dtype)
+
+    def runs_whole(self, x: Tensor, weights: BlockWeights) -> bool:
+        """Whether :meth:`vim_block` of these is one operator, not the ops one after the other."""
+        return False
+
+    def vim_block(self, x: Tensor, weights: BlockWeights, eps: float, scale: float) -> Tensor:
+        """A whole block, (B, L, D): the ops one after the other."""
+        with full_precision(x.device):
+            normed = F.rms_norm(wide(x), x.shape[2:], wide(weights.norm), eps)
+        normed = normed.to(weights.norm.dtype)
+        inner, z = F.linear(normed, weights.in_proj, weights.in_bias).chunk(2, dim=-1)
+        mixed = self.vim_inner(inner, z, weights.forward, weights.reverse, scale)
+        out = F.linear(mixed, weights.out_proj, weights.out_bias)
+        return x + (out if weights.gamma is None else out * weights.gamma).to(x.dtype)
 
 
 def project(x: Tensor, weight: Tensor) -> Tensor:

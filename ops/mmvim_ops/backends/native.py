@@ -14,7 +14,8 @@ from torch import Tensor
 from mmvim_ops import loading, self_check
 from mmvim_ops.backends.chunked import CHUNKED
 from mmvim_ops.backends.operators import OperatorBackend
-from mmvim_ops.library import COMPILED
+from mmvim_ops.library import COMPILED, VIM_BLOCK, is_plain_call
+from mmvim_ops.scan_inputs import BlockWeights
 
 __all__ = ['CPU', 'CUDA']
 
@@ -115,6 +116,22 @@ class Native(OperatorBackend):
         """See :meth:`OperatorBackend.chunk_length`; without a backward pass, all tokens."""
         # Traced with gradients on and checked with gradients off, a graph must be the same.
         return self.chunk if saves or torch.jit.is_tracing() else x.shape[1]
+
+    def runs_whole(self, x: Tensor, weights: BlockWeights) -> bool:
+        """See :meth:`Backend.runs_whole`."""
+        tensors = [x, *weights.flat()]
+        return (
+            self.name == 'cpu'
+            and all(tensor is None or tensor.dtype == torch.float32 for tensor in tensors)
+            and is_plain_call(*tensors)
+            and not torch.is_autocast_enabled('cpu')
+        )
+
+    def vim_block(self, x: Tensor, weights: BlockWeights, eps: float, scale: float) -> Tensor:
+        """See :meth:`Backend.vim_block`."""
+        if self.runs_whole(x, weights):
+            return VIM_BLOCK(x, *weights.flat(), float(eps), float(scale))
+        return super().vim_block(x, weights, eps, scale)
 
     def readable(self, tensor: Tensor | None) -> Tensor | None:
         """See :meth:`OperatorBackend.readable`."""

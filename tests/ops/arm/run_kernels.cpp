@@ -224,6 +224,46 @@ void norms(const Kernels& use, int64_t L, int64_t E, Type type) {
   print("grad weight", grad_weight);
 }
 
+void products(const Kernels& use, int64_t tokens, int64_t inputs, int64_t outputs) {
+  Draw draw;
+  const int64_t width = use.panel_width(), panels = (outputs + width - 1) / width;
+  const Array x = draw.fill(tokens * (inputs + 3), -1, 1), added = draw.fill(tokens * outputs, -1, 1);
+  const Array weight = draw.fill(outputs * (inputs + 2), -1, 1), norm = draw.fill(inputs, 0.5f, 2);
+  const Array bias = draw.fill(outputs, -1, 1), gain = draw.fill(outputs, 0.5f, 2);
+  const Array packed(panels * width * inputs), scales(tokens), out(tokens * outputs);
+  NormRows rows;
+  rows.count = tokens;
+  rows.channels = inputs;
+  rows.eps = 1e-5f;
+  rows.scales = scales.floats();
+  rows.x = x.rows(inputs + 3);
+  use.norm_scales(rows);
+  Product p;
+  p.tokens = tokens;
+  p.outputs = outputs;
+  p.x_stride = inputs + 3;
+  p.packed = packed.floats();
+  p.row_scales = scales.floats();
+  p.biases = bias.floats();
+  p.gains = gain.floats();
+  p.added = added.floats();
+  p.added_stride = outputs;
+  p.out = out.floats();
+  p.out_stride = outputs;
+  for (const bool last : {false, true}) {
+    const int64_t from = last ? inputs / 2 : 0;
+    p.inputs = last ? inputs - from : inputs / 2;
+    p.first = !last;
+    p.last = last;
+    p.x = x.floats() + from;
+    const Weight part = {weight.floats() + from, p.inputs, inputs + 2, norm.floats() + from};
+    use.pack_weight(part, 0, outputs, packed.floats());
+    use.multiply(p);
+  }
+  print("scales", scales);
+  print("out", out);
+}
+
 void run(const Kernels& use) {
   for (const Type type : {Type::kFloat, Type::kBFloat16}) {
     const char* name = type == Type::kFloat ? "float32" : "bfloat16";
@@ -244,6 +284,10 @@ void run(const Kernels& use) {
     }
     prefix = std::string("norm ") + name;
     norms(use, 5, 77, type);
+  }
+  for (const int64_t outputs : {1, 44, 64}) {
+    prefix = "product of " + std::to_string(outputs);
+    products(use, 15, 37, outputs);
   }
   Draw draw;
   Array data = draw.fill(512, -86, 0);  // the range that it promises

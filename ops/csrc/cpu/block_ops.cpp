@@ -1,0 +1,365 @@
+// The CPU implementation of a whole Vim block for inference: mmvim_ops.library has its schema.
+//
+// Some sequences at a time go through four steps, each on all threads. What lies between them is
+// three rows of E channels a token, since everything that can be is written over what it was made
+// of: the causal convolution over its x, and the sum of the scans over that. Weights are packed
+// where they are used, at every call: copies that lasted could be out of date.
+
+#include <algorithm>
+#include <cstring>
+
+#include "scan_parts.h"
+
+namespace mmvim {
+namespace {
+
+constexpr int64_t kTokens = 64;            // of a tile
+constexpr int64_t kMostTokens = 96;        // of a last one, which takes in what would be a short one
+constexpr int64_t kPassTokens = 1536;      // at most, for which some panels are packed once
+constexpr int64_t kPartInputs = 256;       // of a product at a time
+constexpr int64_t kPanelFloats = 1 << 16;  // of packed panels at a time, in the second-level cache
+
+Tensor plain(const Tensor& tensor) { return to_contiguous(to_type(tensor, ScalarType::Float)); }
+OptionalTensor plain(const OptionalTensor& tensor) {
+  return tensor ? OptionalTensor(plain(*tensor)) : std::nullopt;
+}
+float* floats(const Tensor& tensor) { return static_cast<float*>(tensor.data_ptr()); }
+const float* floats_or_null(const OptionalTensor& tensor) {
+  return tensor ? floats(*tensor) : nullptr;
+}
+
+// A linear layer, and the normalisation of what it is given, if any.
+struct Linear {
+  Tensor weight;  // (outputs, inputs)
+  OptionalTensor bias;
+  OptionalTensor norm_weight = std::nullopt;
+  float eps = 0.0f;
+
+  // Inputs [first, first + count).
+  Weight unpacked(int64_t first, int64_t count) const {
+    return {floats(weight) + first, count, weight.size(1),
+            norm_weight ? floats(*norm_weight) + first : nullptr};
+  }
+  Product product(int64_t tokens) const {
+    Product p;
+    p.tokens = tokens;
+    p.inputs = weight.size(1);
+    p.outputs = weight.size(0);
+    p.biases = floats_or_null(bias);
+    return p;
+  }
+
+  Floats packed(const Kernels& use) const {
+    const int64_t panel = use.panel_width(), outputs = weight.size(0);
+    Floats panels(ceil_div(outputs, panel) * panel * weight.size(1));
+    use.pack_weight(unpacked(0, weight.size(1)), 0, outputs, panels.data());
+    return panels;
+  }
+
+  // All of a product, on all threads. Each packs the panels it needs.
+  void apply(const Kernels& use, const Product& all) const {
+    const int64_t width = use.panel_width(), panels = ceil_div(all.outputs, width);
+    const int64_t passes = ceil_div(all.tokens, kPassTokens);
+    const int64_t pass = ceil_div(all.tokens, passes);
+    const int64_t per_thread = ceil_div(panels * passes, torch::stable::get_num_threads());
+    const int64_t parts = ceil_div(all.inputs, kPartInputs), part = ceil_div(all.inputs, parts);
+    const int64_t in_cache = kPanelFloats / (width * part);
+    const int64_t group = std::max<int64_t>(1, std::min({in_cache, per_thread, panels}));
+    const int64_t groups = ceil_div(panels, group), scratch_floats = group * width * part;
+    const Floats scales = norm_scales(use, all);
+    const auto run = [&](int64_t item, float* scratch) {
+      const int64_t column = item % groups * group * width;
+      const int64_t start = item / groups * pass, end = std::min(all.tokens, start + pass);
+      Product p = all;
+      p.outputs = std::min(group * width, all.outputs - column);
+      p.packed = scratch;
+      if (p.biases) p.biases += column;
+      if (p.gains) p.gains += column;
+      for (int64_t k = 0; k < all.inputs; k += part) {
+        p.inputs = std::min(part, all.inputs - k);
+        p.first = k == 0;
+        p.last = k + p.inputs == all.inputs;
+        use.pack_weight(unpacked(k, p.inputs), column, p.outputs, scratch);
+        for (int64_t t = start; t < end; t += p.tokens) {
+          p.tokens = end - t <= kMostTokens ? end - t : kTokens;
+          p.x = all.x + t * all.x_stride + k;
+          p.out = all.out + t * all.out_stride + column;
+          if (all.added) p.added = all.added + t * all.added_stride + column;
+          if (norm_weight) p.row_scales = scales.data() + t;
+          use.multiply(p);
+        }
+      }
+    };
+    for_each_item(passes * groups, scratch_floats, run);
+  }
+
+ private:
+  // Of all tokens, if there is a normalisation.
+  Floats norm_scales(const Kernels& use, const Product& all) const {
+    Floats scales(norm_weight ? all.tokens : 0);
+    if (!norm_weight) return scales;
+    torch::stable::parallel_for(0, all.tokens, kTokens, [&](int64_t begin, int64_t end) {
+      NormRows rows;
+      rows.count = end - begin;
+      rows.channels = all.inputs;
+      rows.eps = eps;
+      rows.scales = scales.data() + begin;
+      rows.x = {const_cast<float*>(all.x) + begin * all.x_stride, all.x_stride, Type::kFloat};
+      use.norm_scales(rows);
+    });
+    return scales;
+  }
+};
+
+// One direction between the two projections of a block.
+struct Direction {
+  Tensor conv_weight;
+  OptionalTensor conv_bias;
+  Tensor x_proj, dt_weight, dt_bias, A, D;
+};
+
+// The same, packed.
+struct PackedDirection {
+  Floats conv_weight, conv_bias, x_proj;
+  Parameters parameters;
+
+  PackedDirection(const Kernels& use, const Direction& d)
+      : conv_weight(pack(d.conv_weight, d.A.size(0))),
+        conv_bias(pack(d.conv_bias, d.A.size(0))),
+        x_proj(Linear{plain(d.x_proj), std::nullopt}.packed(use)),
+        parameters(d.A, d.dt_weight, d.D, d.dt_bias) {}
+};
+
+class Block {
+ public:
+  Block(Linear in_proj, const Direction& forward, const Direction& reverse, Linear out_proj,
+        OptionalTensor gains, double scale)
+      : use_(kernels()),
+        in_proj_(std::move(in_proj)),
+        out_proj_(std::move(out_proj)),
+        gains_(std::move(gains)),
+        directions_{{use_, forward}, {use_, reverse}},
+        scale_(static_cast<float>(scale)),
+        channels_(forward.A.size(0)),
+        states_(forward.A.size(1)),
+        rank_(forward.dt_weight.size(1)),
+        width_(forward.conv_weight.size(1)) {}
+
+  Tensor run(const Tensor& x) const {
+    const int64_t batch = x.size(0), length = x.size(1), dims = x.size(2);
+    const Tensor out = new_contiguous(x);
+    if (batch * length == 0) return out;
+    // As few sequences at a time as give all threads something to do.
+    const int64_t wanted = 2 * kTokens * torch::stable::get_num_threads();
+    const int64_t together = std::min(batch, ceil_div(wanted, length));
+    const Space space(*this, x, together, length);
+    for (int64_t b = 0; b < batch; b += together) {
+      const int64_t sequences = std::min(together, batch - b), first = b * length * dims;
+      const int64_t tokens = sequences * length;
+      Product p = in_proj_.product(tokens);
+      p.x = floats(x) + first;
+      p.x_stride = dims;
+      p.out = space.x_f;
+      p.out_stride = xz_stride();
+      in_proj_.apply(use_, p);
+
+      convolve_and_project(space, sequences, length);
+      scan(space, sequences, length);
+
+      p = out_proj_.product(tokens);
+      p.x = space.x_f;
+      p.x_stride = xz_stride();
+      p.gains = floats_or_null(gains_);
+      p.added = floats(x) + first;
+      p.added_stride = dims;
+      p.out = floats(out) + first;
+      p.out_stride = dims;
+      out_proj_.apply(use_, p);
+    }
+    return out;
+  }
+
+ private:
+  int64_t columns() const { return rank_ + 2 * states_; }  // of x_proj
+  int64_t halo() const { return width_ - 1; }
+  int64_t tile() const { return std::max(kTokens, halo()); }
+  int64_t halo_floats(int64_t sequences, int64_t length) const {
+    return sequences * ceil_div(length, tile()) * 2 * halo() * channels_;
+  }
+
+  // Rows lie an odd number of cache lines apart: those of a power of two would meet in few places of
+  // a cache.
+  static int64_t spread(int64_t columns) { return (ceil_div(columns, 16) | 1) * 16; }
+  int64_t xz_stride() const { return spread(2 * channels_); }
+  int64_t x_b_stride() const { return spread(channels_); }
+
+  // Between the steps: x, later x_f, later y, and z beside it; x_b; dt, B and C of both directions;
+  // the x about the borders of tiles.
+  struct Space {
+    Tensor all;
+    float *x_f, *z, *x_b, *rows, *halos;
+    Space(const Block& block, const Tensor& like, int64_t sequences, int64_t length) {
+      const int64_t tokens = sequences * length;
+      const int64_t sizes[4] = {tokens * block.xz_stride(), tokens * block.x_b_stride(),
+                                tokens * 2 * block.columns(), block.halo_floats(sequences, length)};
+      all = torch::stable::new_empty(like, Sizes{sizes[0] + sizes[1] + sizes[2] + sizes[3]},
+                                     ScalarType::Float);
+      x_f = floats(all);
+      z = x_f + block.channels_;
+      x_b = x_f + sizes[0];
+      rows = x_b + sizes[1];
+      halos = rows + sizes[2];
+    }
+  };
+
+  // Some tokens of a sequence.
+  struct Tile {
+    int64_t start;  // of the sequence, among all tokens
+    int64_t first, count, before, after;
+    const float* halo;  // x of the tokens about the tile's beginning; that of the next tile follows
+  };
+  Tile tile_of(const Space& space, int64_t item, int64_t length) const {
+    const int64_t tiles = ceil_div(length, tile()), index = item % tiles;
+    Tile t;
+    t.start = item / tiles * length;
+    t.first = index * tile();
+    t.count = std::min(tile(), length - t.first);
+    t.before = std::min(halo(), t.first);
+    t.after = std::min(halo(), length - t.first - t.count);
+    t.halo = space.halos + item * 2 * halo() * channels_;
+    return t;
+  }
+
+  static void copy_rows(float* to, int64_t to_stride, const float* from, int64_t from_stride,
+                        int64_t rows, int64_t columns) {
+    for (int64_t t = 0; t < rows; ++t)
+      std::memcpy(to + t * to_stride, from + t * from_stride, columns * sizeof(float));
+  }
+
+  // x -> x_f in its place, x_b; and x_proj of both. A tile reads x of its neighbours, which may have
+  // been written over by then: the tokens about each border are kept first.
+  void convolve_and_project(const Space& space, int64_t sequences, int64_t length) const {
+    const int64_t E = channels_, stride = xz_stride(), stride_b = x_b_stride();
+    const int64_t items = sequences * ceil_div(length, tile());
+    torch::stable::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t item = begin; item < end; ++item) {
+        const Tile t = tile_of(space, item, length);
+        const int64_t rows = t.before + std::min(halo(), t.count);
+        copy_rows(const_cast<float*>(t.halo), E,
+                  space.x_f + (t.start + t.first - t.before) * stride, stride, rows, E);
+      }
+    });
+    const int64_t window_floats = (tile() + 2 * halo()) * E;
+    for_each_item(items, window_floats, [&](int64_t item, float* window) {
+      const Tile t = tile_of(space, item, length);
+      const int64_t at = t.start + t.first;
+      float* own = window + t.before * E;
+      copy_rows(window, E, t.halo, E, t.before, E);
+      copy_rows(own, E, space.x_f + at * stride, stride, t.count, E);
+      // The next tile has `tile` tokens before it, so all of its halo.
+      const float* next = t.halo + (2 * halo() + halo()) * E;
+      copy_rows(own + t.count * E, E, next, E, t.after, E);
+      ConvBlock block;
+      block.directions = 2;
+      block.length = t.before + t.count + t.after;
+      block.first = t.before;
+      block.count = t.count;
+      block.channels = E;
+      block.width = width_;
+      block.ld = padded(E);
+      block.x = {window, E, Type::kFloat};
+      float* outs[2] = {space.x_f + (at - t.before) * stride, space.x_b + (at - t.before) * stride_b};
+      for (int d = 0; d < 2; ++d) {
+        Conv& conv = block.convs[d];
+        conv.weight = directions_[d].conv_weight.data();
+        conv.bias = directions_[d].conv_bias.data();
+        conv.reverse = d == 1;
+        conv.out = {outs[d], d == 0 ? stride : stride_b, Type::kFloat};
+      }
+      use_.conv_forward(block);
+      for (int d = 0; d < 2; ++d) {
+        Product p;
+        p.tokens = t.count;
+        p.inputs = E;
+        p.outputs = columns();
+        p.x = d == 0 ? space.x_f + at * stride : space.x_b + at * stride_b;
+        p.x_stride = d == 0 ? stride : stride_b;
+        p.packed = directions_[d].x_proj.data();
+        p.out = space.rows + at * 2 * columns() + d * columns();
+        p.out_stride = 2 * columns();
+        use_.multiply(p);
+      }
+    });
+  }
+
+  // x_f, x_b, z and the rows of both directions -> y in the place of x_f.
+  void scan(const Space& space, int64_t sequences, int64_t length) const {
+    const Blocks blocks = forward_blocks(sequences, 1, channels_);
+    const int64_t stride = xz_stride(), stride_b = x_b_stride(), rows_stride = 2 * columns();
+    const auto block_of = [&](int64_t index) {
+      const Blocks::Item item = blocks.item(index);
+      const int64_t start = item.b * length;
+      ForwardBlock block;
+      block.directions = 2;
+      block.length = length;
+      block.channels = item.count;
+      block.scale = scale_;
+      block.z = {space.z + start * stride + item.first, stride, Type::kFloat};
+      block.out = {space.x_f + start * stride + item.first, stride, Type::kFloat};
+      for (int d = 0; d < 2; ++d) {
+        Scan& s = block.scans[d];
+        s.u = block.out;
+        if (d == 1) s.u = {space.x_b + start * stride_b + item.first, stride_b, Type::kFloat};
+        float* rows = space.rows + start * rows_stride + d * columns();
+        s.dt = {rows, rows_stride, Type::kFloat};
+        s.B = {rows + rank_, rows_stride, Type::kFloat};
+        s.C = {rows + rank_ + states_, rows_stride, Type::kFloat};
+        directions_[d].parameters.give(s, item.first, padded(channels_));
+        s.rank = rank_;
+        s.states = states_;
+        s.softplus = true;
+        s.reverse = d == 1;
+      }
+      return block;
+    };
+    for_each_item(blocks.count(), use_.forward_scratch(block_of(0)),
+                  [&](int64_t index, float* scratch) {
+                    ForwardBlock block = block_of(index);
+                    block.scratch = scratch;
+                    use_.scan_forward(block);
+                  });
+  }
+
+  const Kernels& use_;
+  Linear in_proj_, out_proj_;
+  OptionalTensor gains_;
+  PackedDirection directions_[2];
+  float scale_;
+  int64_t channels_, states_, rank_, width_;
+};
+
+Tensor vim_block(const Tensor x, const Tensor norm_weight, const Tensor in_proj,
+                 const OptionalTensor in_bias, const Tensor conv_weight_f,
+                 const OptionalTensor conv_bias_f, const Tensor x_proj_f, const Tensor dt_weight_f,
+                 const Tensor dt_bias_f, const Tensor A_f, const Tensor D_f,
+                 const Tensor conv_weight_b, const OptionalTensor conv_bias_b,
+                 const Tensor x_proj_b, const Tensor dt_weight_b, const Tensor dt_bias_b,
+                 const Tensor A_b, const Tensor D_b, const Tensor out_proj,
+                 const OptionalTensor out_bias, const OptionalTensor gains, double eps,
+                 double scale) {
+  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float,
+                  "vim_block is compiled for float32; call the ops of the block one by one");
+  const Linear in = {plain(in_proj), plain(in_bias), plain(norm_weight), static_cast<float>(eps)};
+  const Direction forward = {conv_weight_f, conv_bias_f, x_proj_f, dt_weight_f,
+                             dt_bias_f,     A_f,         D_f};
+  const Direction reverse = {conv_weight_b, conv_bias_b, x_proj_b, dt_weight_b,
+                             dt_bias_b,     A_b,         D_b};
+  const Linear out = {plain(out_proj), plain(out_bias)};
+  return Block(in, forward, reverse, out, plain(gains), scale).run(to_contiguous(x));
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(mmvim, CPU, m) { m.impl("vim_block", TORCH_BOX(&vim_block)); }
+
+}  // namespace mmvim
