@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 import mmvim_ops
@@ -18,6 +19,17 @@ MIXER = ('w', 'b', 'x_w', 'dt_w', 'dt_b', 'A', 'D')  # in the order of MixerWeig
 SCAN_NAMES = [f'{name}_{direction}' for name in SCAN for direction in 'fb']
 _FIELDS = dict(zip(SCAN, ScanInputs._fields)) | dict(zip(MIXER, MixerWeights._fields))
 MIXER_NAMES = [f'{name}_{direction}' for name in MIXER for direction in 'fb']
+
+
+def unchanged(actual: Tensor, expected: Tensor, backend: str) -> bool:
+    """Whether two results of a float32 computation are one and the same.
+
+    The last bit of torch's own matrix products depends on where their operands lie on some
+    processors, so of the backend 'chunked' all but that is compared.
+    """
+    if backend != 'chunked' or expected.dtype != torch.float32:
+        return torch.equal(actual, expected)
+    return bool((actual - expected).abs().max() <= 1e-7 * expected.abs().max())
 
 
 def called(name: str) -> str:

@@ -267,13 +267,13 @@ class VisionMamba(TokenEmbedding):
         Raises:
             ValueError: If the shape does not fit.
         """
-        tokens, grid = self._embed(x)
+        hidden, grid = self._embed(x)
+        dtype = hidden.dtype
         table = None
         if self.rope != 'none':
             table = rope_table(self.embed_dims, grid, self.cls_token_type, x.device)
         # A flipped sequence is scanned from its other end; nothing has to change place.
         flipped = self._scans.flips and self.training and torch.rand(()).item() < 0.5
-        hidden: torch.Tensor = tokens
         residual: torch.Tensor | None = None
         taps: dict[int, torch.Tensor] = {}
         for index in range(0, len(self.layers), self._stride):
@@ -293,7 +293,7 @@ class VisionMamba(TokenEmbedding):
             self._keep_stream(taps, self._deepest, hidden)
         return tuple(
             format_output(
-                self._normalise(taps[index], index, tokens.dtype),
+                self._normalise(taps[index], index, dtype),
                 grid,
                 self.out_type,
                 self.cls_token_type,
