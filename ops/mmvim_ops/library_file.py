@@ -7,7 +7,7 @@ from pathlib import Path
 
 # What the Python side expects of the library: raise it with every change of an operator's schema
 # or of an exported function, so that a library built before is told apart from one built after.
-INTERFACE = 3
+INTERFACE = 4
 LIBRARY = 'libmmvim_ops.so'
 SIDECAR = 'libmmvim_ops.json'
 OLDEST_TORCH = (2, 10)
