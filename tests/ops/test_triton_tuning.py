@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import product
 from typing import Any
@@ -36,6 +40,31 @@ def tunes(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr('triton.testing.do_bench', lambda run, return_mode: clock(run))
 
     return use
+
+
+def test_values_of_the_variable() -> None:
+    """Those that switch it on and off; with any other no kernel runs, and the reason says why."""
+    pytest.importorskip('triton')
+    code = (
+        'from mmvim_ops.backends.triton import TRITON, tuning;'
+        'import torch;'
+        "print(tuning.TUNES, TRITON.problem(torch.device('cuda'), torch.float32))"
+    )
+    for value, said in (
+        ('', 'False None'),
+        ('0', 'False None'),
+        ('1', 'True None'),
+        ('false', 'False MMVIM_TRITON_TUNE=false is not valid: set 1 to .*, 0 or nothing to '),
+    ):
+        others = {name: set_to for name, set_to in os.environ.items() if name != 'TRITON_INTERPRET'}
+        run = subprocess.run(
+            [sys.executable, '-c', code],
+            env=others | {'MMVIM_TRITON_TUNE': value},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert re.match(said, run.stdout), (value, run.stdout)
 
 
 @pytest.mark.parametrize('kernel', ['forward', 'backward'])

@@ -146,7 +146,7 @@ def _import_problem() -> str | None:
     if tuple(map(int, version.split('.')[:2])) < _OLDEST:
         oldest = '.'.join(map(str, _OLDEST))
         return f'triton {version} is older than {oldest}; upgrade torch, which brings it'
-    return None
+    return tuning.problem()
 
 
 def _kernel(module: str, name: str) -> Callable[..., Any]:

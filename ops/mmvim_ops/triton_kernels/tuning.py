@@ -13,11 +13,32 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ['TUNES', 'Launch', 'Work', 'candidates', 'default', 'fastest', 'is_capturing', 'launch']
+__all__ = [
+    'TUNES',
+    'Launch',
+    'Work',
+    'candidates',
+    'default',
+    'fastest',
+    'is_capturing',
+    'launch',
+    'problem',
+]
 
 _log = logging.getLogger(__name__)
 # Whether kernels are measured in all their forms before the first call of a kind.
-TUNES = os.environ.get('MMVIM_TRITON_TUNE', '0') not in ('', '0')
+_VALUE = os.environ.get('MMVIM_TRITON_TUNE', '')
+TUNES = _VALUE == '1'
+
+
+def problem() -> str | None:
+    """What is wrong with the value of MMVIM_TRITON_TUNE, or None."""
+    if _VALUE in ('', '0', '1'):
+        return None
+    return (
+        f'MMVIM_TRITON_TUNE={_VALUE} is not valid: set 1 to measure the kernels, 0 or nothing to '
+        'take the table'
+    )
 
 
 class Launch(NamedTuple):
