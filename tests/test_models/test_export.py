@@ -94,8 +94,8 @@ def test_operators_stay_whole_in_an_exported_graph():
     for name in ('bidirectional_selective_scan', 'bi_conv1d_silu'):
         assert called.count(f'mmvim.{name}.default') == len(model.layers)
     assert not [name for name in called if name.startswith('mmvim.chunked')]
-    for tap, expected in zip(program.module()(x), model(x)):
-        assert torch.equal(tap, expected)
+    # Beside the graph, blocks run as one operator each.
+    torch.testing.assert_close(program.module()(x), model(x), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow

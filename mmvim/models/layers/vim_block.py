@@ -13,6 +13,7 @@ from mmvim.models.layers.plain import is_as_built
 from mmvim.models.layers.vim_mixer import VimMixer
 from mmvim_ops.backends import select
 from mmvim_ops.functional import vim_block
+from mmvim_ops.library import is_plain_call
 from mmvim_ops.scan_inputs import BlockWeights
 
 
@@ -79,7 +80,10 @@ class VimBlock(nn.Module):
             BlockWeights | None: None where that gains nothing, or a part of the block does more
             than its parameters say: hooks, adapters, dropped paths.
         """
+        # Asked first: whoever follows a call would see A made of A_log, and perhaps for nothing.
         if torch.is_grad_enabled() or self.training or stream.device.type != 'cpu':
+            return None
+        if not is_plain_call():
             return None
         if not is_as_built(self, VimBlock, _FORWARD) or not isinstance(self.mixer, VimMixer):
             return None
