@@ -26,11 +26,7 @@ def is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
         kind (type[nn.Module]): The class that it must be of, subclasses excluded.
     """
     return (
-        type(layer) is kind
-        and kind.forward is _FORWARDS[kind]
-        and 'forward' not in layer.__dict__
-        and not any(getattr(layer, hooks) for hooks in _HOOKS)
-        and not _global_hooks()
+        is_as_built(layer, kind, _FORWARDS[kind])
         and not layer._modules
         and not layer._buffers
         and layer._parameters.keys() <= {'weight', 'bias'}
