@@ -281,8 +281,8 @@ class VisionMamba(TokenEmbedding):
                 hidden = rotate(hidden, table)
                 if residual is not None and self.rope == 'both':
                     residual = rotate(residual, table)
-            block, weights = self.layers[index], self._whole_weights(index, hidden)
-            if isinstance(block, VimBlock) and weights is not None:
+            block = self.layers[index]
+            if isinstance(block, VimBlock) and (weights := self._whole_weights(block, hidden)):
                 stream = hidden if residual is None else residual + hidden
                 self._keep_stream(taps, index - 1, stream)
                 hidden, residual = block.run_whole(stream, weights), None
@@ -316,15 +316,14 @@ class VisionMamba(TokenEmbedding):
             return outs[0]
         return outs[0][0] + outs[1][0], outs[0][1] + outs[1][1]
 
-    def _whole_weights(self, index: int, stream: torch.Tensor) -> BlockWeights | None:
+    def _whole_weights(self, block: VimBlock, stream: torch.Tensor) -> BlockWeights | None:
         """The parameters of a block that may run as one op on the stream; else None.
 
         With rope, pairs or taps of the mixers, a block's output and its stream go apart.
         """
         if self.training or self.rope != 'none' or self.tap == 'mixer' or self._scans.pairs:
             return None
-        block = self.layers[index]
-        return block.whole_weights(stream) if isinstance(block, VimBlock) else None
+        return block.whole_weights(stream)
 
     def _keep_stream(self, taps: dict[int, torch.Tensor], index: int, stream: torch.Tensor) -> None:
         """Keep the stream after block ``index`` if it is tapped."""

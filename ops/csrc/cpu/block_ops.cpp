@@ -216,7 +216,7 @@ class Block {
   struct Tile {
     int64_t start;  // of the sequence, among all tokens
     int64_t first, count, before, after;
-    const float* halo;  // x of the tokens about the tile's beginning; that of the next tile follows
+    float* halo;  // x of the tokens about the tile's beginning; that of the next tile follows
   };
   Tile tile_of(const Space& space, int64_t item, int64_t length) const {
     const int64_t tiles = ceil_div(length, tile()), index = item % tiles;
@@ -245,7 +245,7 @@ class Block {
       for (int64_t item = begin; item < end; ++item) {
         const Tile t = tile_of(space, item, length);
         const int64_t rows = t.before + std::min(halo(), t.count);
-        copy_rows(const_cast<float*>(t.halo), E,
+        copy_rows(t.halo, E,
                   space.x_f + (t.start + t.first - t.before) * stride, stride, rows, E);
       }
     });

@@ -47,7 +47,7 @@ struct ForwardBlock {
   int64_t length = 0;
   int64_t channels = 0;
   Rows z;  // null data: no gate
-  Rows out;
+  Rows out;  // may be the u of the first scan, each row of which is read before it is written
   float scale = 1.0f;
   float* last_state = nullptr;  // (channels, states) of the first scan, or null
   float* scratch = nullptr;     // forward_scratch() floats, 64-byte aligned

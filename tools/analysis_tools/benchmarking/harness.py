@@ -108,6 +108,17 @@ def contest(
     return rows
 
 
+# What a report's command begins with where it is set: each changes what is measured.
+_VARIABLES = (
+    'OMP_NUM_THREADS',
+    'MMVIM_CPU_ISA',
+    'MKL_ENABLE_INSTRUCTIONS',
+    'ONEDNN_MAX_CPU_ISA',
+    'ATEN_CPU_CAPABILITY',
+    'CUDA_VISIBLE_DEVICES',
+)
+
+
 def run(
     tool: str,
     argv: Sequence[str],
@@ -117,11 +128,7 @@ def run(
     write: Callable[[dict[str, Any], Namespace], None],
 ) -> int:
     """Measure every case; the report is written anew after each of them."""
-    variables = [
-        f'{name}={shlex.quote(os.environ[name])}'
-        for name in ('OMP_NUM_THREADS', 'MMVIM_CPU_ISA', 'CUDA_VISIBLE_DEVICES')
-        if name in os.environ
-    ]
+    variables = [f'{n}={shlex.quote(os.environ[n])}' for n in _VARIABLES if n in os.environ]
     result: dict[str, Any] = dict(
         command=' '.join([*variables, f'python tools/analysis_tools/{tool}.py', shlex.join(argv)]),
         **circumstances(args),
