@@ -182,7 +182,11 @@ def by_origin(loop: Iterable[str]) -> dict[str, Counter[str]]:
 
 def print_origins(launch: Launch, target: GPUTarget) -> None:
     """Print what a turn of a scan's innermost loops takes, most first."""
-    _, text = _nvidia_tools(compiled(launch, target), ['-c', '-g'])
+    with triton.knobs.compilation.scope():
+        # Code from triton's cache names files where it was compiled, perhaps in another checkout.
+        triton.knobs.compilation.always_compile = True
+        code = compiled(launch, target)
+    _, text = _nvidia_tools(code, ['-c', '-g'])
     for loop in loops(text.splitlines(), *_NVIDIA_LOOP):
         if not any('MUFU.EX2' in line for line in loop):
             continue
