@@ -101,3 +101,23 @@ def test_saving_states_changes_no_output(
             out = function(**inputs)
             out = out[0] if isinstance(out, tuple) else out
             assert torch.equal(out, value_and_grads(function, inputs)['out']), kernels.name
+
+
+def test_fast_decays_beside_change_no_bit(
+    bidirectional_inputs: Inputs, value_and_grads: Inputs, each_kernels: Iterator[Any]
+) -> None:
+    """Kernels that take a shorter way where no decay is fast take it for many channels at once."""
+    given = bidirectional_inputs(B=1, L=70, E=20, N=9, dtype=torch.float32)
+    fast, others = 5, torch.arange(20) != 5
+    beside = {name: tensor.clone() for name, tensor in given.items()}
+    for name in ('A_f', 'A_b'):
+        beside[name][fast] = -1e6
+    for kernels in each_kernels:
+        function = partial(bidirectional, backend=kernels.backend)
+        first, second = (value_and_grads(function, kernels.place(g)) for g in (given, beside))
+        for name in ('out', 'grad of x_f', 'grad of x_b', 'grad of z'):
+            assert torch.equal(first[name][..., others], second[name][..., others]), (
+                name,
+                kernels.name,
+            )
+            assert not torch.equal(first[name][..., fast], second[name][..., fast])

@@ -115,36 +115,52 @@ inline void add_parts(float* p, Vec parts) {
   _mm_storeu_ps(p, _mm_add_ps(_mm_loadu_ps(p), sums));
 }
 
-// x * y within +-126 as an integer and the rest in [-1/2, 1/2], which is exact to the last bit of
-// the product. The integer is kept in the low bits of a float, so that scale() can shift it to
-// where exponents are and add it to that of p, which lies near 1. An instruction that rounds, or
-// that multiplies by a power of two, takes the place of two of these.
+// x * y within +-126 as an integer of sixteenths and the rest in [-1/32, 1/32]. The integer is kept
+// in the low bits of a float. Four of these choose a power of two from a register, and those above,
+// shifted to where exponents are, are added to its bits.
 struct Split {
   Vec integer, rest;
 };
-constexpr float kMagic = 12582912.0f;
+constexpr int kPowersOfTwo = 16;
+constexpr float kMagic = 786432.0f;
+inline Vec rest_of_sixteenths(Vec product) { return {_mm512_reduce_ps(product.v, 0x48)}; }
 inline Split split_product(Vec x, Vec y) {
-  const Vec shifted = fma(x, y, set(kMagic)), r = shifted - set(kMagic);
-  return {shifted, {_mm512_fmsub_ps(x.v, y.v, r.v)}};
+  const Vec product = x * y;
+  return {product + set(kMagic), rest_of_sixteenths(product)};
 }
-inline Vec scale(Vec p, Split x) {
-  const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(x.integer.v), 23);
-  return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p.v), exponent))};
+// 2^(i/16), and what is added to it: i where the shift brings it.
+inline __m512i powers_of_two() {
+  return _mm512_setr_epi32(0x3f800000, 0x3f85aac3, 0x3f8b95c2, 0x3f91c3d3, 0x3f9837f0, 0x3f9ef532,
+                           0x3fa5fed7, 0x3fad583f, 0x3fb504f3, 0x3fbd08a4, 0x3fc5672a, 0x3fce248c,
+                           0x3fd744fd, 0x3fe0ccdf, 0x3feac0c7, 0x3ff5257d);
 }
+inline Vec power(Split x) {
+  const __m512i index = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i table = _mm512_sub_epi32(powers_of_two(), _mm512_slli_epi32(index, 19));
+  const __m512i bits = _mm512_castps_si512(x.integer.v);
+  return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_permutexvar_epi32(bits, table),
+                                               _mm512_slli_epi32(bits, 19)))};
+}
+inline Vec scale(Vec p, Split) { return p; }
 
 // The same of any product, with the same bits where that lies within +-126. Powers far below the
-// smallest number are 0, from 2^129 on infinity.
+// smallest number are 0, from 2^128 on infinity.
 struct AnySplit {
   Vec integer, rest;
 };
 constexpr bool kBoundsPay = true;  // to know that products lie within +-126 saves instructions
 inline AnySplit split_any(Vec x, Vec y) {
-  Vec shifted = max(set(kMagic - 200.0f), fma(x, y, set(kMagic)));
-  shifted = min(set(kMagic + 128.0f), shifted);
-  const Vec r = shifted - set(kMagic);
-  return {r, max(set(-1.0f), {_mm512_fmsub_ps(x.v, y.v, r.v)})};
+  const Vec product = min(set(130.0f), max(set(-200.0f), x * y));
+  return {product + set(kMagic), rest_of_sixteenths(product)};
 }
-inline Vec scale(Vec p, AnySplit x) { return {_mm512_scalef_ps(p.v, x.integer.v)}; }
+inline Vec power(AnySplit x) {
+  const __m512i bits = _mm512_castps_si512(x.integer.v);
+  return {_mm512_castsi512_ps(_mm512_permutexvar_epi32(bits, powers_of_two()))};
+}
+// The instruction rounds down to the exponent.
+inline Vec scale(Vec p, AnySplit x) {
+  return {_mm512_scalef_ps(p.v, (x.integer - set(kMagic)).v)};
+}
 
 }  // namespace avx512
 }  // namespace mmvim

@@ -133,6 +133,7 @@ inline bool all_below(Vec a, float limit) {
 struct Split {
   Vec integer, rest;
 };
+constexpr int kPowersOfTwo = 1;
 constexpr float kMagic = 12582912.0f;
 inline Split split_product(Vec x, Vec y) {
   const Vec shifted = fma(x, y, set(kMagic));

@@ -143,6 +143,7 @@ inline bool all_below(const Vec& a, float limit) {
 struct Split {
   Vec integer, rest;
 };
+constexpr int kPowersOfTwo = 1;
 constexpr float kMagic = 12582912.0f;
 inline Split split_product(const Vec& x, const Vec& y) {
   const Vec product = x * y, shifted = product + set(kMagic);
