@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def check_tensors(lead: str, tensors: dict[str, Tensor]) -> None:
     """Raise unless all are floating tensors on one device, and all or none of them float64."""
     first = tensors[lead]
+    if are_alike(first, tensors.values()):
+        return
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f'{name} must be a Tensor, got {type(tensor).__name__}')
@@ -31,9 +34,20 @@ def check_tensors(lead: str, tensors: dict[str, Tensor]) -> None:
             )
 
 
+def are_alike(first: object, tensors: Iterable[object]) -> bool:
+    """Whether all are floating tensors of one dtype on one device, as in most calls."""
+    if not isinstance(first, Tensor):
+        return False
+    dtype, device = first.dtype, first.device
+    return dtype in _DTYPES and all(
+        isinstance(tensor, Tensor) and tensor.dtype == dtype and tensor.device == device
+        for tensor in tensors
+    )
+
+
 def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...], letters: str) -> None:
     """Raise unless the tensor has this shape, named by its letters."""
-    if tuple(tensor.shape) != tuple(shape):
+    if tensor.shape != shape:
         raise ValueError(
             f'{name} has shape {tuple(tensor.shape)}; expected {letters} = {tuple(shape)}'
         )
@@ -41,15 +55,17 @@ def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...], letters: str)
 
 def check_sizes(name: str, tensor: Tensor, letters: str) -> None:
     """Raise unless the tensor has one dimension a letter, none empty but the batch B."""
-    sizes = [letter.strip() for letter in letters.strip('()').split(',')]
-    if tensor.dim() != len(sizes):
+    shape = tensor.shape
+    if len(shape) != letters.count(',') + 1:
         raise ValueError(
-            f'{name} has {tensor.dim()} dimensions, shape {tuple(tensor.shape)}; expected {letters}'
+            f'{name} has {len(shape)} dimensions, shape {tuple(shape)}; expected {letters}'
         )
-    for letter, size in zip(sizes, tensor.shape):
+    if 0 not in shape:
+        return
+    for letter, size in zip(letters.strip('()').split(', '), shape):
         if letter != 'B' and size < 1:
             raise ValueError(
-                f'{name} has shape {tuple(tensor.shape)}; expected {letters} with {letter} >= 1'
+                f'{name} has shape {tuple(shape)}; expected {letters} with {letter} >= 1'
             )
 
 

@@ -11,9 +11,9 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.profiler import ProfilerActivity, profile
 
 from mmvim import VisionMamba
-from mmvim.models.layers import vim_block as vim_block_module
 from mmvim.models.layers.vim_block import VimBlock
 from mmvim_ops import loading
+from mmvim_ops.backends import native
 
 pytestmark = pytest.mark.skipif(
     loading.problem() is not None, reason=f'no native library: {loading.problem()}'
@@ -38,7 +38,7 @@ def blocks_run_whole(function):
 @contextlib.contextmanager
 def one_by_one(monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(VimBlock, 'whole_weights', lambda self, stream: None)
+        patch.setattr(VimBlock, 'as_op', lambda self, stream: None)
         yield
 
 
@@ -184,10 +184,18 @@ def test_deep_copies_and_loaded_weights_are_read_anew():
 
 def test_epsilon_and_scale_reach_the_op(monkeypatch):
     seen = []
-    op = vim_block_module.vim_block
-    monkeypatch.setattr(
-        vim_block_module, 'vim_block', lambda *args: seen.append(args[2:4]) or op(*args)
-    )
+    op = native.VIM_BLOCK
+    monkeypatch.setattr(native, 'VIM_BLOCK', lambda *args: seen.append(args[-2:]) or op(*args))
     with torch.no_grad():
         build(norm_cfg=dict(type='RMSNorm', eps=1e-3))(torch.randn(1, 3, 32, 32))
     assert seen == [(1e-3, 0.5)] * 4
+
+
+def test_a_layer_of_another_size_is_named():
+    model = build()
+    model.layers[2].mixer.out_proj = nn.Linear(32, 8, bias=False)
+    with (
+        torch.no_grad(),
+        pytest.raises(ValueError, match=r'out_proj has shape \(8, 32\); expected'),
+    ):
+        model(torch.randn(1, 3, 32, 32))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,6 @@ from mmvim.models.layers.vim_mixer import VimMixer
 from mmvim.models.token_layout import CLS_TOKENS, OUT_TYPES, format_output
 from mmvim.registry import MODELS
 from mmvim_ops.backends import BACKENDS
-from mmvim_ops.scan_inputs import BlockWeights
 
 
 @MODELS.register_module()
@@ -282,10 +281,10 @@ class VisionMamba(TokenEmbedding):
                 if residual is not None and self.rope == 'both':
                     residual = rotate(residual, table)
             block = self.layers[index]
-            if isinstance(block, VimBlock) and (weights := self._whole_weights(block, hidden)):
+            if isinstance(block, VimBlock) and (run := self._as_op(block, hidden)):
                 stream = hidden if residual is None else residual + hidden
                 self._keep_stream(taps, index - 1, stream)
-                hidden, residual = block.run_whole(stream, weights), None
+                hidden, residual = run(stream), None
                 continue
             hidden, residual = self._run(index, hidden, residual, flipped)
             self._keep_tap(taps, index + self._stride - 1, hidden, residual)
@@ -316,14 +315,16 @@ class VisionMamba(TokenEmbedding):
             return outs[0]
         return outs[0][0] + outs[1][0], outs[0][1] + outs[1][1]
 
-    def _whole_weights(self, block: VimBlock, stream: torch.Tensor) -> BlockWeights | None:
-        """The parameters of a block that may run as one op on the stream; else None.
+    def _as_op(
+        self, block: VimBlock, stream: torch.Tensor
+    ) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """The op that a block may run as on the residual stream, or None.
 
         With rope, pairs or taps of the mixers, a block's output and its stream go apart.
         """
         if self.training or self.rope != 'none' or self.tap == 'mixer' or self._scans.pairs:
             return None
-        return block.whole_weights(stream)
+        return block.as_op(stream)
 
     def _keep_stream(self, taps: dict[int, torch.Tensor], index: int, stream: torch.Tensor) -> None:
         """Keep the stream after block ``index`` if it is tapped."""

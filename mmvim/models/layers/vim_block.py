@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,9 +13,7 @@ from mmvim.models.layers.norm import add_and_normalise, build_norm, epsilon_of, 
 from mmvim.models.layers.plain import is_as_built
 from mmvim.models.layers.vim_mixer import VimMixer
 from mmvim_ops.backends import select
-from mmvim_ops.functional import vim_block
 from mmvim_ops.library import is_plain_call
-from mmvim_ops.scan_inputs import BlockWeights
 
 
 class VimBlock(nn.Module):
@@ -70,43 +69,40 @@ class VimBlock(nn.Module):
         # The tokens alone where they suffice: a layer in the mixer's place takes no more.
         return self.mixer(normed, reverse) if reverse else self.mixer(normed), residual
 
-    def whole_weights(self, stream: torch.Tensor) -> BlockWeights | None:
-        """The parameters with which :meth:`run_whole` may take the place of :meth:`forward`.
+    def as_op(self, stream: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """The op that may take the place of :meth:`forward`, ``x + mixer(norm(x))``.
 
         Args:
             stream (torch.Tensor): A residual stream of this dtype and device, (B, L, D).
 
         Returns:
-            BlockWeights | None: None where that gains nothing, or a part of the block does more
-            than its parameters say: hooks, adapters, dropped paths.
+            Callable[[torch.Tensor], torch.Tensor] | None: From the stream before the block,
+            (B, L, D), to that behind it. None where one op gains nothing, or a part of the block
+            does more than its parameters say: hooks, adapters, dropped paths.
+
+        Raises:
+            ValueError: If the shapes of the parameters do not fit.
         """
         # Asked first: whoever follows a call would see A made of A_log, and perhaps for nothing.
         if torch.is_grad_enabled() or self.training or stream.device.type != 'cpu':
             return None
         if not is_plain_call():
             return None
-        if not is_as_built(self, VimBlock, _FORWARD) or not isinstance(self.mixer, VimMixer):
+        mixer, norm = self.mixer, self.norm
+        if not is_as_built(self, VimBlock, _FORWARD) or not isinstance(mixer, VimMixer):
             return None
-        weights = self.mixer.block_weights(self.norm)
+        weights = mixer.block_weights(norm)
         if weights is None:
             return None
         states, rank = weights.forward.A.shape[1], weights.forward.dt_weight.shape[1]
         chosen = select(self.scan_backend, stream.device, stream.dtype, states, rank)
-        return weights if chosen.runs_whole(stream, weights) else None
-
-    def run_whole(self, stream: torch.Tensor, weights: BlockWeights) -> torch.Tensor:
-        """The residual stream behind the block as one op, ``stream + mixer(norm(stream))``.
-
-        Args:
-            stream (torch.Tensor): The stream before the block, (B, L, D).
-            weights (BlockWeights): What :meth:`whole_weights` returned.
-
-        Returns:
-            torch.Tensor: (B, L, D).
-        """
-        assert isinstance(self.norm, nn.RMSNorm)
-        eps = epsilon_of(self.norm, stream.dtype)
-        return vim_block(stream, weights, eps, self.mixer.scale, self.scan_backend)
+        operator = chosen.whole_block(stream, weights)
+        if operator is None:
+            return None
+        assert isinstance(norm, nn.RMSNorm)
+        weights.check(stream.shape[2])
+        eps, scale = epsilon_of(norm, stream.dtype), mixer.scale
+        return lambda x: operator(x, weights, eps, scale)
 
 
 _FORWARD = VimBlock.forward

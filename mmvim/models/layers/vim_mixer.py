@@ -11,7 +11,7 @@ from torch import nn
 from mmvim.models.arguments import check_choice
 from mmvim.models.base_module import check_whole
 from mmvim.models.layers.direction import DIRECTIONS
-from mmvim.models.layers.plain import is_as_built, is_plain
+from mmvim.models.layers.plain import is_as_built, read
 from mmvim.models.layers.step_size import draw_step, rank_of
 from mmvim_ops.functional import (
     bidirectional_selective_scan,
@@ -36,25 +36,32 @@ class _Scan(NamedTuple):
 
     def weights(self) -> MixerWeights | None:
         """The parameters of all layers; None if one has to be called."""
-        conv1d, dt_proj = self.conv1d, self.dt_proj
-        x_proj_is_plain = is_plain(self.x_proj, nn.Linear) and self.x_proj.bias is None
-        if not (x_proj_is_plain and self.dt_proj_is_plain() and self.conv1d_is_plain()):
+        conv = self.convolution()
+        projection, step = read(self.x_proj, nn.Linear), read(self.dt_proj, nn.Linear)
+        if conv is None or projection is None or step is None:
             return None
-        conv, projections = (conv1d.weight.squeeze(1), conv1d.bias), self.x_proj.weight
-        return MixerWeights(*conv, projections, dt_proj.weight, dt_proj.bias, self.A, self.D)
+        if projection[1] is not None or step[1] is None:
+            return None
+        return MixerWeights(*conv, projection[0], step[0], step[1], self.A, self.D)
 
-    def conv1d_is_plain(self) -> bool:
-        """Whether the convolution may be read: nothing hangs on it, and it is as it was built."""
-        conv = self.conv1d
-        return (
-            is_plain(conv, nn.Conv1d)
-            and conv.weight.shape[:2] == (conv.groups, 1)
-            and (conv.stride, conv.padding, conv.dilation) == ((1,), (0,), (1,))
-        )
+    def convolution(self) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+        """Weight (E, W) and bias of the convolution; None if it has to be called.
+
+        It may be read if nothing hangs on it, and it is as it was built.
+        """
+        conv, found = self.conv1d, read(self.conv1d, nn.Conv1d)
+        if found is None:
+            return None
+        weight, bias = found
+        built = (conv.stride, conv.padding, conv.dilation) == ((1,), (0,), (1,))
+        if not built or weight.shape[1] != 1 or weight.shape[0] != conv.groups:
+            return None
+        return weight.squeeze(1), bias
 
     def dt_proj_is_plain(self) -> bool:
         """Whether the projection may be read: nothing hangs on it, and it has its bias."""
-        return is_plain(self.dt_proj, nn.Linear) and self.dt_proj.bias is not None
+        found = read(self.dt_proj, nn.Linear)
+        return found is not None and found[1] is not None
 
     def convolve(self, x: torch.Tensor, reverse: bool) -> torch.Tensor:
         """SiLU of the causal convolution over (B, L, E), anti-causal with ``reverse``.
@@ -62,9 +69,9 @@ class _Scan(NamedTuple):
         Raises:
             ValueError: If a layer in the convolution's place pads by itself.
         """
-        if self.conv1d_is_plain():
-            weight, bias = self.conv1d.weight.squeeze(1), self.conv1d.bias
-            return conv1d_silu(x, weight, bias, reverse=reverse, backend=self.backend)
+        found = self.convolution()
+        if found is not None:
+            return conv1d_silu(x, *found, reverse=reverse, backend=self.backend)
         rows = x.flip(1) if reverse else x
         reach = self.d_conv - 1
         if isinstance(self.conv1d, nn.Conv1d):
@@ -224,22 +231,16 @@ class VimMixer(nn.Module):
         Args:
             norm (nn.Module): The block's normalisation.
         """
-        if not (
-            'conv1d' in self._own
-            and is_as_built(self, VimMixer, _FORWARD)
-            and isinstance(norm, nn.RMSNorm)
-            and is_plain(norm, nn.RMSNorm)
-            and is_plain(self.in_proj, nn.Linear)
-            and is_plain(self.out_proj, nn.Linear)
-        ):
+        if 'conv1d' not in self._own or not is_as_built(self, VimMixer, _FORWARD):
+            return None
+        normed = read(norm, nn.RMSNorm)
+        into, out = read(self.in_proj, nn.Linear), read(self.out_proj, nn.Linear)
+        if normed is None or into is None or out is None:
             return None
         forward, reverse = self._scan('').weights(), self._scan('_b').weights()
         if forward is None or reverse is None:
             return None
-        ends = (self.out_proj.weight, self.out_proj.bias, self.gamma)
-        return BlockWeights(
-            norm.weight, self.in_proj.weight, self.in_proj.bias, forward, reverse, *ends
-        )
+        return BlockWeights(normed[0], *into, forward, reverse, *out, self.gamma)
 
     def _scan(self, suffix: str) -> _Scan:
         """What a direction reads, its own under names with this suffix, or shared."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,10 @@ from torch import Tensor
 from mmvim_ops.precision import full_precision, wide
 from mmvim_ops.scan_inputs import BlockWeights, MixerWeights, ScanInputs, SelectiveInputs
 
-__all__ = ['Backend', 'project']
+__all__ = ['Backend', 'WholeBlock', 'project']
+
+# From x (B, L, D), its weights, eps and scale to (B, L, D).
+WholeBlock = Callable[[Tensor, BlockWeights, float, float], Tensor]
 
 
 class Backend(ABC):
@@ -95,12 +99,15 @@ class Backend(ABC):
         with full_precision(x.device):
             return self.bidirectional_selective_scan(*scans, z, scale, x.dtype)
 
-    def runs_whole(self, x: Tensor, weights: BlockWeights) -> bool:
-        """Whether :meth:`vim_block` of these is one operator, not the ops one after the other."""
-        return False
+    def whole_block(self, x: Tensor, weights: BlockWeights) -> WholeBlock | None:
+        """The operator that :meth:`vim_block` of these is, or None: the ops one after the other."""
+        return None
 
     def vim_block(self, x: Tensor, weights: BlockWeights, eps: float, scale: float) -> Tensor:
-        """A whole block, (B, L, D): the ops one after the other."""
+        """A whole block, (B, L, D)."""
+        operator = self.whole_block(x, weights)
+        if operator is not None:
+            return operator(x, weights, eps, scale)
         with full_precision(x.device):
             normed = F.rms_norm(wide(x), x.shape[2:], wide(weights.norm), eps)
         normed = normed.to(weights.norm.dtype)

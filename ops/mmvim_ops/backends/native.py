@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from mmvim_ops import loading, self_check
+from mmvim_ops.backends.backend import WholeBlock
 from mmvim_ops.backends.chunked import CHUNKED
 from mmvim_ops.backends.operators import OperatorBackend
+from mmvim_ops.checks import are_alike
 from mmvim_ops.library import COMPILED, VIM_BLOCK, is_plain_call
 from mmvim_ops.scan_inputs import BlockWeights
 
@@ -86,7 +88,7 @@ class Native(OperatorBackend):
             RuntimeError: ``MMVIM_CPU_ISA`` names what cannot run here: another instruction set, or
                 another backend, would not be what was asked for.
         """
-        if self._mismatch(device, dtype, states, rank) is not None:
+        if device.type != self.name or self._mismatch(device, dtype, states, rank) is not None:
             return False
         cuda = self.name == 'cuda'
         if not cuda and loading.isa_problem is not None:
@@ -117,27 +119,27 @@ class Native(OperatorBackend):
         # Traced with gradients on and checked with gradients off, a graph must be the same.
         return self.chunk if saves or torch.jit.is_tracing() else x.shape[1]
 
-    def runs_whole(self, x: Tensor, weights: BlockWeights) -> bool:
-        """See :meth:`Backend.runs_whole`."""
-        tensors = [x, *weights.flat()]
-        return (
+    def whole_block(self, x: Tensor, weights: BlockWeights) -> WholeBlock | None:
+        """See :meth:`Backend.whole_block`."""
+        tensors = [tensor for tensor in weights.flat() if tensor is not None]
+        runs = (
             self.name == 'cpu'
-            and all(tensor is None or tensor.dtype == torch.float32 for tensor in tensors)
-            and is_plain_call(*tensors)
+            and x.dtype == torch.float32
+            and are_alike(x, tensors)
+            and is_plain_call(x, *tensors)
             and not torch.is_autocast_enabled('cpu')
         )
-
-    def vim_block(self, x: Tensor, weights: BlockWeights, eps: float, scale: float) -> Tensor:
-        """See :meth:`Backend.vim_block`."""
-        if self.runs_whole(x, weights):
-            return VIM_BLOCK(x, *weights.flat(), float(eps), float(scale))
-        return super().vim_block(x, weights, eps, scale)
+        return _whole_block if runs else None
 
     def readable(self, tensor: Tensor | None) -> Tensor | None:
         """See :meth:`OperatorBackend.readable`."""
         if self.widens_half and tensor is not None and tensor.dtype == torch.float16:
             return tensor.float()
         return tensor
+
+
+def _whole_block(x: Tensor, weights: BlockWeights, eps: float, scale: float) -> Tensor:
+    return VIM_BLOCK(x, *weights.flat(), float(eps), float(scale))
 
 
 CPU = Native('cpu', chunk=64, widens_half=True)
