@@ -198,6 +198,35 @@ def test_views_are_read_where_they_lie(
         assert torch.equal(function(**spread), expected)
 
 
+@pytest.mark.parametrize('first', range(5))
+def test_rows_anywhere_in_memory(
+    first: int, bidirectional_inputs: Inputs, triton_device: str
+) -> None:
+    """Rows of dt, B and C, 8 numbers from every multiple of 4, 8 or 16 bytes, give the same bits.
+
+    Kernels clear the last bits of their addresses, as many as are zero.
+    """
+    made = bidirectional_inputs(B=2, L=3, E=3, N=2, R=4, dtype=torch.float32)
+    inputs = {name: tensor.to(triton_device) for name, tensor in made.items()}
+    moved = dict(inputs)
+    for name in ('dbl_f', 'dbl_b'):
+        wide = torch.full((2, 3, 12), 9.0, device=triton_device)
+        moved[name] = wide[..., first : first + 8].copy_(inputs[name])
+    scan = partial(bidirectional, backend='triton')
+    assert torch.equal(scan(**moved), scan(**inputs))
+
+
+def test_steps_far_from_zero(triton_device: str) -> None:
+    """Softplus of what has no exponential is zero, or what it was given."""
+    delta = torch.tensor([-float('inf'), -3e30, -200.0, 200.0, 3e30])
+    delta = delta.view(1, 5, 1).to(triton_device)
+    ones = torch.ones(1, 5, 1, device=triton_device)
+    out = mmvim_ops.selective_scan(
+        *(ones, delta, -ones[0, :1], ones, ones), delta_softplus=True, backend='triton'
+    )
+    assert out.flatten().tolist() == [0, 0, 0, 200, pytest.approx(3e30)]
+
+
 def test_any_subset_of_gradients(bidirectional_inputs: Inputs, triton_device: str) -> None:
     """An input gets the same bits alone as among all: no sum has an order of its own."""
     made = bidirectional_inputs(B=1, L=3, E=3, N=2, dtype=torch.float32)

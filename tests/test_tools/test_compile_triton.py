@@ -45,6 +45,11 @@ def test_forward_passes_of_vim_spill_nothing_anywhere():
     }
     assert {(row['for'], row['kernel']) for row in rows} == set(product(targets, kernels))
     assert_nothing_spills(rows)
+    for row in rows:
+        if row['for'].startswith('sm_') and row['kernel'].startswith('scan'):
+            assert int(row['registers']) <= 128, row  # 16 warps a multiprocessor
+            if row['kernel'] == 'scan forward':
+                assert float(row['instructions']) <= 8, row
 
 
 @pytest.mark.parametrize('target', ['sm_90', 'gfx942'])

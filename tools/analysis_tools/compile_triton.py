@@ -135,22 +135,28 @@ class Walk(NamedTuple):
     tokens: int
     channels: int
     states: int
+    gated: bool
 
 
 def per_state(
-    found: Iterable[Sequence[str]], instruction: str, exponential: str, walk: Walk | None
+    found: Iterable[Sequence[str]],
+    instruction: str,
+    exponential: str,
+    reciprocal: str,
+    walk: Walk | None,
 ) -> float | None:
     """Instructions a token and state, over all loops in which a token has an exponential a state.
 
-    A turn has one for every state and for the step of every channel, and more: those of gates, and
-    of decays that are computed again for want of registers. Where it has twice as many, a compiler
-    has unrolled the loop.
+    A turn has one for every state and for the step of every channel, one for every gate where the
+    loop has gates, which take a reciprocal; and more, of decays that are computed again for want
+    of registers. Where it has twice as many as it needs, a compiler has unrolled the loop.
     """
     if walk is None:
         return None
-    least = walk.tokens * walk.channels * (walk.states + 1)
     total = 0.0
     for lines in found:
+        gates = walk.gated and any(reciprocal in line for line in lines)
+        least = walk.tokens * walk.channels * (walk.states + 1 + gates)
         turns = sum(exponential in line for line in lines) // least
         count = sum(bool(re.match(instruction, line)) for line in lines)
         if turns:
@@ -222,7 +228,7 @@ def _nvidia(code: Any, walk: Walk | None) -> Measures:
         for name in ('REG', 'STACK', 'LOCAL')
     )
     found = loops(text.splitlines(), *_NVIDIA_LOOP)
-    count = per_state(found, _INSTRUCTION, 'MUFU.EX2', walk)
+    count = per_state(found, _INSTRUCTION, 'MUFU.EX2', 'MUFU.RCP', walk)
     return Measures(registers, (stack + local) // 4, code.metadata.shared, count)
 
 
@@ -234,7 +240,7 @@ def _amd(code: Any, walk: Walk | None) -> Measures:
         for name in ('vgpr_count', 'vgpr_spill_count', 'group_segment_fixed_size')
     )
     found = loops(text.splitlines(), r'(\.LBB\d+_\d+):', r's_cbranch_\w+ (\.LBB\d+_\d+)')
-    count = per_state(found, r'\t[a-z]\w+_\w+', 'v_exp_f32', walk)
+    count = per_state(found, r'\t[a-z]\w+_\w+', 'v_exp_f32', 'v_rcp_f32', walk)
     return Measures(registers, spills, shared, count)
 
 
@@ -244,7 +250,9 @@ def measured(launch: Launch, target: GPUTarget) -> Measures:
     walk = None
     if 'RANK' in arguments:
         channels = arguments['BLOCK'] // (target.warp_size * launch.options['num_warps'])
-        walk = Walk(arguments.get('HELD', 1), channels, arguments['N'])
+        walk = Walk(
+            arguments.get('HELD', 1), channels, arguments['N'], arguments.get('z') is not None
+        )
     return (_nvidia if target.backend == 'cuda' else _amd)(code, walk)
 
 

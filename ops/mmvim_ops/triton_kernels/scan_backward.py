@@ -12,6 +12,7 @@ from mmvim_ops.triton_kernels.functions import (
     channel_sums,
     load_channels,
     load_numbers,
+    row_in,
     sigmoid,
 )
 from mmvim_ops.triton_kernels.scan_parts import (
@@ -62,10 +63,11 @@ def scan_backward_kernel(
     N: tl.constexpr,
     STATES: tl.constexpr,
     RANK: tl.constexpr,
-    PAIRS: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     REVERSE: tl.constexpr,
     BLOCK: tl.constexpr,
+    EVEN: tl.constexpr,
     HELD: tl.constexpr,
 ):
     """The gradients of a block of a group's channels, through one segment of one sequence.
@@ -88,7 +90,9 @@ def scan_backward_kernel(
         STATES: The power of two that is not below N.
         HELD: Tokens whose states are held in registers.
     """
-    inner, valid, channel, group, batch, segment = part(launched_batches, groups, width, BLOCK)
+    inner, valid, channel, group, batch, segment = part(
+        launched_batches, groups, width, BLOCK, EVEN
+    )
     batch += first_batch
     lane = tl.arange(0, BLOCK)
     channels = groups * width
@@ -120,13 +124,12 @@ def scan_backward_kernel(
             for s in tl.static_range(HELD):
                 t = first + piece * HELD + s
                 token = place_of(tl.minimum(t, last - 1), length, REVERSE)
-                row = row_of(dbl, batch, token, group)
-                dt, _ = step(
-                    delta, row, weights, offset, batch, token, channel, valid, RANK, PAIRS, SOFTPLUS
-                )
+                row = row_of(dbl, batch, token, group, RANK + 2 * N, ALIGNMENT)
+                source = row if RANK > 0 else row_in(delta, batch, token)
+                dt, _ = step(source, weights, offset, channel, valid, RANK, SOFTPLUS)
                 dt = tl.where(t < last, dt, 0.0)
                 dtu = dt * load_channels(u, batch, token, channel, valid)
-                B = load_numbers(row + RANK, N, PAIRS)
+                B = load_numbers(row + RANK, N)
                 after = ()
                 for n in tl.static_range(N):
                     after = after + (tl.exp2(dt * rates[n]) * states[n] + dtu * B[n],)
@@ -146,14 +149,13 @@ def scan_backward_kernel(
             for s in tl.static_range(HELD):
                 t = first + piece * HELD + s
                 token = place_of(tl.minimum(t, last - 1), length, REVERSE)
-                row = row_of(dbl, batch, token, group)
-                dt, slope = step(
-                    delta, row, weights, offset, batch, token, channel, valid, RANK, PAIRS, SOFTPLUS
-                )
+                row = row_of(dbl, batch, token, group, RANK + 2 * N, ALIGNMENT)
+                source = row if RANK > 0 else row_in(delta, batch, token)
+                dt, slope = step(source, weights, offset, channel, valid, RANK, SOFTPLUS)
                 dt = tl.where(t < last, dt, 0.0)
                 x = load_channels(u, batch, token, channel, valid)
                 dtu = dt * x
-                B = load_numbers(row + RANK, N, PAIRS)
+                B = load_numbers(row + RANK, N)
                 befores = befores + states
                 after = ()
                 for n in tl.static_range(N):
@@ -179,15 +181,15 @@ def scan_backward_kernel(
                     gate = load_channels(z, batch, token, channel, valid)
                     half = sigmoid(gate)
                     grad_y = grad * gate * half
-                row = row_of(dbl, batch, token, group)
+                row = row_of(dbl, batch, token, group, RANK + 2 * N, ALIGNMENT)
                 target = (((block * batches + batch) * length + token) * groups + group) * N + lane
                 summed = (lane < N) & here
                 parts = ()
                 for n in tl.static_range(N):
                     parts = parts + (grad_y * befores[(HELD - back) * N + n],)
                 tl.store(grad_C + target, channel_sums(parts, N, STATES, BLOCK), mask=summed)
-                B = load_numbers(row + RANK, N, PAIRS)
-                C = load_numbers(row + RANK + N, N, PAIRS)
+                B = load_numbers(row + RANK, N)
+                C = load_numbers(row + RANK + N, N)
                 y = skip * x
                 grad_fed = tl.full((BLOCK,), 0.0, tl.float32)
                 grad_dt = tl.full((BLOCK,), 0.0, tl.float32)

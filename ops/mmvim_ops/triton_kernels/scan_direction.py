@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial as partial_of
 from typing import Any, NamedTuple
 
@@ -41,22 +42,25 @@ class Direction(NamedTuple):
     reverse: bool
     groups: int
 
-    def sizes(self, chunk: int) -> dict[str, Any]:
-        """What both kernels are told about the shapes."""
+    def sizes(self, chunk: int, block: int) -> dict[str, Any]:
+        """What both kernels are told about the shapes, with ``block`` channels a program."""
         batches, length, channels = self.u.shape
         rank, N = 0 if self.weight is None else self.weight.shape[1], self.A.shape[1]
-        apart = (rank, N, *self.dbl.stride()[:3], self.dbl.data_ptr() // self.dbl.itemsize)
+        width = channels // self.groups
+        apart = (rank + 2 * N, *self.dbl.stride()[:3], self.dbl.data_ptr() // self.dbl.itemsize)
         return dict(
             batches=batches,
             length=length,
             groups=self.groups,
-            width=channels // self.groups,
+            width=width,
             chunk=min(chunk, length),
             N=N,
             RANK=rank,
-            PAIRS=all(each % 2 == 0 for each in apart),
+            ALIGNMENT=self.dbl.itemsize * math.gcd(4, *apart),
             SOFTPLUS=self.softplus,
             REVERSE=self.reverse,
+            BLOCK=block,
+            EVEN=width % block == 0,
         )
 
     def work(self, kernel: str) -> Work:
@@ -118,12 +122,12 @@ def scan(
     last_state: Tensor | None = None,
 ) -> None:
     """Run a direction into ``out``, which may be ``partial``, ``checkpoints``, ``last_state``."""
-    sizes = given.sizes(chunk)
     if len(checkpoints) == 1:  # the state before the first token
         checkpoints.zero_()
 
     def run(form: Launch, out: Tensor) -> None:
         block = form.channels * form.warps * warp()
+        sizes = given.sizes(chunk, block)
         programs = -(-sizes['width'] // block) * given.groups * sizes['batches']
         segment_length = _segment_length(given, programs * form.warps, chunk)
         segments = -(-sizes['length'] // segment_length)
@@ -136,7 +140,6 @@ def scan(
             checkpoints=None if len(checkpoints) == 1 else _saved(checkpoints),
             segment_length=segment_length,
             scale=None if scale == 1.0 else scale,
-            BLOCK=block,
             num_warps=form.warps,
             **given.tensors(),
             **sizes,
@@ -163,7 +166,8 @@ def _arriving(
     Returns:
         (segments, B, N, E) in float32.
     """
-    sizes, tensors = given.sizes(chunk), given.tensors()
+    block = form.channels * form.warps * warp()
+    sizes, tensors = given.sizes(chunk, block), given.tensors()
     batches, length, N = sizes['batches'], sizes['length'], sizes['N']
     channels, segments = given.u.shape[2], -(-length // segment_length)
     on: Any = dict(dtype=torch.float32, device=given.u.device)
@@ -174,7 +178,6 @@ def _arriving(
         first.zero_()
     else:
         first.copy_(last)
-    block = form.channels * form.warps * warp()
     programs = -(-sizes['width'] // block) * given.groups * batches * segments
     del tensors['D'], sizes['chunk']
     segment_kernel[programs,](
@@ -184,7 +187,6 @@ def _arriving(
         steps=steps,
         segment_length=segment_length,
         scale=scale,
-        BLOCK=block,
         num_warps=form.warps,
         **tensors,
         **sizes,
@@ -255,9 +257,9 @@ def _backward(
     form: Launch,
 ) -> Gradients:
     """As :func:`scan_backward`, in a form; ``arriving`` is (B, N, E)."""
-    sizes = given.sizes(chunk)
-    batches, length, groups, N = (sizes[name] for name in ('batches', 'length', 'groups', 'N'))
     block = warp()
+    sizes = given.sizes(chunk, block)
+    batches, length, groups, N = (sizes[name] for name in ('batches', 'length', 'groups', 'N'))
     blocks = -(-sizes['width'] // block)
     segment_length = _segment_length(given, blocks * groups * batches, chunk)
     segments = -(-length // segment_length)
@@ -302,7 +304,6 @@ def _backward(
             y_out=y_out,
             scale=scale,
             STATES=1 << (N - 1).bit_length(),
-            BLOCK=block,
             HELD=form.held,
             num_warps=1,
             **given.tensors(),

@@ -7,9 +7,11 @@ import triton.language as tl
 
 from mmvim_ops.triton_kernels.device import VARYING
 from mmvim_ops.triton_kernels.functions import (
+    aligned,
     channel_parameter,
-    load_channels,
     load_numbers,
+    load_row,
+    row_in,
     silu,
 )
 from mmvim_ops.triton_kernels.scan_parts import (
@@ -17,7 +19,6 @@ from mmvim_ops.triton_kernels.scan_parts import (
     parameters,
     part,
     place_of,
-    row_of,
     step,
 )
 
@@ -48,10 +49,11 @@ def scan_forward_kernel(
     scale,
     N: tl.constexpr,
     RANK: tl.constexpr,
-    PAIRS: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     REVERSE: tl.constexpr,
     BLOCK: tl.constexpr,
+    EVEN: tl.constexpr,
 ):
     """A block of a group's channels, through one segment of one sequence.
 
@@ -70,9 +72,10 @@ def scan_forward_kernel(
             chunk, to be written.
         batches, length, groups, width: B, L, G and E / G.
         chunk, segment_length: Tokens between saved states, and of a segment: whole chunks.
-        PAIRS: Whether the numbers of dt, of B and of C can be loaded two by two.
+        ALIGNMENT: Bytes that every token's dt | B | C begins and ends at a multiple of: 4 to 16.
+        EVEN: Whether ``width`` is a multiple of ``BLOCK``.
     """
-    inner, valid, channel, group, batch, segment = part(batches, groups, width, BLOCK)
+    inner, valid, channel, group, batch, segment = part(batches, groups, width, BLOCK, EVEN)
     channels = groups * width
     rates, weights, offset = parameters(A, weight, bias, channel, valid, N, RANK)
     states = first_states(arriving, segment * batches + batch, channels, channel, valid, N)
@@ -80,38 +83,60 @@ def scan_forward_kernel(
 
     start = segment * segment_length
     stop = tl.minimum(start + segment_length, length)
+    token = place_of(start, length, REVERSE)
+    row = row_in(dbl, batch, token) + group * dbl.group
+    inputs = row_in(u, batch, token)
+    place = (batch * length + token) * channels
+    outputs = out + place
+    if RANK == 0:
+        deltas = row_in(delta, batch, token)
+    if partial is not None:
+        others = partial + place
+    if z is not None:
+        gates = row_in(z, batch, token)
+    if checkpoints is not None:
+        saved = checkpoints.data + tl.cast(start // chunk, tl.int64) * checkpoints.row
+        saved += batch * checkpoints.batch + group * checkpoints.group
+    forth: tl.constexpr = -1 if REVERSE else 1
     for first in range(start, stop, chunk):
         if checkpoints is not None:
-            saved = checkpoints.data + tl.cast(first // chunk, tl.int64) * checkpoints.row
-            saved += batch * checkpoints.batch + group * checkpoints.group
             for n in tl.static_range(N):
                 tl.store(saved + n * width + inner, states[n], mask=valid)
-        for t in range(first, tl.minimum(first + chunk, stop)):
-            token = place_of(t, length, REVERSE)
-            row = row_of(dbl, batch, token, group)
-            dt, _ = step(
-                delta, row, weights, offset, batch, token, channel, valid, RANK, PAIRS, SOFTPLUS
-            )
-            x = load_channels(u, batch, token, channel, valid)
+            saved += checkpoints.row
+        for _ in range(0, tl.minimum(chunk, stop - first)):
+            numbers = aligned(row, RANK + 2 * N, ALIGNMENT)
+            source = numbers if RANK > 0 else deltas
+            dt, _slope = step(source, weights, offset, channel, valid, RANK, SOFTPLUS)
+            x = load_row(inputs, channel, valid)
             dtu = dt * x
             y = skip * x
-            B = load_numbers(row + RANK, N, PAIRS)
-            C = load_numbers(row + RANK + N, N, PAIRS)
+            if partial is not None:
+                y += load_row(others, channel, valid)
+            B = load_numbers(numbers + RANK, N)
+            C = load_numbers(numbers + RANK + N, N)
             after = ()
             for n in tl.static_range(N):
                 state = tl.exp2(dt * rates[n]) * states[n] + dtu * B[n]
                 y += state * C[n]
                 after = after + (state,)
             states = after
-            place = (batch * length + token) * channels + channel
-            if partial is not None:
-                y += tl.load(partial + place, mask=valid, other=0.0)
             if z is not None:
-                gate = load_channels(z, batch, token, channel, valid)
-                y *= silu(gate)
+                y *= silu(load_row(gates, channel, valid))
             if scale is not None:
                 y *= scale
-            tl.store(out + place, y.to(out.dtype.element_ty), mask=valid)
+            tl.store(outputs + channel, y.to(out.dtype.element_ty), mask=valid)
+
+            # To the next token. A pointer that goes along takes an instruction or two, an offset
+            # of 64 bits that is computed anew several.
+            row += forth * dbl.row
+            inputs += forth * u.row
+            outputs += forth * channels
+            if RANK == 0:
+                deltas += forth * delta.row
+            if partial is not None:
+                others += forth * channels
+            if z is not None:
+                gates += forth * z.row
     if last_state is not None and stop == length:
         for n in tl.static_range(N):
             target = last_state + (batch * channels + channel) * N + n

@@ -7,9 +7,11 @@ import triton.language as tl
 from mmvim_ops.triton_kernels.device import device_function
 from mmvim_ops.triton_kernels.functions import (
     LOG2E,
+    aligned,
     channel_parameter,
-    load_channels,
     load_numbers,
+    load_row,
+    row_in,
     softplus,
 )
 
@@ -17,8 +19,13 @@ __all__ = ['first_states', 'parameters', 'part', 'place_of', 'row_of', 'step']
 
 
 @device_function
-def part(batches, groups, width, BLOCK: tl.constexpr):
+def part(batches, groups, width, BLOCK: tl.constexpr, EVEN: tl.constexpr):
     """A block of a group's channels, one sequence and one segment of it.
+
+    Args:
+        batches, groups, width: B, G and the channels of a group.
+        BLOCK: Channels of a program.
+        EVEN: Whether ``width`` is a multiple of it: all are there, and loads need no zeros.
 
     Returns:
         The channels within their group and whether they are there, (BLOCK,) each; the channels
@@ -30,7 +37,10 @@ def part(batches, groups, width, BLOCK: tl.constexpr):
     group = program // blocks % groups
     batch = (program // (blocks * groups) % batches).to(tl.int64)
     segment = program // (blocks * groups) // batches
-    return inner, inner < width, group * width + inner, group, batch, segment
+    valid = inner < width
+    if EVEN:
+        valid = tl.full((BLOCK,), True, tl.int1)
+    return inner, valid, group * width + inner, group, batch, segment
 
 
 @device_function
@@ -75,33 +85,35 @@ def place_of(t, length, REVERSE: tl.constexpr):
 
 
 @device_function
-def row_of(dbl, batch, token, group):
-    """Pointer to dt | B | C of a token."""
-    return dbl.data + batch * dbl.batch + token * dbl.row + group * dbl.group
+def row_of(dbl, batch, token, group, SIZE: tl.constexpr, ALIGNMENT: tl.constexpr):
+    """Pointer to dt | B | C of a token, ``SIZE`` numbers."""
+    return aligned(row_in(dbl, batch, token) + group * dbl.group, SIZE, ALIGNMENT)
 
 
 @device_function
 def step(
-    delta,
     row,
     weights,
     offset,
-    batch,
-    token,
     channel,
     valid,
     RANK: tl.constexpr,
-    PAIRS: tl.constexpr,
     SOFTPLUS: tl.constexpr,
 ):
-    """Dt of a token, (BLOCK,), and its derivative by what softplus took."""
+    """Dt of a token, (BLOCK,), and its derivative by what softplus took.
+
+    Args:
+        row: Pointer to dt before its projection, or without ``RANK`` to that of every channel.
+        weights, offset, channel, valid: A block's.
+    """
     if RANK == 0:
-        raw = offset + load_channels(delta, batch, token, channel, valid)
+        raw = offset + load_row(row, channel, valid)
     else:
-        raw = offset
-        dts = load_numbers(row, RANK, PAIRS)
-        for r in tl.static_range(RANK):
+        dts = load_numbers(row, RANK)
+        raw = weights[0] * dts[0]
+        for r in tl.static_range(1, RANK):
             raw += weights[r] * dts[r]
+        raw += offset  # last: a sum is rounded as coarsely as it is large
     if SOFTPLUS:
         return softplus(raw)
     else:

@@ -13,8 +13,10 @@ import triton.language as tl
 from mmvim_ops.triton_kernels.device import VARYING
 from mmvim_ops.triton_kernels.functions import (
     LOG2E,
-    load_channels,
+    aligned,
     load_numbers,
+    load_row,
+    row_in,
     silu,
 )
 from mmvim_ops.triton_kernels.scan_parts import (
@@ -22,7 +24,6 @@ from mmvim_ops.triton_kernels.scan_parts import (
     parameters,
     part,
     place_of,
-    row_of,
     step,
 )
 
@@ -49,20 +50,21 @@ def segment_kernel(
     scale,
     N: tl.constexpr,
     RANK: tl.constexpr,
-    PAIRS: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     REVERSE: tl.constexpr,
     BLOCK: tl.constexpr,
+    EVEN: tl.constexpr,
 ):
     """A block of a group's channels, through one segment of one sequence that begins with zero.
 
     Args:
-        u, dbl, delta, weight, bias, A, z, scale, PAIRS: As those of the kernels that follow it.
+        u, dbl, delta, weight, bias, A, z, scale, ALIGNMENT: As those of the kernels that follow it.
         grad_out: None, for the state; or rows (B, L, E), for its adjoint, from the last token on.
         ends: (segments, B, N, E), float32, contiguous: what the segment ends in, to be written.
         steps: (segments, B, E), float32, contiguous: the sum of its steps, to be written.
     """
-    _inner, valid, channel, group, batch, segment = part(batches, groups, width, BLOCK)
+    _inner, valid, channel, group, batch, segment = part(batches, groups, width, BLOCK, EVEN)
     channels = groups * width
     rates, weights, offset = parameters(A, weight, bias, channel, valid, N, RANK)
     states = first_states(None, 0, channels, channel, valid, N)
@@ -70,32 +72,43 @@ def segment_kernel(
 
     start = segment * segment_length
     stop = tl.minimum(start + segment_length, length)
-    for i in range(0, stop - start):
-        t = start + i
-        if grad_out is not None:
-            t = stop - 1 - i
-        token = place_of(t, length, REVERSE)
-        row = row_of(dbl, batch, token, group)
-        dt, _ = step(
-            delta, row, weights, offset, batch, token, channel, valid, RANK, PAIRS, SOFTPLUS
-        )
+    adjoint: tl.constexpr = grad_out is not None
+    forth: tl.constexpr = -1 if adjoint != REVERSE else 1
+    token = place_of(stop - 1 if adjoint else start, length, REVERSE)
+    row = row_in(dbl, batch, token) + group * dbl.group
+    if RANK == 0:
+        deltas = row_in(delta, batch, token)
+    if not adjoint:
+        inputs = row_in(u, batch, token)
+    else:
+        grads = row_in(grad_out, batch, token)
+        if z is not None:
+            gates = row_in(z, batch, token)
+    for _ in range(start, stop):
+        numbers = aligned(row, RANK + 2 * N, ALIGNMENT)
+        source = numbers if RANK > 0 else deltas
+        dt, _slope = step(source, weights, offset, channel, valid, RANK, SOFTPLUS)
         total += dt
         after = ()
-        if grad_out is None:
-            dtu = dt * load_channels(u, batch, token, channel, valid)
-            B = load_numbers(row + RANK, N, PAIRS)
+        if not adjoint:
+            dtu = dt * load_row(inputs, channel, valid)
+            B = load_numbers(numbers + RANK, N)
             for n in tl.static_range(N):
                 after = after + (tl.exp2(dt * rates[n]) * states[n] + dtu * B[n],)
+            inputs += forth * u.row
         else:
-            grad = load_channels(grad_out, batch, token, channel, valid) * scale
+            grad = load_row(grads, channel, valid) * scale
             if z is not None:
-                gate = load_channels(z, batch, token, channel, valid)
-                grad *= silu(gate)
-            C = load_numbers(row + RANK + N, N, PAIRS)
+                grad *= silu(load_row(gates, channel, valid))
+                gates += forth * z.row
+            C = load_numbers(numbers + RANK + N, N)
             for n in tl.static_range(N):
-                adjoint = states[n] + grad * C[n]
-                after = after + (tl.exp2(dt * rates[n]) * adjoint,)
+                after = after + (tl.exp2(dt * rates[n]) * (states[n] + grad * C[n]),)
+            grads += forth * grad_out.row
         states = after
+        row += forth * dbl.row
+        if RANK == 0:
+            deltas += forth * delta.row
 
     place = segment * batches + batch
     tl.store(steps + place * channels + channel, total, mask=valid)
