@@ -358,7 +358,7 @@ def vim_block(
     """A whole Vim block on its residual stream (Vim, arXiv 2401.09417, algorithm 1).
 
     ``x + gamma out_proj(vim_inner(*in_proj(rms_norm(x))))``. The backend 'cpu' runs a float32 block
-    as one operator, which keeps three rows of E channels a token between the projections, if there
+    as one operator, which keeps two rows of E channels a token between the projections, if there
     are no gradients, autocast, compiler or transform of ``torch.func``. Otherwise, and with other
     backends, the ops run one by one.
 

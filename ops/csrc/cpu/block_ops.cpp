@@ -1,9 +1,9 @@
 // The CPU implementation of a whole Vim block for inference: mmvim_ops.library has its schema.
 //
-// Some sequences at a time go through four steps, each on all threads. What lies between them is
-// three rows of E channels a token, since everything that can be is written over what it was made
-// of: the causal convolution over its x, and the sum of the scans over that. Weights are packed
-// where they are used, at every call: copies that lasted could be out of date.
+// Some sequences at a time go through five steps, each on all threads. What lies between them is
+// two rows of E channels a token: the causal convolution is written over its x, the sum of the scans
+// over that, and the gate, a product of its own, is multiplied by that sum as soon as it is known.
+// Weights are packed where they are used, at every call: copies that lasted could be out of date.
 
 #include <algorithm>
 #include <cstring>
@@ -28,31 +28,39 @@ const float* floats_or_null(const OptionalTensor& tensor) {
   return tensor ? floats(*tensor) : nullptr;
 }
 
-// A linear layer, and the normalisation of what it is given, if any.
+// A linear layer, or some outputs of one, and the normalisation of what it is given, if any.
 struct Linear {
   Tensor weight;  // (outputs, inputs)
   OptionalTensor bias;
   OptionalTensor norm_weight = std::nullopt;
   float eps = 0.0f;
+  int64_t first_row = 0, rows = weight.size(0);
 
+  // Outputs [first, first + count) of those it has.
+  Linear part(int64_t first, int64_t count) const {
+    Linear some = *this;
+    some.first_row = first_row + first;
+    some.rows = count;
+    return some;
+  }
   // Inputs [first, first + count).
   Weight unpacked(int64_t first, int64_t count) const {
-    return {floats(weight) + first, count, weight.size(1),
+    return {floats(weight) + first_row * weight.size(1) + first, count, weight.size(1),
             norm_weight ? floats(*norm_weight) + first : nullptr};
   }
   Product product(int64_t tokens) const {
     Product p;
     p.tokens = tokens;
     p.inputs = weight.size(1);
-    p.outputs = weight.size(0);
-    p.biases = floats_or_null(bias);
+    p.outputs = rows;
+    if (bias) p.biases = floats(*bias) + first_row;
     return p;
   }
 
   Floats packed(const Kernels& use) const {
-    const int64_t panel = use.panel_width(), outputs = weight.size(0);
-    Floats panels(ceil_div(outputs, panel) * panel * weight.size(1));
-    use.pack_weight(unpacked(0, weight.size(1)), 0, outputs, panels.data());
+    const int64_t panel = use.panel_width();
+    Floats panels(ceil_div(rows, panel) * panel * weight.size(1));
+    use.pack_weight(unpacked(0, weight.size(1)), 0, rows, panels.data());
     return panels;
   }
 
@@ -66,7 +74,6 @@ struct Linear {
     const int64_t in_cache = kPanelFloats / (width * part);
     const int64_t group = std::max<int64_t>(1, std::min({in_cache, per_thread, panels}));
     const int64_t groups = ceil_div(panels, group), scratch_floats = group * width * part;
-    const Floats scales = norm_scales(use, all);
     const auto run = [&](int64_t item, float* scratch) {
       const int64_t column = item % groups * group * width;
       const int64_t start = item / groups * pass, end = std::min(all.tokens, start + pass);
@@ -85,7 +92,8 @@ struct Linear {
           p.x = all.x + t * all.x_stride + k;
           p.out = all.out + t * all.out_stride + column;
           if (all.added) p.added = all.added + t * all.added_stride + column;
-          if (norm_weight) p.row_scales = scales.data() + t;
+          if (all.gated) p.gated = all.gated + t * all.gated_stride + column;
+          if (all.row_scales) p.row_scales = all.row_scales + t;
           use.multiply(p);
         }
       }
@@ -93,11 +101,9 @@ struct Linear {
     for_each_item(passes * groups, scratch_floats, run);
   }
 
- private:
-  // Of all tokens, if there is a normalisation.
+  // The row scales of a product with a normalisation.
   Floats norm_scales(const Kernels& use, const Product& all) const {
-    Floats scales(norm_weight ? all.tokens : 0);
-    if (!norm_weight) return scales;
+    Floats scales(all.tokens);
     torch::stable::parallel_for(0, all.tokens, kTokens, [&](int64_t begin, int64_t end) {
       NormRows rows;
       rows.count = end - begin;
@@ -135,7 +141,8 @@ class Block {
   Block(Linear in_proj, const Direction& forward, const Direction& reverse, Linear out_proj,
         OptionalTensor gains, double scale)
       : use_(kernels()),
-        in_proj_(std::move(in_proj)),
+        in_proj_(in_proj.part(0, in_proj.rows / 2)),
+        gate_(in_proj.part(in_proj.rows / 2, in_proj.rows / 2)),
         out_proj_(std::move(out_proj)),
         gains_(std::move(gains)),
         directions_{{use_, forward}, {use_, reverse}},
@@ -160,15 +167,26 @@ class Block {
       p.x = floats(x) + first;
       p.x_stride = dims;
       p.out = space.x_f;
-      p.out_stride = xz_stride();
+      p.out_stride = stride();
+      const Floats scales = in_proj_.norm_scales(use_, p);
+      p.row_scales = scales.data();
       in_proj_.apply(use_, p);
 
       convolve_and_project(space, sequences, length);
       scan(space, sequences, length);
 
+      p = gate_.product(tokens);
+      p.x = floats(x) + first;
+      p.x_stride = dims;
+      p.row_scales = scales.data();
+      p.gated = space.x_f;
+      p.out = space.x_b;
+      p.gated_stride = p.out_stride = stride();
+      gate_.apply(use_, p);
+
       p = out_proj_.product(tokens);
-      p.x = space.x_f;
-      p.x_stride = xz_stride();
+      p.x = space.x_b;
+      p.x_stride = stride();
       p.gains = floats_or_null(gains_);
       p.added = floats(x) + first;
       p.added_stride = dims;
@@ -189,23 +207,20 @@ class Block {
 
   // Rows lie an odd number of cache lines apart: those of a power of two would meet in few places of
   // a cache.
-  static int64_t spread(int64_t columns) { return (ceil_div(columns, 16) | 1) * 16; }
-  int64_t xz_stride() const { return spread(2 * channels_); }
-  int64_t x_b_stride() const { return spread(channels_); }
+  int64_t stride() const { return (ceil_div(channels_, 16) | 1) * 16; }
 
-  // Between the steps: x, later x_f, later y, and z beside it; x_b; dt, B and C of both directions;
-  // the x about the borders of tiles.
+  // Between the steps: x, later x_f, later y; x_b, later y with its gate; dt, B and C of both
+  // directions; the x about the borders of tiles.
   struct Space {
     Tensor all;
-    float *x_f, *z, *x_b, *rows, *halos;
+    float *x_f, *x_b, *rows, *halos;
     Space(const Block& block, const Tensor& like, int64_t sequences, int64_t length) {
       const int64_t tokens = sequences * length;
-      const int64_t sizes[4] = {tokens * block.xz_stride(), tokens * block.x_b_stride(),
+      const int64_t sizes[4] = {tokens * block.stride(), tokens * block.stride(),
                                 tokens * 2 * block.columns(), block.halo_floats(sequences, length)};
       all = torch::stable::new_empty(like, Sizes{sizes[0] + sizes[1] + sizes[2] + sizes[3]},
                                      ScalarType::Float);
       x_f = floats(all);
-      z = x_f + block.channels_;
       x_b = x_f + sizes[0];
       rows = x_b + sizes[1];
       halos = rows + sizes[2];
@@ -239,7 +254,7 @@ class Block {
   // x -> x_f in its place, x_b; and x_proj of both. A tile reads x of its neighbours, which may have
   // been written over by then: the tokens about each border are kept first.
   void convolve_and_project(const Space& space, int64_t sequences, int64_t length) const {
-    const int64_t E = channels_, stride = xz_stride(), stride_b = x_b_stride();
+    const int64_t E = channels_, stride = this->stride();
     const int64_t items = sequences * ceil_div(length, tile());
     torch::stable::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) {
       for (int64_t item = begin; item < end; ++item) {
@@ -268,13 +283,13 @@ class Block {
       block.width = width_;
       block.ld = padded(E);
       block.x = {window, E, Type::kFloat};
-      float* outs[2] = {space.x_f + (at - t.before) * stride, space.x_b + (at - t.before) * stride_b};
+      float* outs[2] = {space.x_f + (at - t.before) * stride, space.x_b + (at - t.before) * stride};
       for (int d = 0; d < 2; ++d) {
         Conv& conv = block.convs[d];
         conv.weight = directions_[d].conv_weight.data();
         conv.bias = directions_[d].conv_bias.data();
         conv.reverse = d == 1;
-        conv.out = {outs[d], d == 0 ? stride : stride_b, Type::kFloat};
+        conv.out = {outs[d], stride, Type::kFloat};
       }
       use_.conv_forward(block);
       for (int d = 0; d < 2; ++d) {
@@ -282,8 +297,8 @@ class Block {
         p.tokens = t.count;
         p.inputs = E;
         p.outputs = columns();
-        p.x = d == 0 ? space.x_f + at * stride : space.x_b + at * stride_b;
-        p.x_stride = d == 0 ? stride : stride_b;
+        p.x = (d == 0 ? space.x_f : space.x_b) + at * stride;
+        p.x_stride = stride;
         p.packed = directions_[d].x_proj.data();
         p.out = space.rows + at * 2 * columns() + d * columns();
         p.out_stride = 2 * columns();
@@ -292,10 +307,10 @@ class Block {
     });
   }
 
-  // x_f, x_b, z and the rows of both directions -> y in the place of x_f.
+  // x_f, x_b and the rows of both directions -> y, without the gate, in the place of x_f.
   void scan(const Space& space, int64_t sequences, int64_t length) const {
     const Blocks blocks = forward_blocks(sequences, 1, channels_);
-    const int64_t stride = xz_stride(), stride_b = x_b_stride(), rows_stride = 2 * columns();
+    const int64_t stride = this->stride(), rows_stride = 2 * columns();
     const auto block_of = [&](int64_t index) {
       const Blocks::Item item = blocks.item(index);
       const int64_t start = item.b * length;
@@ -304,12 +319,10 @@ class Block {
       block.length = length;
       block.channels = item.count;
       block.scale = scale_;
-      block.z = {space.z + start * stride + item.first, stride, Type::kFloat};
       block.out = {space.x_f + start * stride + item.first, stride, Type::kFloat};
       for (int d = 0; d < 2; ++d) {
         Scan& s = block.scans[d];
-        s.u = block.out;
-        if (d == 1) s.u = {space.x_b + start * stride_b + item.first, stride_b, Type::kFloat};
+        s.u = {(d == 0 ? space.x_f : space.x_b) + start * stride + item.first, stride, Type::kFloat};
         float* rows = space.rows + start * rows_stride + d * columns();
         s.dt = {rows, rows_stride, Type::kFloat};
         s.B = {rows + rank_, rows_stride, Type::kFloat};
@@ -331,7 +344,7 @@ class Block {
   }
 
   const Kernels& use_;
-  Linear in_proj_, out_proj_;
+  Linear in_proj_, gate_, out_proj_;
   OptionalTensor gains_;
   PackedDirection directions_[2];
   float scale_;

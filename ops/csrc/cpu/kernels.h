@@ -133,8 +133,8 @@ struct Product {
   const float* packed = nullptr;
   const float* row_scales = nullptr;  // (tokens), or null
   const float *biases = nullptr, *gains = nullptr;  // (outputs), or null
-  const float* added = nullptr;  // (tokens, outputs), or null
-  int64_t added_stride = 0;
+  const float *added = nullptr, *gated = nullptr;  // (tokens, outputs), or null
+  int64_t added_stride = 0, gated_stride = 0;
   float* out = nullptr;  // (tokens, outputs)
   int64_t out_stride = 0;
 };
