@@ -169,6 +169,31 @@ def test_an_old_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip('triton')
     monkeypatch.setattr('triton.__version__', '3.1.0+git')
     assert 'triton 3.1.0+git is older than 3.' in (TRITON.unavailable() or '')
+    monkeypatch.setattr('triton.__version__', '3.9rc1')
+    assert 'is older' not in (TRITON.unavailable() or '')
+
+
+@pytest.mark.parametrize(('version', 'taken'), [('3.1.0', False), ('99.0', True)])
+def test_a_compiler_is_told_of_an_old_triton(
+    version: str, taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What auto takes inside of a graph, where it compares no numbers."""
+    pytest.importorskip('triton')
+    monkeypatch.setattr('triton.__version__', version)
+    monkeypatch.setattr(triton, 'INTERPRETED', False)
+    torch.compiler.reset()
+
+    def asked(x: Tensor) -> Tensor:
+        return x + 1 if TRITON.serves(torch.device('cuda'), torch.float32, 4) else x
+
+    graph = torch.compile(asked, backend='eager', fullgraph=True)
+    assert graph(torch.zeros(1)).item() == taken
+
+
+def test_the_note_says_that_it_interprets(monkeypatch: pytest.MonkeyPatch) -> None:
+    for interpreted, said in ((False, 'compiled at the first call'), (True, 'interpreter')):
+        monkeypatch.setattr(triton, 'INTERPRETED', interpreted)
+        assert said in TRITON.note
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')

@@ -134,6 +134,7 @@ def test_the_interpreter_has_nothing_to_measure(
         RuntimeError, match=r'MMVIM_TRITON_TUNE=1 measures .* on a GPU.*; unset one'
     ):
         mmvim_ops.selective_scan(**scan_inputs(dtype=torch.float32), backend='triton')
+    assert 'unset one' in (TRITON.unavailable() or '')
 
 
 @pytest.mark.parametrize(

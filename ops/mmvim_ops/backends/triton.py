@@ -7,7 +7,6 @@ triton there is nothing to import.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import logging
 import os
 import time
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from mmvim_ops import library, self_check
 from mmvim_ops.backends.chunked import CHUNKED
@@ -37,7 +37,7 @@ _MODULES = {
     'add_rms_norm': 'norm',
 }
 _MOST_STATES = 32
-_OLDEST = (3, 7)
+_OLDEST = '3.7'
 # Triton's own switch: kernels in its interpreter, on tensors anywhere.
 INTERPRETED = os.environ.get('TRITON_INTERPRET', '').lower() in ('1', 'true', 'yes', 'on', 'y')
 
@@ -46,12 +46,18 @@ class Triton(OperatorBackend):
     """Operators whose kernels are Triton's on a GPU."""
 
     name = 'triton'
-    note = 'kernels in Triton, compiled at the first call'
     chunk = 64
 
     def __init__(self) -> None:
         super().__init__(library.register(_NAMESPACE))
         self._problems: dict[tuple[torch.device, torch.dtype, int], str | None] = {}
+
+    @property
+    def note(self) -> str:
+        """See :attr:`Backend.note`."""
+        if INTERPRETED:
+            return "kernels in Triton's interpreter, which TRITON_INTERPRET=1 asks for: very slow"
+        return 'kernels in Triton, compiled at the first call'
 
     def unavailable(self) -> str | None:
         """See :meth:`Backend.unavailable`."""
@@ -67,18 +73,10 @@ class Triton(OperatorBackend):
         self, device: torch.device, dtype: torch.dtype, states: int = 0, rank: int = 0
     ) -> str | None:
         """See :meth:`Backend.problem`."""
-        mismatch = self._mismatch(device, dtype, states)
-        if mismatch is not None or (torch.compiler.is_compiling() and _IS_INSTALLED):
-            return mismatch  # a compiler does not trace into an import
-        return _import_problem()
+        return self._mismatch(device, dtype, states) or _import_problem()
 
     def _mismatch(self, device: torch.device, dtype: torch.dtype, states: int) -> str | None:
         """The part of a call that has no kernels on any machine, or None."""
-        if INTERPRETED and tuning.TUNES:
-            return (
-                'MMVIM_TRITON_TUNE=1 measures kernels on a GPU, and TRITON_INTERPRET=1 has them '
-                'interpreted; unset one of the two'
-            )
         if device.type not in _GPUS and not (INTERPRETED and device.type == 'cpu'):
             return f'it needs tensors on a GPU, and the inputs are on {device}'
         if dtype == torch.float64:
@@ -94,7 +92,7 @@ class Triton(OperatorBackend):
         if INTERPRETED or self._mismatch(device, dtype, states) is not None:
             return False
         if torch.compiler.is_compiling():  # does not trace into questions about a device
-            return _IS_INSTALLED
+            return _import_problem() is None
         # Kernels of all dtypes and states would take minutes to compile. Ops without states
         # come with a single one, whose scans are compiled soonest.
         kind = (device, dtype, states or 1)
@@ -143,10 +141,19 @@ def _import_problem() -> str | None:
         version = importlib.import_module('triton').__version__
     except Exception as error:  # a broken installation fails with more than ImportError
         return f'triton cannot be imported ({type(error).__name__}: {error}); pip install triton'
-    if tuple(map(int, version.split('.')[:2])) < _OLDEST:
-        oldest = '.'.join(map(str, _OLDEST))
-        return f'triton {version} is older than {oldest}; upgrade torch, which brings it'
+    if TorchVersion(version) < _OLDEST:
+        return f'triton {version} is older than {_OLDEST}; upgrade torch, which brings it'
+    if INTERPRETED and tuning.TUNES:
+        return (
+            'MMVIM_TRITON_TUNE=1 measures kernels on a GPU, and TRITON_INTERPRET=1 has them '
+            'interpreted; unset one of the two'
+        )
     return tuning.problem()
+
+
+# A compiler does not trace into an import: it is to call the function, and keep what it says. So
+# does torch.compiler.assume_constant_result, which would import all of dynamo here.
+_import_problem._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _kernel(module: str, name: str) -> Callable[..., Any]:
@@ -165,7 +172,6 @@ def register(device: str) -> None:
             torch.library.impl(f'{_NAMESPACE}::{name}', device, _kernel(module, name))
 
 
-_IS_INSTALLED = importlib.util.find_spec('triton') is not None
 TRITON = Triton()
 for _device in (*_GPUS, *(['cpu'] if INTERPRETED else [])):
     register(_device)
