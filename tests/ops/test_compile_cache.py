@@ -32,16 +32,17 @@ print(counters['aot_autograd']['autograd_cache_hit'])
 
 
 @needs_the_setting
-def test_tag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tag() -> None:
     """Importing the package set it; another time changes nothing, and the user's own tag stays."""
     assert compile_cache.digest(PACKAGE) in SETTINGS.cache_key_tag
     before = SETTINGS.cache_key_tag
     compile_cache.tag_cached_graphs()
     assert SETTINGS.cache_key_tag == before
 
-    monkeypatch.setattr(SETTINGS, 'cache_key_tag', 'theirs')
-    compile_cache.tag_cached_graphs()
-    assert SETTINGS.cache_key_tag == f'theirs mmvim_ops={compile_cache.digest(PACKAGE)}'
+    with SETTINGS.patch(cache_key_tag='theirs'):  # pytest's own leaves the setting deleted
+        compile_cache.tag_cached_graphs()
+        assert SETTINGS.cache_key_tag == f'theirs mmvim_ops={compile_cache.digest(PACKAGE)}'
+    assert SETTINGS.cache_key_tag == before
 
 
 def test_digest(tmp_path: Path) -> None:
