@@ -267,6 +267,36 @@ def test_saved_for_backward(bidirectional_inputs: Inputs) -> None:
     assert [tensor.shape for tensor in extra] == [(4, 1, 2, 16, 40)]
 
 
+@pytest.mark.parametrize('backend', ['cpu', 'chunked'])
+def test_who_follows_a_call_gets_the_same_gradients(
+    backend: str, bidirectional_inputs: Inputs
+) -> None:
+    """An operator is differentiated in three ways: alone, under a mode and under a transform."""
+    if backend == 'cpu' and loading.problem() is not None:
+        pytest.skip('no native library')
+    inputs = bidirectional_inputs(L=70, dtype=torch.float32)
+
+    def scan(**tensors: Tensor) -> Tensor:
+        return bidirectional(**tensors, backend=backend)
+
+    def followed(**tensors: Tensor) -> Tensor:
+        with LargestTensor():
+            return scan(**tensors)
+
+    def gradients(run: Callable[..., Tensor]) -> dict[str, Tensor]:
+        leaves = {name: tensor.clone().requires_grad_() for name, tensor in inputs.items()}
+        out = run(**leaves)
+        return dict(zip(leaves, torch.autograd.grad(out, list(leaves.values()), weight)))
+
+    out, pull = torch.func.vjp(lambda given: scan(**given), inputs)
+    weight = torch.randn(out.shape)
+    (transformed,) = pull(weight)
+    alone, under_mode = gradients(scan), gradients(followed)
+    for name in inputs:
+        assert unchanged(under_mode[name], alone[name], backend), name
+        assert unchanged(transformed[name], alone[name], backend), name
+
+
 @pytest.mark.parametrize(('family', 'dtype'), FAMILIES)
 @pytest.mark.parametrize('gated', [True, False])
 @pytest.mark.parametrize('wide_out', [True, False])
