@@ -130,24 +130,35 @@ inline bool all_below(Vec a, float limit) {
   return _mm256_movemask_ps(_mm256_cmp_ps(a.v, _mm256_set1_ps(limit), _CMP_LT_OQ)) == 0xff;
 }
 
-// x * y within +-126 as an integer and the rest in [-1/2, 1/2], which is exact to the last bit of
-// the product. The integer is kept in the low bits of a float, so that scale() can shift it to
-// where exponents are and add it to that of p, which lies near 1.
+// x * y within +-126 as an integer of eighths and the rest in [-1/16, 1/16], which is exact to the
+// last bit of the product. The integer is kept in the low bits of a float. Three of these choose a
+// power of two from a register, and those above, shifted to where exponents are, are added to its
+// bits.
 struct Split {
   Vec integer, rest;
 };
-constexpr int kPowersOfTwo = 1;
-constexpr float kMagic = 12582912.0f;
+constexpr int kPowersOfTwo = 8;
+constexpr float kMagic = 1572864.0f;
+inline Vec rest_of_eighths(Vec x, Vec y, Vec integer) {
+  return {_mm256_fmsub_ps(x.v, y.v, (integer - set(kMagic)).v)};
+}
 inline Split split_product(Vec x, Vec y) {
-  const Vec shifted = fma(x, y, set(kMagic)), r = shifted - set(kMagic);
-  return {shifted, {_mm256_fmsub_ps(x.v, y.v, r.v)}};
+  const Vec integer = fma(x, y, set(kMagic));
+  return {integer, rest_of_eighths(x, y, integer)};
 }
-inline __m256i exponent(Vec integer) {
-  return _mm256_slli_epi32(_mm256_castps_si256(integer.v), 23);
+// 2^(i/8), and what is added to it: i where the shift brings it.
+inline __m256i powers_of_two() {
+  return _mm256_setr_epi32(0x3f800000, 0x3f8b95c2, 0x3f9837f0, 0x3fa5fed7, 0x3fb504f3, 0x3fc5672a,
+                           0x3fd744fd, 0x3feac0c7);
 }
-inline Vec scale(Vec p, Split x) {
-  return {_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p.v), exponent(x.integer)))};
+inline Vec power(Split x) {
+  const __m256i index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  const __m256i table = _mm256_sub_epi32(powers_of_two(), _mm256_slli_epi32(index, 20));
+  const __m256i bits = _mm256_castps_si256(x.integer.v);
+  return {_mm256_castsi256_ps(_mm256_add_epi32(_mm256_permutevar8x32_epi32(table, bits),
+                                               _mm256_slli_epi32(bits, 20)))};
 }
+inline Vec scale(Vec p, Split) { return p; }
 
 // The same of any product, with the same bits where that lies within +-126. Powers below 2^-126 are
 // taken for 0, from 2^128 on for infinity.
@@ -156,14 +167,18 @@ struct AnySplit {
 };
 constexpr bool kBoundsPay = true;  // to know that products lie within +-126 saves instructions
 inline AnySplit split_any(Vec x, Vec y) {
-  Vec shifted = max(set(kMagic - 127.0f), fma(x, y, set(kMagic)));
-  shifted = min(set(kMagic + 128.0f), shifted);
-  const Vec r = shifted - set(kMagic);
-  return {shifted, max(set(-1.0f), {_mm256_fmsub_ps(x.v, y.v, r.v)})};
+  Vec integer = max(set(kMagic - 127.0f), fma(x, y, set(kMagic)));
+  integer = min(set(kMagic + 128.0f), integer);
+  return {integer, max(set(-1.0f), rest_of_eighths(x, y, integer))};
+}
+inline Vec power(AnySplit x) {
+  const __m256i bits = _mm256_castps_si256(x.integer.v);
+  return {_mm256_castsi256_ps(_mm256_permutevar8x32_epi32(powers_of_two(), bits))};
 }
 inline Vec scale(Vec p, AnySplit x) {
+  const __m256i whole = _mm256_srli_epi32(_mm256_castps_si256(x.integer.v), 3);
   const __m256i one = _mm256_castps_si256(_mm256_set1_ps(1.0f));
-  return p * Vec{_mm256_castsi256_ps(_mm256_add_epi32(exponent(x.integer), one))};
+  return p * Vec{_mm256_castsi256_ps(_mm256_add_epi32(_mm256_slli_epi32(whole, 23), one))};
 }
 
 }  // namespace avx2
