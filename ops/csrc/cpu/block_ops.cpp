@@ -14,6 +14,7 @@ namespace mmvim {
 namespace {
 
 constexpr int64_t kTokens = 64;            // of a tile
+constexpr int64_t kFewestTokens = 16;      // of a tile that is shorter to keep all threads busy
 constexpr int64_t kMostTokens = 96;        // of a last one, which takes in what would be a short one
 constexpr int64_t kPassTokens = 1536;      // at most, for which some panels are packed once
 constexpr int64_t kPartInputs = 256;       // of a product at a time
@@ -67,13 +68,17 @@ struct Linear {
   // All of a product, on all threads. Each packs the panels it needs.
   void apply(const Kernels& use, const Product& all) const {
     const int64_t width = use.panel_width(), panels = ceil_div(all.outputs, width);
-    const int64_t passes = ceil_div(all.tokens, kPassTokens);
-    const int64_t pass = ceil_div(all.tokens, passes);
-    const int64_t per_thread = ceil_div(panels * passes, torch::stable::get_num_threads());
+    const int64_t threads = torch::stable::get_num_threads();
     const int64_t parts = ceil_div(all.inputs, kPartInputs), part = ceil_div(all.inputs, parts);
     const int64_t in_cache = kPanelFloats / (width * part);
-    const int64_t group = std::max<int64_t>(1, std::min({in_cache, per_thread, panels}));
-    const int64_t groups = ceil_div(panels, group), scratch_floats = group * width * part;
+    int64_t passes = ceil_div(all.tokens, kPassTokens);
+    const int64_t per_thread = ceil_div(panels * passes, threads);
+    const int64_t most = std::max<int64_t>(1, std::min({in_cache, per_thread, panels}));
+    // Of equal sizes, and as many for each thread, or the others would wait for one.
+    const int64_t groups = ceil_div(panels, most), group = ceil_div(panels, groups);
+    passes = ceil_div(ceil_div(passes * groups, threads) * threads, groups);
+    passes = std::min(passes, ceil_div(all.tokens, kTokens));
+    const int64_t pass = ceil_div(all.tokens, passes), scratch_floats = group * width * part;
     const auto run = [&](int64_t item, float* scratch) {
       const int64_t column = item % groups * group * width;
       const int64_t start = item / groups * pass, end = std::min(all.tokens, start + pass);
@@ -117,7 +122,7 @@ struct Linear {
   }
 };
 
-// One direction between the two projections of a block.
+// One direction between the two projections of a block, in plain float32.
 struct Direction {
   Tensor conv_weight;
   OptionalTensor conv_bias;
@@ -132,7 +137,7 @@ struct PackedDirection {
   PackedDirection(const Kernels& use, const Direction& d)
       : conv_weight(pack(d.conv_weight, d.A.size(0))),
         conv_bias(pack(d.conv_bias, d.A.size(0))),
-        x_proj(Linear{plain(d.x_proj), std::nullopt}.packed(use)),
+        x_proj(Linear{d.x_proj, std::nullopt}.packed(use)),
         parameters(d.A, d.dt_weight, d.D, d.dt_bias) {}
 };
 
@@ -145,7 +150,7 @@ class Block {
         gate_(in_proj.part(in_proj.rows / 2, in_proj.rows / 2)),
         out_proj_(std::move(out_proj)),
         gains_(std::move(gains)),
-        directions_{{use_, forward}, {use_, reverse}},
+        directions_(packed(forward, reverse)),
         scale_(static_cast<float>(scale)),
         channels_(forward.A.size(0)),
         states_(forward.A.size(1)),
@@ -198,11 +203,24 @@ class Block {
   }
 
  private:
+  // Each by a thread.
+  std::vector<PackedDirection> packed(const Direction& forward, const Direction& reverse) const {
+    std::optional<PackedDirection> directions[2];
+    for_each_item(2, 0, [&](int64_t d, float*) {
+      directions[d].emplace(use_, d == 0 ? forward : reverse);
+    });
+    std::vector<PackedDirection> both;
+    for (auto& direction : directions) both.push_back(std::move(*direction));
+    return both;
+  }
+
   int64_t columns() const { return rank_ + 2 * states_; }  // of x_proj
   int64_t halo() const { return width_ - 1; }
-  int64_t tile() const { return std::max(kTokens, halo()); }
-  int64_t halo_floats(int64_t sequences, int64_t length) const {
-    return sequences * ceil_div(length, tile()) * 2 * halo() * channels_;
+  // Tokens of a tile: of equal sizes, and as many tiles for each thread.
+  int64_t tile(int64_t sequences, int64_t length) const {
+    const int64_t threads = torch::stable::get_num_threads();
+    const int64_t tiles = ceil_div(sequences * ceil_div(length, kTokens), threads) * threads;
+    return std::max({ceil_div(length, ceil_div(tiles, sequences)), halo(), kFewestTokens});
   }
 
   // Rows lie an odd number of cache lines apart: those of a power of two would meet in few places of
@@ -213,11 +231,14 @@ class Block {
   // directions; the x about the borders of tiles.
   struct Space {
     Tensor all;
+    int64_t tile, tiles;  // of a sequence
     float *x_f, *x_b, *rows, *halos;
-    Space(const Block& block, const Tensor& like, int64_t sequences, int64_t length) {
+    Space(const Block& block, const Tensor& like, int64_t sequences, int64_t length)
+        : tile(block.tile(sequences, length)), tiles(ceil_div(length, tile)) {
       const int64_t tokens = sequences * length;
       const int64_t sizes[4] = {tokens * block.stride(), tokens * block.stride(),
-                                tokens * 2 * block.columns(), block.halo_floats(sequences, length)};
+                                tokens * 2 * block.columns(),
+                                sequences * tiles * 2 * block.halo() * block.channels_};
       all = torch::stable::new_empty(like, Sizes{sizes[0] + sizes[1] + sizes[2] + sizes[3]},
                                      ScalarType::Float);
       x_f = floats(all);
@@ -234,11 +255,11 @@ class Block {
     float* halo;  // x of the tokens about the tile's beginning; that of the next tile follows
   };
   Tile tile_of(const Space& space, int64_t item, int64_t length) const {
-    const int64_t tiles = ceil_div(length, tile()), index = item % tiles;
+    const int64_t index = item % space.tiles;
     Tile t;
-    t.start = item / tiles * length;
-    t.first = index * tile();
-    t.count = std::min(tile(), length - t.first);
+    t.start = item / space.tiles * length;
+    t.first = index * space.tile;
+    t.count = std::min(space.tile, length - t.first);
     t.before = std::min(halo(), t.first);
     t.after = std::min(halo(), length - t.first - t.count);
     t.halo = space.halos + item * 2 * halo() * channels_;
@@ -255,7 +276,7 @@ class Block {
   // been written over by then: the tokens about each border are kept first.
   void convolve_and_project(const Space& space, int64_t sequences, int64_t length) const {
     const int64_t E = channels_, stride = this->stride();
-    const int64_t items = sequences * ceil_div(length, tile());
+    const int64_t items = sequences * space.tiles;
     torch::stable::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) {
       for (int64_t item = begin; item < end; ++item) {
         const Tile t = tile_of(space, item, length);
@@ -264,7 +285,7 @@ class Block {
                   space.x_f + (t.start + t.first - t.before) * stride, stride, rows, E);
       }
     });
-    const int64_t window_floats = (tile() + 2 * halo()) * E;
+    const int64_t window_floats = (space.tile + 2 * halo()) * E;
     for_each_item(items, window_floats, [&](int64_t item, float* window) {
       const Tile t = tile_of(space, item, length);
       const int64_t at = t.start + t.first;
@@ -346,7 +367,7 @@ class Block {
   const Kernels& use_;
   Linear in_proj_, gate_, out_proj_;
   OptionalTensor gains_;
-  PackedDirection directions_[2];
+  std::vector<PackedDirection> directions_;
   float scale_;
   int64_t channels_, states_, rank_, width_;
 };
@@ -363,10 +384,12 @@ Tensor vim_block(const Tensor x, const Tensor norm_weight, const Tensor in_proj,
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float,
                   "vim_block is compiled for float32; call the ops of the block one by one");
   const Linear in = {plain(in_proj), plain(in_bias), plain(norm_weight), static_cast<float>(eps)};
-  const Direction forward = {conv_weight_f, conv_bias_f, x_proj_f, dt_weight_f,
-                             dt_bias_f,     A_f,         D_f};
-  const Direction reverse = {conv_weight_b, conv_bias_b, x_proj_b, dt_weight_b,
-                             dt_bias_b,     A_b,         D_b};
+  const Direction forward = {plain(conv_weight_f), plain(conv_bias_f), plain(x_proj_f),
+                             plain(dt_weight_f),   plain(dt_bias_f),   plain(A_f),
+                             plain(D_f)};
+  const Direction reverse = {plain(conv_weight_b), plain(conv_bias_b), plain(x_proj_b),
+                             plain(dt_weight_b),   plain(dt_bias_b),   plain(A_b),
+                             plain(D_b)};
   const Linear out = {plain(out_proj), plain(out_bias)};
   return Block(in, forward, reverse, out, plain(gains), scale).run(to_contiguous(x));
 }
