@@ -14,6 +14,7 @@ from benchmarking import backbones
 from benchmarking.measuring import saved_bytes
 from benchmarking.published_vmamba import LoopedSS2D
 from benchmarking.report import significant
+from torch import nn
 
 from mmvim.analysis.flops import count_flops
 from mmvim.models import SS2D
@@ -145,6 +146,27 @@ def test_plain_attention_and_sdpa_agree(library: str, monkeypatch: pytest.Monkey
     scores = 12 * 4 * 3 * 10**2  # the probabilities, which SDPA does not save
     saved = {n: saved_bytes(lambda m=m: m(image), m.parameters()) for n, m in models.items()}
     assert saved['deit-plain'] >= saved['deit'] + scores / 2
+
+
+def test_one_thread_whatever_the_others_have() -> None:
+    threads, seen = torch.get_num_threads(), []
+
+    class Asks(nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            seen.append(torch.get_num_threads())
+            if image.sum() > 0:
+                raise ValueError('a model that fails')
+            return image
+
+    model = backbones.OneThread(Asks())
+    torch.set_num_threads(3)
+    try:
+        model(torch.zeros(1))
+        with pytest.raises(ValueError, match='a model that fails'):
+            model(torch.ones(1))
+        assert seen == [1, 1] and torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_plain_attention() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -64,6 +65,23 @@ def _deit(size: str, resolution: int, taps: bool, plain: bool) -> nn.Module:
     return model  # type: ignore[no-any-return]
 
 
+class OneThread(nn.Module):
+    """A model whose forward pass runs on one thread, whatever the others have."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> Any:
+        """That of the model."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return self.model(image)
+        finally:
+            torch.set_num_threads(threads)
+
+
 def _vmamba(size: str, resolution: int, taps: bool, looped: bool = False) -> nn.Module:
     from mmvim.models import SS2D, VMamba
 
@@ -118,6 +136,7 @@ def plain_attention(query: Tensor, key: Tensor, value: Tensor, dropout_p: float 
 CONTENDERS: dict[str, tuple[str, Callable[[str, int, bool], nn.Module]]] = {
     'vim': ('Vim', _vim),
     'vim-with-cp': ('Vim, blocks recomputed', partial(_vim, with_cp=True)),
+    'vim-one-thread': ('Vim, one thread', lambda *case: OneThread(_vim(*case))),
     'deit': ('DeiT, SDPA', partial(_deit, plain=False)),
     'deit-plain': ('DeiT, plain attention', partial(_deit, plain=True)),
     'vmamba': ('VMamba', _vmamba),
