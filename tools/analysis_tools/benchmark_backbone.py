@@ -69,8 +69,9 @@ def parse_arguments(argv: Sequence[str]) -> Namespace:
         choices=list(CONTENDERS),
         default=['vim', 'deit', 'deit-plain'],
         help='the first is what the others are compared with; vim-with-cp recomputes its blocks in '
-        'training, vim-one-thread has one in its forward pass, vmamba-looped scans as the published code without its kernels, deit-plain '
-        'keeps its scores, resnet50 is the same for all --sizes, s4nd was published as base '
+        'training, vim-one-thread has one in its forward pass, vmamba-looped scans as the '
+        'published code without its kernels, deit-plain keeps its scores, resnet50 is the same '
+        'for all --sizes, s4nd was published as base '
         '(default: %(default)s)',
     )
     args = harness.parse(parser, argv)
