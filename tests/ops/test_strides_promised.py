@@ -11,6 +11,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from mmvim_ops import library
+from mmvim_ops.differentiation import Operator
 
 Inputs = Callable[..., dict[str, Tensor]]
 SIZES = [(2, 70, 6, 4, 3), (1, 5, 5, 1, 2), (3, 1, 6, 16, 1), (1, 1, 1, 1, 1)]  # B, L, E, N, R
@@ -39,7 +40,7 @@ def expanded(tensor: Tensor) -> Tensor:
 LAYOUTS = [plain, part_of_wider, channels_first, tokens_first, expanded]
 
 
-def run(operator: library.Operator, *args: Any) -> tuple[Tensor, ...]:
+def run(operator: Operator, *args: Any) -> tuple[Tensor, ...]:
     """The results of an operator, once its shape rule gave the same sizes, strides and dtypes."""
     outs = operator.overload(*args)
     with FakeTensorMode() as mode:

@@ -13,7 +13,7 @@ from mmvim.models.layers.norm import add_and_normalise, build_norm, epsilon_of, 
 from mmvim.models.layers.plain import is_as_built
 from mmvim.models.layers.vim_mixer import VimMixer
 from mmvim_ops.backends import select
-from mmvim_ops.library import is_plain_call
+from mmvim_ops.differentiation import is_plain_call
 
 
 class VimBlock(nn.Module):

@@ -16,7 +16,8 @@ from mmvim_ops.backends.backend import WholeBlock
 from mmvim_ops.backends.chunked import CHUNKED
 from mmvim_ops.backends.operators import OperatorBackend
 from mmvim_ops.checks import are_alike
-from mmvim_ops.library import COMPILED, VIM_BLOCK, is_plain_call
+from mmvim_ops.differentiation import is_plain_call
+from mmvim_ops.library import COMPILED, VIM_BLOCK
 from mmvim_ops.scan_inputs import BlockWeights
 
 __all__ = ['CPU', 'CUDA']

@@ -16,15 +16,14 @@ import torch
 from torch import Tensor
 
 from mmvim_ops.backends.backend import Backend, project
-from mmvim_ops.library import (
-    PURE_TORCH,
-    Family,
+from mmvim_ops.differentiation import (
     Operator,
     differentiates,
     is_seen_through,
     once_differentiable,
     refuse,
 )
+from mmvim_ops.library import PURE_TORCH, Family
 from mmvim_ops.precision import full_precision
 from mmvim_ops.scan_inputs import MixerWeights, ScanInputs, SelectiveInputs, interleaved
 
