@@ -101,8 +101,8 @@ void for_each_item(int64_t items, int64_t scratch_floats, const Body& body) {
       failed = true;
     }
   });
-  STD_TORCH_CHECK(!failed, "out of memory: ", scratch_floats,
-                  " floats of scratch a thread could not be allocated");
+  STD_TORCH_CHECK(!failed, "out of memory: a thread could not allocate what it needs, of which ",
+                  scratch_floats, " floats are scratch");
 }
 
 inline Tensor new_contiguous(const Tensor& like) {
