@@ -8,17 +8,22 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 import mmvim_ops
-from mmvim_ops import MixerWeights, ScanInputs
+from mmvim_ops import MixerWeights, ScanInputs, loading
 
 SCAN = ('x', 'dbl', 'dt_w', 'dt_b', 'A', 'D')  # in the order of ScanInputs
 MIXER = ('w', 'b', 'x_w', 'dt_w', 'dt_b', 'A', 'D')  # in the order of MixerWeights
 SCAN_NAMES = [f'{name}_{direction}' for name in SCAN for direction in 'fb']
 _FIELDS = dict(zip(SCAN, ScanInputs._fields)) | dict(zip(MIXER, MixerWeights._fields))
 MIXER_NAMES = [f'{name}_{direction}' for name in MIXER for direction in 'fb']
+# The compiled kernels are not there in pure-Python installations, which are tested too.
+needs_native = pytest.mark.skipif(
+    loading.problem() is not None, reason=f'no native library: {loading.problem()}'
+)
 
 
 def unchanged(actual: Tensor, expected: Tensor, backend: str) -> bool:

@@ -7,16 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from mmvim_ops_by_name import needs_native
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 import mmvim_ops
-from mmvim_ops import BlockWeights, MixerWeights, loading
+from mmvim_ops import BlockWeights, MixerWeights
 
-needs_native = pytest.mark.skipif(
-    loading.problem() is not None, reason=f'no native library: {loading.problem()}'
-)
 # B, L, D, E, N, R, W: tiles that are full, begun and of one token; channels and outputs that fill
 # no vector; convolutions that reach over several tiles; inputs taken in parts.
 SIZES = [

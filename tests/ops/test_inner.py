@@ -10,20 +10,23 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from mmvim_ops_by_name import MIXER_NAMES, SCAN_NAMES, bidirectional, called, unchanged
+from mmvim_ops_by_name import (
+    MIXER_NAMES,
+    SCAN_NAMES,
+    bidirectional,
+    called,
+    needs_native,
+    unchanged,
+)
 from mmvim_ops_by_name import inner as vim_inner
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import mmvim_ops
-from mmvim_ops import loading
 
 Inputs = Callable[..., dict[str, Tensor]]
 NAMES = ['x', 'z', *MIXER_NAMES]
-needs_native = pytest.mark.skipif(
-    loading.problem() is not None, reason=f'no native library: {loading.problem()}'
-)
 BACKENDS = ['chunked', pytest.param('cpu', marks=needs_native)]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from mmvim_ops_by_name import bidirectional, unchanged
+from mmvim_ops_by_name import bidirectional, needs_native, unchanged
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -267,13 +267,11 @@ def test_saved_for_backward(bidirectional_inputs: Inputs) -> None:
     assert [tensor.shape for tensor in extra] == [(4, 1, 2, 16, 40)]
 
 
-@pytest.mark.parametrize('backend', ['cpu', 'chunked'])
+@pytest.mark.parametrize('backend', ['chunked', pytest.param('cpu', marks=needs_native)])
 def test_who_follows_a_call_gets_the_same_gradients(
     backend: str, bidirectional_inputs: Inputs
 ) -> None:
     """An operator is differentiated in three ways: alone, under a mode and under a transform."""
-    if backend == 'cpu' and loading.problem() is not None:
-        pytest.skip('no native library')
     inputs = bidirectional_inputs(L=70, dtype=torch.float32)
 
     def scan(**tensors: Tensor) -> Tensor:

@@ -150,12 +150,16 @@ class Block {
         gate_(in_proj.part(in_proj.rows / 2, in_proj.rows / 2)),
         out_proj_(std::move(out_proj)),
         gains_(std::move(gains)),
-        directions_(packed(forward, reverse)),
         scale_(static_cast<float>(scale)),
         channels_(forward.A.size(0)),
         states_(forward.A.size(1)),
         rank_(forward.dt_weight.size(1)),
-        width_(forward.conv_weight.size(1)) {}
+        width_(forward.conv_weight.size(1)) {
+    // Each by a thread.
+    for_each_item(2, 0, [&](int64_t d, float*) {
+      directions_[d].emplace(use_, d == 0 ? forward : reverse);
+    });
+  }
 
   Tensor run(const Tensor& x) const {
     const int64_t batch = x.size(0), length = x.size(1), dims = x.size(2);
@@ -203,17 +207,6 @@ class Block {
   }
 
  private:
-  // Each by a thread.
-  std::vector<PackedDirection> packed(const Direction& forward, const Direction& reverse) const {
-    std::optional<PackedDirection> directions[2];
-    for_each_item(2, 0, [&](int64_t d, float*) {
-      directions[d].emplace(use_, d == 0 ? forward : reverse);
-    });
-    std::vector<PackedDirection> both;
-    for (auto& direction : directions) both.push_back(std::move(*direction));
-    return both;
-  }
-
   int64_t columns() const { return rank_ + 2 * states_; }  // of x_proj
   int64_t halo() const { return width_ - 1; }
   // Tokens of a tile: of equal sizes, and as many tiles for each thread.
@@ -307,8 +300,8 @@ class Block {
       float* outs[2] = {space.x_f + (at - t.before) * stride, space.x_b + (at - t.before) * stride};
       for (int d = 0; d < 2; ++d) {
         Conv& conv = block.convs[d];
-        conv.weight = directions_[d].conv_weight.data();
-        conv.bias = directions_[d].conv_bias.data();
+        conv.weight = directions_[d]->conv_weight.data();
+        conv.bias = directions_[d]->conv_bias.data();
         conv.reverse = d == 1;
         conv.out = {outs[d], stride, Type::kFloat};
       }
@@ -320,7 +313,7 @@ class Block {
         p.outputs = columns();
         p.x = (d == 0 ? space.x_f : space.x_b) + at * stride;
         p.x_stride = stride;
-        p.packed = directions_[d].x_proj.data();
+        p.packed = directions_[d]->x_proj.data();
         p.out = space.rows + at * 2 * columns() + d * columns();
         p.out_stride = 2 * columns();
         use_.multiply(p);
@@ -348,7 +341,7 @@ class Block {
         s.dt = {rows, rows_stride, Type::kFloat};
         s.B = {rows + rank_, rows_stride, Type::kFloat};
         s.C = {rows + rank_ + states_, rows_stride, Type::kFloat};
-        directions_[d].parameters.give(s, item.first, padded(channels_));
+        directions_[d]->parameters.give(s, item.first, padded(channels_));
         s.rank = rank_;
         s.states = states_;
         s.softplus = true;
@@ -367,7 +360,7 @@ class Block {
   const Kernels& use_;
   Linear in_proj_, gate_, out_proj_;
   OptionalTensor gains_;
-  std::vector<PackedDirection> directions_;
+  std::optional<PackedDirection> directions_[2];
   float scale_;
   int64_t channels_, states_, rank_, width_;
 };
