@@ -41,6 +41,7 @@ INTERFACE: int = _SHARED['INTERFACE']
 LIBRARY: str = _SHARED['LIBRARY']
 SIDECAR: str = _SHARED['SIDECAR']
 OLDEST_TORCH: tuple[int, int] = _SHARED['OLDEST_TORCH']
+OLDEST_CAPABILITY: tuple[int, int] = _SHARED['OLDEST_CAPABILITY']
 PURE_PYTHON: str = _SHARED['PURE_PYTHON']
 SOURCES: Path = _SHARED['SOURCES']
 source_files, sources_digest = _SHARED['source_files'], _SHARED['sources_digest']
@@ -217,9 +218,17 @@ def _find_cuda(torch: _Torch, environ: Mapping[str, str]) -> _Cuda:
             raise BuildError(
                 f'TORCH_CUDA_ARCH_LIST has {arch!r}; valid: numbers like 8.0, 9.0a or 12.0+PTX'
             )
+        if (int(match[1]), int(match[2].rstrip('af'))) < OLDEST_CAPABILITY:
+            continue  # a list for all that is built on a machine: older GPUs run something else
         numbers.append(match[1] + match[2])
         if match[3]:
             as_ptx.add(numbers[-1])
+    if not numbers:
+        oldest = '.'.join(map(str, OLDEST_CAPABILITY))
+        raise BuildError(
+            f'TORCH_CUDA_ARCH_LIST={" ".join(given)} has nothing from {oldest} on, which the CUDA '
+            'kernels need'
+        )
     # Its PTX is what later GPUs run.
     as_ptx.add(max(numbers, key=lambda number: int(number.rstrip('af'))))
     archs = [

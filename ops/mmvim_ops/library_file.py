@@ -7,10 +7,12 @@ from pathlib import Path
 
 # What the Python side expects of the library: raise it with every change of an operator's schema
 # or of an exported function, so that a library built before is told apart from one built after.
-INTERFACE = 4
+INTERFACE = 5
 LIBRARY = 'libmmvim_ops.so'
 SIDECAR = 'libmmvim_ops.json'
 OLDEST_TORCH = (2, 10)
+# Of GPUs: what copies to shared memory asynchronously.
+OLDEST_CAPABILITY = (8, 0)
 # The reason in the sidecar where nobody wants a library.
 PURE_PYTHON = 'MMVIM_NO_EXT=1 asked for pure Python'
 # Beside the package in a checkout; absent beside an installed one.

@@ -11,11 +11,13 @@ is read here, once.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import json
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from torch import Tensor
 from mmvim_ops.library_file import (
     INTERFACE,
     LIBRARY,
+    OLDEST_CAPABILITY,
     OLDEST_TORCH,
     PURE_PYTHON,
     SIDECAR,
@@ -79,7 +82,12 @@ def _load(folder: Path) -> ctypes.CDLL:
         functions.mmvim_ops_exp_many.restype = None
         if has_cuda():
             functions.mmvim_cuda_knows_streams.restype = ctypes.c_bool
+            functions.mmvim_cuda_force_splits.argtypes = [
+                *(ctypes.c_int, ctypes.c_int, ctypes.c_bool)
+            ]
             functions.mmvim_cuda_force_splits.restype = None
+            functions.mmvim_cuda_versions.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+            functions.mmvim_cuda_versions.restype = None
     except Exception as error:  # what a loader finds wrong with a file has no common class
         raise _Unusable(f'foreign: {LIBRARY} cannot be loaded ({error}); {_AGAIN}') from None
     return functions
@@ -120,14 +128,29 @@ def cuda_problem(device: torch.device | None = None) -> str | None:
         return f'torch {torch.__version__} is not built for CUDA'
     if not torch.cuda.is_available():
         return 'torch sees no CUDA device'
+    driver, runtime = ctypes.c_int(), ctypes.c_int()
+    _loaded().mmvim_cuda_versions(ctypes.byref(driver), ctypes.byref(runtime))
+    if driver.value // 1000 < runtime.value // 1000:
+        return (
+            f'compiled by CUDA {_version(runtime)}, and the driver is one for CUDA '
+            f'{_version(driver)}: update it, or build with an nvcc of CUDA '
+            f'{driver.value // 1000} (CUDA_HOME)'
+        )
     capability = torch.cuda.get_device_capability(device)
     if not any(_runs_on(arch, capability) for arch in _facts['cuda']['archs']):
         number = '.'.join(map(str, capability))
+        if capability < OLDEST_CAPABILITY:
+            oldest = '.'.join(map(str, OLDEST_CAPABILITY))
+            return f'it needs compute capability {oldest}, and the device has {number}'
         return (
             f'compiled for {", ".join(_facts["cuda"]["archs"])}, and the device has compute '
             f'capability {number}; build with TORCH_CUDA_ARCH_LIST={number}'
         )
     return None
+
+
+def _version(number: ctypes.c_int) -> str:
+    return f'{number.value // 1000}.{number.value % 1000 // 10}'
 
 
 def _runs_on(arch: str, capability: tuple[int, int]) -> bool:
@@ -209,19 +232,31 @@ def use_isa(name: str) -> None:
     isa_problem = None
 
 
-def force_splits(forward: int = 0, backward: int = 0) -> None:
+def force_splits(forward: int = 0, backward: int = 0, if_it_fits: bool = False) -> None:
     """Let the CUDA scans give a channel so many threads a direction, for tests and measurements.
 
     Args:
         forward (int): 1, 2, 4, 8 or 16. Defaults to 0: the rule decides.
         backward (int): 4, 8 or 16, or 1 where N = 1. Defaults to 0: the rule decides.
+        if_it_fits (bool): The rule decides as well where a device has too little shared memory for
+            such a kernel; otherwise the scan raises. Defaults to False.
 
     Raises:
         RuntimeError: There are no CUDA kernels; the message says why.
     """
     if not has_cuda():
         raise RuntimeError(f'there are no CUDA kernels: {cuda_problem()}')
-    _loaded().mmvim_cuda_force_splits(forward, backward)
+    _loaded().mmvim_cuda_force_splits(forward, backward, if_it_fits)
+
+
+@contextlib.contextmanager
+def fitting_splits(forward: int, backward: int) -> Iterator[None]:
+    """As :func:`force_splits` where they fit, while it lasts."""
+    force_splits(forward, backward, if_it_fits=True)
+    try:
+        yield
+    finally:
+        force_splits()
 
 
 def exp_many(data: Tensor, repeats: int) -> None:

@@ -1,24 +1,45 @@
 """Comparison of compiled kernels with pure torch on a GPU, before ``auto`` uses them.
 
-Kernels meet devices, drivers and compilers that nobody tried them on. A small block and its
-gradients cost some milliseconds, once; wrong numbers would cost a training.
+Kernels meet devices, drivers and compilers that nobody tried them on. A few small problems and
+their gradients cost some milliseconds, once; wrong numbers would cost a training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import product
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mmvim_ops.backends.backend import Backend, project
-from mmvim_ops.scan_inputs import MixerWeights
+from mmvim_ops.backends.backend import Backend
+from mmvim_ops.precision import wide_dtype
+from mmvim_ops.scan_inputs import ScanInputs, SelectiveInputs
 
-__all__ = ['difference']
+__all__ = ['CASES', 'Case', 'Form', 'difference']
+
+
+class Case(NamedTuple):
+    """Ops that are compared.
+
+    Attributes:
+        inputs (Callable[[int], tuple[list[Tensor], list[Tensor]]]): From N to activations and
+            parameters, float32 on the CPU, the same every time.
+        call (Callable[..., tuple[Tensor, ...]]): From a backend and the inputs to outputs.
+    """
+
+    inputs: Callable[[int], tuple[list[Tensor], list[Tensor]]]
+    call: Callable[..., tuple[Tensor, ...]]
+
+
+# Chooses one of several kernels for the same problem, while it lasts.
+Form = Callable[[], AbstractContextManager[None]]
 
 # Several tiles and a last one that is not full, channels that do not fill the blocks.
-_BATCH, _LENGTH, _CHANNELS, _RANK, _WIDTH = 2, 75, 36, 5, 4
+_BATCH, _LENGTH, _CHANNELS, _RANK, _WIDTH, _GROUPS = 2, 75, 36, 5, 4, 2
 # That of Vim and a single one: each has kernels of its own.
 _STATES = (16, 1)
 # Relative to the size of a result. Kernels are much closer; a mistake is much further off.
@@ -31,69 +52,124 @@ def difference(
     device: torch.device,
     dtypes: Iterable[torch.dtype] = tuple(_TOLERANCES),
     numbers_of_states: Iterable[int] = _STATES,
+    cases: Iterable[str] = ('convolutions', 'norm', 'gated scans', 'sums of scans'),
+    forms: Mapping[int, Sequence[Form]] | None = None,
 ) -> str | None:
-    """Compare the ops of two backends.
+    """Compare the ops of two backends, one by one, values and gradients.
 
     Args:
         tested (Backend): The one in doubt.
-        trusted (Backend): Another one.
-        device (torch.device): Where.
+        trusted (Backend): Another one. It computes in float64 on the CPU: the products of a GPU
+            may be in TF32.
+        device (torch.device): Where the first one computes.
         dtypes (Iterable[torch.dtype]): Of activations. Defaults to all that kernels read.
         numbers_of_states (Iterable[int]): N of the scans. Defaults to that of Vim and one.
+        cases (Iterable[str]): Which of ``CASES``. Defaults to all that a Vim runs.
+        forms (Mapping[int, Sequence[Form]] | None): By N, what chooses between the kernels for
+            such scans; each is compared. Defaults to None: what a problem of this size gets.
 
     Returns:
         The first result that differs, and by how much; None if none does.
     """
     plain = torch.autocast(device.type, enabled=False)
     with torch.inference_mode(False), torch.enable_grad(), plain:
-        for dtype, states in product(dtypes, numbers_of_states):
-            inputs = _inputs(device, dtype, states)
-            pairs = zip(_results(tested, inputs), _results(trusted, inputs))
-            for number, (got, expected) in enumerate(pairs):
-                got, expected = got.detach().double(), expected.detach().double()
-                error = float((got - expected).norm() / expected.norm())
-                if not error <= _TOLERANCES[dtype]:  # a NaN is not
-                    return (
-                        f'result {number} with {states} states in {dtype} differs by {error:.1e} '
-                        f'from {trusted.name!r}'
-                    )
+        for dtype, states, case in product(dtypes, numbers_of_states, cases):
+            activations, parameters = CASES[case].inputs(states)
+            inputs = [*(tensor.to(dtype) for tensor in activations), *parameters]
+            exact = [tensor.double() for tensor in inputs]
+            expected = _results(CASES[case], trusted, exact)
+            for form in (forms or {}).get(states, (nullcontext,)):
+                with form():
+                    found = _results(CASES[case], tested, [each.to(device) for each in inputs])
+                for number, (got, want) in enumerate(zip(found, expected)):
+                    error = float((got.double().cpu() - want).norm() / want.norm())
+                    if not error <= _TOLERANCES[dtype]:  # a NaN is not
+                        return (
+                            f'result {number} of the {case} with {states} states in {dtype} '
+                            f'differs by {error:.1e} from {trusted.name!r}'
+                        )
     return None
 
 
-def _inputs(device: torch.device, dtype: torch.dtype, states: int) -> list[Tensor]:
-    """Seeded inputs of a block: x and z in one tensor, then the weights of both directions."""
-    generator = torch.Generator().manual_seed(0)
+def _results(case: Case, backend: Backend, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Outputs, and the gradients of their sum."""
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
+    outs = case.call(backend, *leaves)
+    grads = torch.autograd.grad(outs, leaves, [torch.ones_like(out) for out in outs])
+    return [tensor.detach() for tensor in (*outs, *grads)]
 
-    def draw(*shape: int, scale: float = 1.0) -> Tensor:
-        return scale * torch.randn(shape, generator=generator)
 
-    E, N, R = _CHANNELS, states, _RANK
-    xz = draw(_BATCH, _LENGTH, 2 * E).to(device, dtype).requires_grad_()
+def _draws() -> Callable[..., Tensor]:
+    """Normal numbers, seeded, whatever the default device and dtype are."""
+    generator = torch.Generator('cpu').manual_seed(0)
+    return partial(torch.randn, generator=generator, device='cpu', dtype=torch.float32)
+
+
+def _rows(draw: Callable[..., Tensor], *columns: int) -> Tensor:
+    return draw(_BATCH, _LENGTH, *columns)
+
+
+def _convolution_inputs(states: int) -> tuple[list[Tensor], list[Tensor]]:
+    draw, E = _draws(), _CHANNELS
+    weights = [draw(E, _WIDTH) / 2, draw(E), draw(E, _WIDTH) / 2, draw(E)]
+    return [_rows(draw, E)], weights
+
+
+def _norm_inputs(states: int) -> tuple[list[Tensor], list[Tensor]]:
+    draw, E = _draws(), _CHANNELS
+    return [_rows(draw, E), _rows(draw, E)], [draw(E)]
+
+
+def _scan_inputs(states: int) -> tuple[list[Tensor], list[Tensor]]:
+    """X and z in one tensor, what the reverse scan reads, dbl of both; the parameters of both."""
+    draw, E, R = _draws(), _CHANNELS, _RANK
+    dbl = [_rows(draw, R + 2 * states) for _ in range(2)]
+    activations = [_rows(draw, 2 * E), _rows(draw, E), *dbl]
     parameters = [
         tensor
         for _ in range(2)
-        for tensor in (
-            *(draw(E, _WIDTH, scale=0.5), draw(E), draw(R + 2 * N, E, scale=E**-0.5)),
-            *(draw(E, R, scale=R**-0.5), draw(E) - 2, -draw(E, N).exp(), draw(E)),
-        )
+        for tensor in (draw(E, R) * R**-0.5, draw(E) - 2, -draw(E, states).exp(), draw(E))
     ]
-    return [xz, *(parameter.to(device).requires_grad_() for parameter in parameters)]
+    return activations, parameters
 
 
-def _results(backend: Backend, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Outputs and gradients of a block, of float32 sums without a gate and of a normalisation."""
-    xz, *parameters = inputs
+def _single_scan_inputs(states: int) -> tuple[list[Tensor], list[Tensor]]:
+    draw, E = _draws(), _CHANNELS
+    rows = [_rows(draw, E), _rows(draw, E) - 2, _rows(draw, E)]
+    shared = [_rows(draw, _GROUPS, states) for _ in range(2)]
+    return [*rows, *shared], [-draw(E, states).exp(), draw(E), draw(E)]
+
+
+def _convolutions(backend: Backend, *inputs: Tensor) -> tuple[Tensor, ...]:
+    return backend.bi_conv1d_silu(*inputs)
+
+
+def _norm(backend: Backend, x: Tensor, added: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+    return backend.add_rms_norm(x, added, weight, 1e-5)
+
+
+def _scans(gated: bool, backend: Backend, xz: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """The sum of both scans behind a gate, or in float32 without one."""
     x, z = xz.chunk(2, dim=-1)
-    forward, reverse = MixerWeights(*parameters[:7]), MixerWeights(*parameters[7:])
-    out = backend.vim_inner(x, z, forward, reverse, scale=0.5)
-    normed, total = backend.add_rms_norm(out.float(), z, parameters[-1], 1e-5)
-    scans = [
-        weights.scan_inputs(source, project(source, weights.x_proj))
-        for source, weights in ((x, forward), (z, reverse))
-    ]
-    sums = backend.bidirectional_selective_scan(
-        scans[0], scans[1], None, scale=0.5, out_dtype=torch.float32
-    )
-    outs = (out, normed, total, sums)
-    grads = torch.autograd.grad(outs, inputs, [torch.ones_like(each) for each in outs])
-    return [*outs, *grads]
+    x_b, dbl_f, dbl_b, *parameters = inputs
+    forward = ScanInputs(x, dbl_f, *parameters[:4])
+    reverse = ScanInputs(x_b, dbl_b, *parameters[4:])
+    gate, dtype = (z, z.dtype) if gated else (None, wide_dtype(z.dtype))
+    out = backend.bidirectional_selective_scan(forward, reverse, gate, scale=0.5, out_dtype=dtype)
+    return (out,)
+
+
+def _single_scan(backend: Backend, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """Steps and groups of channels of its own, a reverse direction, the last state."""
+    u, delta, z, B, C, A, D, bias = inputs
+    given = SelectiveInputs(u, delta, A, B, C, D, z, bias)
+    return backend.selective_scan(given, True, True, _GROUPS)
+
+
+CASES = {
+    'convolutions': Case(_convolution_inputs, _convolutions),
+    'norm': Case(_norm_inputs, _norm),
+    'gated scans': Case(_scan_inputs, partial(_scans, True)),
+    'sums of scans': Case(_scan_inputs, partial(_scans, False)),
+    'single scan': Case(_single_scan_inputs, _single_scan),
+}

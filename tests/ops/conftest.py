@@ -68,6 +68,7 @@ class Emulation:
         self.backend = Emulated(library.register('mmvim_emulated'))
         torch.ops.load_library(path)
         self.c = ctypes.CDLL(str(path))
+        self.c.mmvim_cuda_force_splits.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_bool]
         self.c.mmvim_emulation_use_order.argtypes = [ctypes.c_int, ctypes.c_bool]
         self.c.mmvim_emulation_neighbours.argtypes = [
             ctypes.c_void_p,
@@ -84,9 +85,13 @@ class Emulation:
         """Run the threads of a phase forwards (0), backwards (1) or shuffled (2)."""
         self.c.mmvim_emulation_use_order(order, copies_arrive_early)
 
-    def force_splits(self, forward: int = 0, backward: int = 0) -> None:
+    def use_device(self, multiprocessors: int = 132, shared_bytes: int = 227 * 1024) -> None:
+        """Choose kernels for a GPU that has so much; by default for an H200."""
+        self.c.mmvim_emulation_use_device(multiprocessors, shared_bytes)
+
+    def force_splits(self, forward: int = 0, backward: int = 0, if_it_fits: bool = False) -> None:
         """Threads a channel and direction; 0 leaves them to the rule."""
-        self.c.mmvim_cuda_force_splits(forward, backward)
+        self.c.mmvim_cuda_force_splits(forward, backward, if_it_fits)
 
     def use_chunk(self, chunk: int) -> None:
         """Save a state every so many tokens, while the emulation is in use."""
@@ -103,6 +108,7 @@ class Emulation:
             finally:
                 self.use_chunk(128)
                 self.use_order(0)
+                self.use_device()
                 self.force_splits()
 
 

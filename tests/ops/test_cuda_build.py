@@ -95,15 +95,33 @@ def test_where_code_runs(
 
 
 @pytest.mark.usefixtures('kernels')
-def test_a_device_without_code(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_or_a_driver_that_cannot_run_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """The reason names the variable that helps."""
     monkeypatch.setattr(torch.version, 'cuda', '13.0')
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device=None: (7, 5))
-    library = type('Library', (), {'mmvim_cuda_knows_streams': staticmethod(lambda: True)})
+    versions = {'driver': 13000, 'runtime': 13000}
+
+    def write_versions(driver: Any, runtime: Any) -> None:
+        driver._obj.value, runtime._obj.value = versions.values()
+
+    library = type(
+        'Library',
+        (),
+        {
+            'mmvim_cuda_knows_streams': staticmethod(lambda: True),
+            'mmvim_cuda_versions': staticmethod(write_versions),
+        },
+    )
     monkeypatch.setattr(loading, '_library', library)
     problem = loading.cuda_problem()
-    assert problem is not None
-    assert 'has compute capability 7.5' in problem and 'TORCH_CUDA_ARCH_LIST=7.5' in problem
+    assert problem is not None and 'needs compute capability 8.0' in problem and '7.5' in problem
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device=None: (99, 0))
+    monkeypatch.setitem(loading._facts, 'cuda', loading._facts['cuda'] | {'archs': ['sm_90']})
+    problem = loading.cuda_problem()
+    assert problem is not None and 'TORCH_CUDA_ARCH_LIST=99.0' in problem
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device=None: (9, 0))
     assert loading.cuda_problem() is None
+    versions['driver'] = 12040
+    problem = loading.cuda_problem()
+    assert problem is not None and 'CUDA 13.0, and the driver is one for CUDA 12.4' in problem

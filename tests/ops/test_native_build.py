@@ -285,14 +285,21 @@ def test_cuda_that_fails(
         ('9.0;8.6', ('compute_90', 'sm_90', 'sm_86')),
         ('8.0+PTX 10.0a', ('compute_80', 'sm_80', 'compute_100a', 'sm_100a')),
         ('12.0+PTX', ('compute_120', 'sm_120')),
+        ('7.0;7.5+PTX;8.6', ('compute_86', 'sm_86')),
     ],
 )
 def test_cuda_archs(given: str, archs: tuple[str, ...], site: Site) -> None:
-    """As listed, or what this nvcc knows of the usual ones; always PTX of the newest."""
+    """As listed from 8.0 on, or what nvcc knows of the usual ones; always PTX of the newest."""
     environ = {'CUDA_HOME': site.fake_nvcc(), 'TORCH_CUDA_ARCH_LIST': given, 'MMVIM_CUDA': '1'}
     cuda = building._find_cuda(building._find_torch(), environ)
     assert cuda.archs == archs
     assert cuda.version == 'tools, release 12.4, V12.4.1'
+
+
+def test_no_cuda_arch_that_has_kernels(site: Site) -> None:
+    environ = {'CUDA_HOME': site.fake_nvcc(), 'TORCH_CUDA_ARCH_LIST': '7.0;7.5+PTX'}
+    with pytest.raises(BuildError, match=r'=7\.0 7\.5\+PTX has nothing from 8\.0 on'):
+        building._find_cuda(building._find_torch(), environ | {'MMVIM_CUDA': '1'})
 
 
 def test_cuda_arch_misspelt(site: Site) -> None:

@@ -13,7 +13,7 @@ from mmvim_ops_by_name import bidirectional, called
 from torch import Tensor
 
 import mmvim_ops
-from mmvim_ops import backends, loading
+from mmvim_ops import backends, loading, self_check
 from mmvim_ops.backends import native
 
 Inputs = Callable[..., dict[str, Tensor]]
@@ -171,7 +171,7 @@ def with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine whose GPU can run the kernels; nothing is called on it."""
     monkeypatch.setattr(loading, 'cuda_problem', lambda device=None: None)
     monkeypatch.setattr(native.CUDA, '_problems', {})
-    monkeypatch.setattr(native.self_check, 'difference', lambda *args: None)
+    monkeypatch.setattr(self_check, 'difference', lambda *args, **options: None)
     monkeypatch.setattr(torch.cuda, 'is_current_stream_capturing', lambda: False)
 
 
@@ -213,13 +213,13 @@ def test_kernels_that_are_wrong_on_a_device(monkeypatch: pytest.MonkeyPatch) -> 
     """Auto asks once a device, and says what it found; by name they still run."""
     asked: list[torch.device] = []
 
-    def difference(tested: object, trusted: object, device: torch.device) -> str:
+    def difference(tested: object, trusted: object, device: torch.device, **options: object) -> str:
         assert (tested, trusted) == (native.CUDA, native.CHUNKED)
         asked.append(device)
         return 'result 3 in torch.float32 differs by 1.0e+00 from pure torch'
 
-    monkeypatch.setattr('mmvim_ops.self_check.difference', difference)
-    with pytest.warns(UserWarning, match=r'are wrong on cuda:0: result 3 .*; auto takes'):
+    monkeypatch.setattr(self_check, 'difference', difference)
+    with pytest.warns(UserWarning, match=r'cannot be used on cuda:0: result 3 .*; auto takes'):
         assert backends.select('auto', CUDA, torch.float32) is native.CHUNKED
     assert backends.select('auto', CUDA, torch.float32) is native.CHUNKED and asked == [CUDA]
     assert backends.select('cuda', CUDA, torch.float32) is native.CUDA
@@ -234,3 +234,23 @@ def test_kernels_that_are_wrong_on_a_device(monkeypatch: pytest.MonkeyPatch) -> 
             patch.setattr(module, name, lambda: True)
             assert backends.select('auto', CUDA, torch.float32) is native.CUDA
             assert asked == [CUDA] and not native.CUDA._problems
+
+
+@pytest.mark.usefixtures('with_cuda')
+def test_kernels_that_cannot_be_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault as any other; a full GPU says nothing of the kernels."""
+
+    def fail(error: RuntimeError) -> None:
+        raise error
+
+    monkeypatch.setattr(
+        self_check, 'difference', lambda *args, **options: fail(RuntimeError('invalid value'))
+    )
+    with pytest.warns(UserWarning, match='cannot be used on cuda:0: invalid value'):
+        assert backends.select('auto', CUDA, torch.float32) is native.CHUNKED
+    monkeypatch.setattr(native.CUDA, '_problems', {})
+    full = torch.OutOfMemoryError('2 GiB')
+    monkeypatch.setattr(self_check, 'difference', lambda *args, **options: fail(full))
+    with pytest.raises(torch.OutOfMemoryError):
+        backends.select('auto', CUDA, torch.float32)
+    assert not native.CUDA._problems

@@ -45,23 +45,60 @@ def test_wrong_results_are_found(
     assert found is not None and '16 states in torch.float32 differs by' in found
 
 
+class _Scaled(torch.autograd.Function):
+    """The same number, with a gradient that is a hundredth too large."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * 1.01
+
+
 @pytest.mark.parametrize('index', range(13))
 def test_wrong_gradients_are_found(
     index: int, emulated: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Any of those of the scan, by a hundredth."""
-    family = emulated.backend.family
-    right = family.bidirectional_selective_scan_backward
+    """Any of those of the scans, by a hundredth."""
+    right = emulated.backend.bidirectional_selective_scan
 
-    def wrong(*args: Any) -> list[Tensor]:
-        grads = list(right(*args))
-        grads[index] = grads[index] * 1.01
-        return grads
+    def wrong(forward: Any, reverse: Any, z: Tensor | None, **options: Any) -> Tensor:
+        tensors = [*forward, *reverse, *([] if z is None else [z])]
+        if index < len(tensors):
+            tensors[index] = _Scaled.apply(tensors[index])
+        sides = type(forward)(*tensors[:6]), type(forward)(*tensors[6:12])
+        scanned: Tensor = right(*sides, tensors[12] if len(tensors) > 12 else None, **options)
+        return scanned
 
-    patched = family._replace(bidirectional_selective_scan_backward=wrong)
-    monkeypatch.setattr(emulated.backend, 'family', patched)
+    monkeypatch.setattr(emulated.backend, 'bidirectional_selective_scan', wrong)
     found = self_check.difference(emulated.backend, CHUNKED, CPU)
     assert found is not None and 'differs by' in found
+
+
+@pytest.mark.parametrize('index', range(2))
+def test_every_result_of_a_single_scan_is_compared(
+    index: int, emulated: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With groups, backwards, and whatever kernel the number of states takes."""
+    right = emulated.backend.selective_scan
+    seen = []
+
+    def wrong(inputs: Any, *options: Any) -> tuple[Tensor, Tensor]:
+        seen.append((inputs.A.shape[1], *options))
+        results = list(right(inputs, *options))
+        if seen[-1][0] == 5:
+            results[index] = results[index] * 1.1
+        return tuple(results)  # type: ignore[return-value]
+
+    monkeypatch.setattr(emulated.backend, 'selective_scan', wrong)
+    found = self_check.difference(
+        emulated.backend, CHUNKED, CPU, [torch.float32], (16, 5), self_check.CASES
+    )
+    assert found is not None
+    assert found.startswith(f'result {index} of the single scan with 5 states')
+    assert seen == [(16, True, True, 2), (5, True, True, 2)]
 
 
 @pytest.mark.parametrize('kind', ['one state', 'no gate', 'wide sums'])
@@ -73,7 +110,7 @@ def test_every_kind_of_scan_is_compared(
 
     def wrong(*args: Any) -> tuple[Tensor, Tensor]:
         out, checkpoints = right(*args)
-        A, z, wide_out = args[8], args[12], args[14]
+        A, z, wide_out = args[8], args[12], args[14]  # in the order of the schema
         hit = {'one state': A.shape[1] == 1, 'no gate': z is None, 'wide sums': wide_out}[kind]
         return (out * 1.1 if hit else out), checkpoints
 

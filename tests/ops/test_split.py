@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
+
+import mmvim_ops
 
 # The forward and the backward kernels of 16 states.
 FAMILIES = [(1, 2, 4, 8, 16), (4, 8, 16)]
@@ -83,3 +88,23 @@ def test_shared_memory_fits(emulation: Any) -> None:
                 least = min(needed(backward, number_bytes, split, 16, rank) for split in splits)
                 assert 0 < least <= 99 * 1024, (backward, number_bytes, rank)
     assert needed(True, 2, 2, 16, 12) == 0  # no such kernel
+
+
+def test_a_forced_kernel_that_does_not_fit(
+    emulated: Any, scan_inputs: Callable[..., dict[str, Tensor]]
+) -> None:
+    """Raises, or leaves the choice to the rule if that is asked for."""
+    inputs = scan_inputs(L=40, N=16, dtype=torch.float32)
+    scan = partial(mmvim_ops.selective_scan, **inputs, delta_softplus=True, backend='cpu')
+    expected = scan()
+    needed = emulated.c.mmvim_emulation_shared_bytes
+    emulated.use_device(shared_bytes=needed(False, 4, 16, 16, 0))
+    emulated.force_splits(1, 4, if_it_fits=True)
+    torch.testing.assert_close(scan(), expected)
+    emulated.force_splits(1, 4)
+    with pytest.raises(RuntimeError, match=r'a block needs .* bytes of shared memory'):
+        scan()
+    emulated.use_device(shared_bytes=1000)
+    emulated.force_splits()
+    with pytest.raises(RuntimeError, match='this device has 1000: fewer dt columns'):
+        scan()

@@ -14,7 +14,21 @@ MMVIM_EXPORT bool mmvim_cuda_knows_streams() {
 #endif
 }
 
-// Threads a channel and direction; 0 leaves them to the rule.
-MMVIM_EXPORT void mmvim_cuda_force_splits(int forward, int backward) {
-  mmvim::cuda::forced_splits() = {forward, backward};
+// The versions of CUDA that the driver is for and that this library's runtime is of, as 13000 is 13.0;
+// 0 where there is no driver.
+MMVIM_EXPORT void mmvim_cuda_versions(int* driver, int* runtime) {
+  *driver = *runtime = 0;
+#ifndef MMVIM_EMULATE
+  cudaDriverGetVersion(driver);
+  cudaRuntimeGetVersion(runtime);
+#endif
+}
+
+// Threads a channel and direction; 0 leaves them to the rule, as does a number whose kernel needs more
+// shared memory than there is, `if_it_fits`.
+MMVIM_EXPORT void mmvim_cuda_force_splits(int forward, int backward, bool if_it_fits) {
+  auto& forced = mmvim::cuda::forced_splits();
+  forced.forward = forward;
+  forced.backward = backward;
+  forced.if_it_fits = if_it_fits;
 }

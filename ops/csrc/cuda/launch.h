@@ -5,6 +5,7 @@
 
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -21,6 +22,7 @@ namespace mmvim::cuda {
 
 // Where to run; nothing else is asked of the device.
 struct Device {
+  int index = 0;
   int multiprocessors = 0;
   int shared_bytes = 0;  // the most a block may have
   void* stream = nullptr;
@@ -42,6 +44,7 @@ void launch(const typename Algorithm::Params& params, const Device&) {
 
 inline void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
+  cudaGetLastError();  // the runtime would report it once more, after the next launch
   throw LaunchError(std::string(what) + " failed: " + cudaGetErrorString(error));
 }
 
@@ -80,6 +83,23 @@ __global__ void __launch_bounds__(Algorithm::kMostThreads, blocks_at_once<Algori
   Algorithm::run(each, params, static_cast<int64_t>(blockIdx.x), shared);
 }
 
+// Once a kernel and device: a block may have all the shared memory that there is, whatever the first
+// problem asks for, since another thread may launch the same kernel for another one. An algorithm
+// that says how many blocks shall run at once needs the shared memory of all of them.
+template <class Algorithm>
+void prepare(const Device& device) {
+  static std::atomic<uint64_t> prepared{0};  // a bit for each of the first devices
+  const uint64_t bit = device.index < 64 ? uint64_t{1} << device.index : 0;
+  if (prepared.load(std::memory_order_acquire) & bit) return;
+  const auto set = [](cudaFuncAttribute attribute, int value) {
+    check(cudaFuncSetAttribute(kernel<Algorithm>, attribute, value), "asking for shared memory");
+  };
+  set(cudaFuncAttributeMaxDynamicSharedMemorySize, device.shared_bytes);
+  if (blocks_at_once<Algorithm>(0) > 1)
+    set(cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+  prepared.fetch_or(bit, std::memory_order_release);
+}
+
 template <class Algorithm>
 void launch(const typename Algorithm::Params& params, const Device& device) {
   const int64_t blocks = Algorithm::blocks(params);
@@ -87,11 +107,7 @@ void launch(const typename Algorithm::Params& params, const Device& device) {
   if (blocks > INT32_MAX)
     throw LaunchError(std::to_string(blocks) + " blocks are more than a launch can have");
   const int shared = Algorithm::shared_bytes(params);
-  if (shared > 48 * 1024) {
-    check(cudaFuncSetAttribute(kernel<Algorithm>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               shared),
-          "asking for shared memory");
-  }
+  prepare<Algorithm>(device);
   kernel<Algorithm><<<static_cast<unsigned>(blocks), Algorithm::threads(params), shared,
                       static_cast<cudaStream_t>(device.stream)>>>(params);
   check(cudaGetLastError(), "launching a kernel");

@@ -233,14 +233,16 @@ MMVIM_HD void copy_async(void* to, const void* from, bool given) {
   const int size = given ? Bytes : 0;
   if constexpr (Bytes == 16) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from),
-                 "r"(size));
+                 "r"(size)
+                 : "memory");
   } else {
     asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(address), "l"(from),
-                 "n"(Bytes), "r"(size));
+                 "n"(Bytes), "r"(size)
+                 : "memory");
   }
 #elif !defined(__CUDACC__)
   require_aligned(to, Bytes);
-  if (given) require_aligned(from, Bytes);
+  require_aligned(from, Bytes);  // whether given or not: a GPU may look at both
   pending_copies->push_back({to, from, Bytes, given});
 #endif
 }

@@ -73,7 +73,8 @@ struct ScanBackward : BackwardTraits<Shape> {
       const int begin = chunk * p.tiles_a_chunk;
       const int end = begin + p.tiles_a_chunk < p.tiles ? begin + p.tiles_a_chunk : p.tiles;
       for (int step = begin; step < end; ++step) {
-        const Visit visit = {step, copy++, step + 1 < end ? step + 1 : end - 1};
+        const bool last = step + 1 == end;
+        const Visit visit = {step, copy++, last ? step : step + 1, last};
         each([&](int tid, Registers& own) { pass.convert(Thread<Shape>(tid), own, visit); });
         each([&](int tid, Registers& own) { pass.prepare(Thread<Shape>(tid), own, visit); });
         each([&](int tid, Registers& own) {
@@ -82,7 +83,8 @@ struct ScanBackward : BackwardTraits<Shape> {
       }
       for (int step = end - 1; step >= begin; --step) {
         const int next_chunk = chunk > 0 ? begin - p.tiles_a_chunk : -1;
-        const Visit visit = {step, copy++, step > begin ? step - 1 : next_chunk};
+        const bool first = step == begin;
+        const Visit visit = {step, copy++, first ? next_chunk : step - 1, !first};
         each([&](int tid, Registers& own) { pass.convert(Thread<Shape>(tid), own, visit); });
         each([&](int tid, Registers& own) {
           pass.prepare_to_sweep(Thread<Shape>(tid), own, visit);
@@ -173,22 +175,24 @@ struct ScanBackward : BackwardTraits<Shape> {
       MMVIM_UNROLL_BY(1)
       for (int i = at.lane; i < 4 * layout.rank_fours * kChannels; i += Shape::kThreads)
         space.floats(layout.grad_weight)[i] = 0.0f;
-      copy(at, own, step, 0);
+      copy(at, own, step, 0, false);
       wait_for_copies();
     }
 
     // Starts to bring a tile here, from where the thread stands.
-    MMVIM_HD void copy(const Thread<Shape>& at, Registers& own, int step, int number) const {
+    MMVIM_HD void copy(const Thread<Shape>& at, Registers& own, int step, int number,
+                       bool sweeps) const {
       const Direction& scan = p.scans[at.direction];
       const Tile tile(p, scan, step);
       const Space<Shape> space = this->space(at);
-      own.ahead.read(p, scan, tile, at.lane);
+      own.ahead.read(p, scan, tile, at.lane, sweeps);
       const auto copy_tile = [&](const Rows& rows, Cursor from, RawTile which) {
         copy_own_tile(rows, in_global(cursor(at, from)), block, tile, at.lane,
                       space.raw(number, which));
       };
       copy_tile(scan.u, Cursor::kCopyU, kU);
       if (p.rank == 0) copy_tile(scan.delta, Cursor::kCopyDelta, kDelta);
+      if (!sweeps) return;
       if (p.gated) copy_tile(scan.z, Cursor::kCopyZ, kZ);
       const Rows& grad_out = p.grads[at.direction].out;
       const char* from = in_global(cursor(at, Cursor::kCopyGradOut));
@@ -208,7 +212,7 @@ struct ScanBackward : BackwardTraits<Shape> {
       if (p.rank == 0) cursor(at, Cursor::kCopyDelta) += tiles * scan.delta.tile;
       if (p.gated) cursor(at, Cursor::kCopyZ) += tiles * scan.z.tile;
       cursor(at, Cursor::kCopyGradOut) += tiles * p.grads[at.direction].out.tile;
-      copy(at, own, visit.next, visit.copy + 1);
+      copy(at, own, visit.next, visit.copy + 1, visit.next_sweeps);
     }
 
     MMVIM_HD void convert(const Thread<Shape>& at, const Registers& own, const Visit& visit) const {

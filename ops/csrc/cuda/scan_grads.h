@@ -108,6 +108,7 @@ struct BackwardTraits {
   // A tile's turn: while it is worked on, the next one is copied.
   struct Visit {
     int step, copy, next;  // next: the step after, or -1
+    bool next_sweeps;      // it is swept over: its states alone need neither C, z nor grad_out
   };
 };
 

@@ -2,6 +2,8 @@
 
 #pragma once
 
+#include <atomic>
+
 #include "launch.h"
 #include "scan_backward.h"
 #include "scan_forward.h"
@@ -16,7 +18,8 @@ constexpr int kOtherSplit = 8;
 
 // Splits that shall be used in place of the rule's, for tests and measurements; 0: the rule's.
 struct ForcedSplits {
-  int forward = 0, backward = 0;
+  std::atomic<int> forward{0}, backward{0};
+  std::atomic<bool> if_it_fits{false};  // else the rule's, not an error
 };
 ForcedSplits& forced_splits();
 

@@ -180,7 +180,7 @@ struct RowsAhead {
   static constexpr int kFourBytes = 4 * static_cast<int>(sizeof(T));
 
   const char *dt_at, *B_at, *C_at;  // where the thread begins in the tile it has read
-  Four<T> dt[kRankFours], B[kOwnFours], C[kOwnFours];
+  Four<T> dt[kRankFours], B[kOwnFours], C[kOwnFours] = {};
 
   MMVIM_HD void begin(const Problem& p, const Direction& scan, const Block<Shape>& block, int step,
                       int lane) {
@@ -200,11 +200,13 @@ struct RowsAhead {
     C_at += tiles * scan.C.tile;
   }
 
-  MMVIM_HD void read(const Problem& p, const Direction& scan, const Tile& tile, int lane) {
+  // Without `with_C`, C stays what it was.
+  MMVIM_HD void read(const Problem& p, const Direction& scan, const Tile& tile, int lane,
+                     bool with_C = true) {
     if (scan.whole_fours) {
-      read_fours<true>(p, scan, tile, lane);
+      read_fours<true>(p, scan, tile, lane, with_C);
     } else {
-      read_fours<false>(p, scan, tile, lane);
+      read_fours<false>(p, scan, tile, lane, with_C);
     }
   }
 
@@ -245,7 +247,8 @@ struct RowsAhead {
 
  private:
   template <bool Whole>
-  MMVIM_HD void read_fours(const Problem& p, const Direction& scan, const Tile& tile, int lane) {
+  MMVIM_HD void read_fours(const Problem& p, const Direction& scan, const Tile& tile, int lane,
+                           bool with_C) {
     if (p.rank > 0) {
       MMVIM_UNROLL
       for (int j = 0; j < kRankFours; ++j) dt[j] = read_dt<Whole>(p, scan, tile, lane, j);
@@ -257,12 +260,12 @@ struct RowsAhead {
       if constexpr (kOne) {
         const bool given = lane < kTile && tile.given(lane);
         B[j] = read_one(B_from, given);
-        C[j] = read_one(C_from, given);
+        if (with_C) C[j] = read_one(C_from, given);
         continue;
       }
       const int columns = tile.given(slot + j * kRowsApart) ? p.states - lane % kFours * 4 : 0;
       B[j] = read_four<Whole>(scan.B, B_from, columns);
-      C[j] = read_four<Whole>(scan.C, C_from, columns);
+      if (with_C) C[j] = read_four<Whole>(scan.C, C_from, columns);
       B_from += kRowsApart * scan.B.token;
       C_from += kRowsApart * scan.C.token;
     }

@@ -28,19 +28,17 @@ class OnDeviceOf {
 #ifdef MMVIM_EMULATE
   {
     (void)tensor;
-    device_.multiprocessors = 132;
-    device_.shared_bytes = 227 * 1024;
+    device_.multiprocessors = emulated_multiprocessors;
+    device_.shared_bytes = emulated_shared_bytes;
   }
 #else
       : guard_(tensor.get_device_index()) {
     const int index = tensor.get_device_index();
     // The guard tells torch's CUDA runtime; this library has one of its own.
     check(cudaSetDevice(index), "choosing the device");
-    check(cudaDeviceGetAttribute(&device_.multiprocessors, cudaDevAttrMultiProcessorCount, index),
-          "asking for the number of multiprocessors");
-    check(cudaDeviceGetAttribute(&device_.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin,
-                                 index),
-          "asking for the size of shared memory");
+    device_.index = index;
+    device_.multiprocessors = attribute<cudaDevAttrMultiProcessorCount>(index);
+    device_.shared_bytes = attribute<cudaDevAttrMaxSharedMemoryPerBlockOptin>(index);
     STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(index, &device_.stream) == 0,
                     "torch did not name the current CUDA stream");
   }
@@ -49,6 +47,16 @@ class OnDeviceOf {
 
  private:
 #ifndef MMVIM_EMULATE
+  // Asked once a device: an operator is called thousands of times a second.
+  template <cudaDeviceAttr Which>
+  static int attribute(int index) {
+    static std::atomic<int> known[64];  // 0: not asked yet
+    int value = index < 64 ? known[index].load(std::memory_order_relaxed) : 0;
+    if (value != 0) return value;
+    check(cudaDeviceGetAttribute(&value, Which, index), "asking what the device has");
+    if (index < 64) known[index].store(value, std::memory_order_relaxed);
+    return value;
+  }
   torch::stable::accelerator::DeviceGuard guard_;
 #endif
   Device device_;
@@ -105,14 +113,15 @@ class RowsOf {
     const int64_t size = size_of(tensor_.scalar_type());
     Rows rows;
     rows.data = static_cast<char*>(tensor_.data_ptr()) + first * size;
-    rows.sequence = tensor_.stride(0) * size;
-    rows.token = tensor_.stride(1) * size;
-    rows.group = tensor_.dim() == 4 ? tensor_.stride(2) * size : channels * size;
+    // Strides of dimensions with one entry say nothing, and must not lead to an address: even a copy
+    // of nothing may need one that is aligned.
+    rows.sequence = tensor_.size(0) > 1 ? tensor_.stride(0) * size : 0;
+    rows.token = tensor_.size(1) > 1 ? tensor_.stride(1) * size : 0;
+    rows.group = channels * size;
+    if (tensor_.dim() == 4) rows.group = tensor_.size(2) > 1 ? tensor_.stride(2) * size : 0;
     const int64_t address = reinterpret_cast<intptr_t>(rows.data);
-    // Strides of dimensions with one entry say nothing.
-    rows.alignment = static_cast<int>(largest_divisor_of_16(
-        address | (tensor_.size(0) > 1 ? rows.sequence : 0) |
-        (tensor_.size(1) > 1 ? rows.token : 0) | rows.group));
+    rows.alignment = static_cast<int>(
+        largest_divisor_of_16(address | rows.sequence | rows.token | rows.group));
     return rows;
   }
 

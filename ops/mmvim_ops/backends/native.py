@@ -7,6 +7,7 @@ The kernels themselves are under ``csrc``; :mod:`mmvim_ops.loading` loads them, 
 from __future__ import annotations
 
 import warnings
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,6 +22,9 @@ from mmvim_ops.library import COMPILED, VIM_BLOCK
 from mmvim_ops.scan_inputs import BlockWeights
 
 __all__ = ['CPU', 'CUDA']
+
+# Threads a channel, forwards and backwards: each kernel at least once, by the states it is for.
+_SPLITS = {16: ((1, 4), (2, 8), (4, 16), (8, 4), (16, 8)), 1: ((1, 1), (8, 8))}
 
 
 class Native(OperatorBackend):
@@ -105,11 +109,11 @@ class Native(OperatorBackend):
             elif cuda and torch.cuda.is_current_stream_capturing():
                 return True  # a graph cannot be asked to compare numbers on the way
             elif cuda:
-                problem = self_check.difference(self, CHUNKED, device)
+                problem = _fault(self, device)
                 if problem is not None:
                     warnings.warn(
-                        f'the CUDA kernels of mmvim_ops are wrong on {device}: {problem}; '
-                        "auto takes 'chunked'. Please report it",
+                        f'the CUDA kernels of mmvim_ops cannot be used on {device}: {problem}; '
+                        'auto takes another backend. Please report it',
                         stacklevel=4,
                     )
             self._problems[device] = problem
@@ -137,6 +141,23 @@ class Native(OperatorBackend):
         if self.widens_half and tensor is not None and tensor.dtype == torch.float16:
             return tensor.float()
         return tensor
+
+
+def _fault(backend: Native, device: torch.device) -> str | None:
+    """What is wrong with any of the CUDA kernels on a device, or None."""
+    forms = {
+        states: [partial(loading.fitting_splits, *splits) for splits in every]
+        for states, every in _SPLITS.items()
+    }
+    numbers = (16, 1, 5)  # those with kernels of their own, and one of the others
+    try:
+        return self_check.difference(
+            backend, CHUNKED, device, numbers_of_states=numbers, cases=self_check.CASES, forms=forms
+        )
+    except torch.OutOfMemoryError:
+        raise  # says nothing of the kernels
+    except RuntimeError as error:  # of a launch
+        return str(error)
 
 
 def _whole_block(x: Tensor, weights: BlockWeights, eps: float, scale: float) -> Tensor:

@@ -20,6 +20,8 @@ namespace mmvim::cuda {
 enum class ThreadOrder : int { kForwards, kBackwards, kShuffled };
 inline ThreadOrder thread_order = ThreadOrder::kForwards;
 inline bool copies_arrive_early = false;
+// What there is for kernels to be chosen for: an H200, unless a test says otherwise.
+inline int emulated_multiprocessors = 132, emulated_shared_bytes = 227 * 1024;
 
 inline void arrive(const PendingCopy& copy) {
   if (copy.given) {
