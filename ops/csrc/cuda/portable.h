@@ -204,12 +204,31 @@ MMVIM_HD T* in_global(T* pointer) {
   return pointer;
 }
 
-// Adds to what other blocks add to as well.
-MMVIM_HD void atomic_add(float* to, float value) {
+// Adds adjacent floats to what other blocks add to as well: from compute capability 9 on in one
+// operation, which costs the second-level cache no more than that of a single float.
+template <int Count>
+MMVIM_HD void atomic_add(float* to, const Floats<Count>& values) {
+  require_aligned(to, alignof(Floats<Count>));
 #ifdef __CUDA_ARCH__
-  atomicAdd(to, value);
+  to = in_global(to);
+  static_assert(Count == 1 || Count == 2 || Count == 4);
+#if __CUDA_ARCH__ >= 900
+  if constexpr (Count == 4) {
+    asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(values.at[0]),
+                 "f"(values.at[1]), "f"(values.at[2]), "f"(values.at[3])
+                 : "memory");
+    return;
+  } else if constexpr (Count == 2) {
+    asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(to), "f"(values.at[0]),
+                 "f"(values.at[1])
+                 : "memory");
+    return;
+  }
+#endif
+  MMVIM_UNROLL
+  for (int i = 0; i < Count; ++i) atomicAdd(to + i, values.at[i]);
 #else
-  *to += value;
+  for (int i = 0; i < Count; ++i) to[i] += values.at[i];
 #endif
 }
 

@@ -54,6 +54,12 @@ struct ScanBackward : BackwardTraits<Shape> {
       for (RowSums* sums : {&grads.dt, &grads.B, &grads.C}) turn(*sums);
       grads.out.fit(kChannels * static_cast<int>(p.wide_grad ? sizeof(float) : sizeof(T)));
     });
+    p.whole_sums = p.rank % 4 == 0;
+    for (int d = 0; d < p.directions; ++d) {
+      const ScanGrads& grads = p.grads[d];
+      for (const RowSums* sums : {&grads.dt, &grads.B, &grads.C})
+        if (sums->data) p.whole_sums = p.whole_sums && sums->in_fours();
+    }
   }
   static MMVIM_HD int64_t blocks(const Params& p) { return Block<Shape>::number(p); }
   static MMVIM_HD int threads(const Params& p) { return p.directions * Shape::kThreads; }

@@ -16,6 +16,10 @@ struct RowSums {
   float* data = nullptr;
   int64_t sequence = 0, token = 0, group = 0, part = 0;
   int64_t tile = 0;  // from a tile to the next
+
+  bool in_fours() const {
+    return ((reinterpret_cast<intptr_t>(data) / 4) | sequence | token | group | part) % 4 == 0;
+  }
 };
 
 struct ScanGrads {
@@ -33,6 +37,7 @@ struct BackwardProblem : Problem {
   const float* grad_last_state = nullptr;  // (B, groups * channels, states) of the only scan
   bool wide_grad = false;                  // grads.out is float, whatever the inputs are
   bool atomic = false;                     // all blocks of a group add to part 0
+  bool whole_sums = false;  // sums of dt, B and C are rows of fours, each at a multiple of 16 bytes
 };
 
 // A block's state and memory.
@@ -303,13 +308,15 @@ struct BackwardSums : BackwardTraits<Shape> {
   static MMVIM_HD void put(char* to, float value) {
     *reinterpret_cast<T*>(to) = from_float<T>(value);
   }
-  MMVIM_HD void add(float* to, float value) const {
+  template <int Count>
+  MMVIM_HD void add(float* to, const Floats<Count>& values) const {
     if (p.atomic) {
-      atomic_add(to, value);
+      atomic_add(to, values);
     } else {
-      *to = value;
+      store(to, values);
     }
   }
+  MMVIM_HD void add(float* to, float value) const { add<1>(to, {{value}}); }
 
   MMVIM_HD void share_over_channels(const Thread<Shape>& at, const Tile& tile,
                                     const Space<Shape>& space, int first) const {
@@ -335,12 +342,22 @@ struct BackwardSums : BackwardTraits<Shape> {
       if (!tile.given(slot)) continue;
       float* grad_B = rows(at, Cursor::kGradB) + slot * grads.B.token + n;
       float* grad_C = rows(at, Cursor::kGradC) + slot * grads.C.token + n;
-      MMVIM_UNROLL
-      for (int m = 0; m < kVector; ++m) {
-        const int i = vector * kVector + m;  // of the thread's B and C
-        if (!Shape::kPadded || n + i % kOwn < p.states)
-          add(i < kOwn ? grad_B + i : grad_C + i - kOwn, sum.at[m]);
+      const auto place = [&](int i) { return i < kOwn ? grad_B + i : grad_C + i - kOwn; };
+      const int i = vector * kVector;  // of the thread's B and C
+      constexpr int kAtOnce = Shape::kPadded ? 1 : kOwn < kVector ? kOwn : kVector;
+      if (kAtOnce > 1 && p.whole_sums) {
+        MMVIM_UNROLL
+        for (int m = 0; m < kVector; m += kAtOnce) {
+          Floats<kAtOnce> some;
+          MMVIM_UNROLL
+          for (int j = 0; j < kAtOnce; ++j) some.at[j] = sum.at[m + j];
+          add(place(i + m), some);
+        }
+        continue;
       }
+      MMVIM_UNROLL
+      for (int m = 0; m < kVector; ++m)
+        if (!Shape::kPadded || n + (i + m) % kOwn < p.states) add(place(i + m), sum.at[m]);
     }
   }
 
@@ -378,19 +395,23 @@ struct BackwardSums : BackwardTraits<Shape> {
     for (int i = at.lane; i < kTile * layout.rank_fours; i += Shape::kThreads) {
       const int slot = i % kTile, r = i / kTile;
       if (!tile.given(slot)) continue;
-      float sum[4] = {};
+      Floats<4> sum = {};
       MMVIM_UNROLL
       for (int j = 0; j < kChannels; ++j) {  // each four begins elsewhere: another bank
         const int k = j ^ slot / 4 % kChannels;  // beyond the last channel, the weight is zero
         const float grad = grad_delta[place(slot, k)];
         const Floats<4> w = load<4>(space.weight() + (r * kChannels + k) * 4);
         MMVIM_UNROLL
-        for (int m = 0; m < 4; ++m) sum[m] = multiply_add(grad, w.at[m], sum[m]);
+        for (int m = 0; m < 4; ++m) sum.at[m] = multiply_add(grad, w.at[m], sum.at[m]);
       }
       float* to = grad_rows + slot * token + r * 4;
+      if (p.whole_sums) {
+        add(to, sum);
+        continue;
+      }
       MMVIM_UNROLL
       for (int m = 0; m < 4; ++m)
-        if (r * 4 + m < p.rank) add(to + m, sum[m]);
+        if (r * 4 + m < p.rank) add(to + m, sum.at[m]);
     }
     MMVIM_UNROLL_BY(1)
     for (int i = at.lane; i < kChannels * layout.rank_fours; i += Shape::kThreads) {
