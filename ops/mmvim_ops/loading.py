@@ -83,7 +83,7 @@ def _load(folder: Path) -> ctypes.CDLL:
         if has_cuda():
             functions.mmvim_cuda_knows_streams.restype = ctypes.c_bool
             functions.mmvim_cuda_force_splits.argtypes = [
-                *(ctypes.c_int, ctypes.c_int, ctypes.c_bool)
+                *(ctypes.c_int, ctypes.c_int, ctypes.c_bool, ctypes.c_bool)
             ]
             functions.mmvim_cuda_force_splits.restype = None
             functions.mmvim_cuda_versions.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
@@ -232,7 +232,9 @@ def use_isa(name: str) -> None:
     isa_problem = None
 
 
-def force_splits(forward: int = 0, backward: int = 0, if_it_fits: bool = False) -> None:
+def force_splits(
+    forward: int = 0, backward: int = 0, if_it_fits: bool = False, general: bool = False
+) -> None:
     """Let the CUDA scans give a channel so many threads a direction, for tests and measurements.
 
     Args:
@@ -240,19 +242,20 @@ def force_splits(forward: int = 0, backward: int = 0, if_it_fits: bool = False) 
         backward (int): 4, 8 or 16, or 1 where N = 1. Defaults to 0: the rule decides.
         if_it_fits (bool): The rule decides as well where a device has too little shared memory for
             such a kernel; otherwise the scan raises. Defaults to False.
+        general (bool): Leave out the kernels that serve blocks of a Vim alone. Defaults to False.
 
     Raises:
         RuntimeError: There are no CUDA kernels; the message says why.
     """
     if not has_cuda():
         raise RuntimeError(f'there are no CUDA kernels: {cuda_problem()}')
-    _loaded().mmvim_cuda_force_splits(forward, backward, if_it_fits)
+    _loaded().mmvim_cuda_force_splits(forward, backward, if_it_fits, general)
 
 
 @contextlib.contextmanager
-def fitting_splits(forward: int, backward: int) -> Iterator[None]:
+def fitting_splits(forward: int, backward: int, general: bool) -> Iterator[None]:
     """As :func:`force_splits` where they fit, while it lasts."""
-    force_splits(forward, backward, if_it_fits=True)
+    force_splits(forward, backward, if_it_fits=True, general=general)
     try:
         yield
     finally:

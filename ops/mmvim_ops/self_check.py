@@ -39,7 +39,7 @@ class Case(NamedTuple):
 Form = Callable[[], AbstractContextManager[None]]
 
 # Several tiles and a last one that is not full, channels that do not fill the blocks.
-_BATCH, _LENGTH, _CHANNELS, _RANK, _WIDTH, _GROUPS = 2, 75, 36, 5, 4, 2
+_BATCH, _LENGTH, _CHANNELS, _WIDTH, _GROUPS = 2, 75, 36, 4, 2
 # That of Vim and a single one: each has kernels of its own.
 _STATES = (16, 1)
 # Relative to the size of a result. Kernels are much closer; a mistake is much further off.
@@ -120,9 +120,9 @@ def _norm_inputs(states: int) -> tuple[list[Tensor], list[Tensor]]:
     return [_rows(draw, E), _rows(draw, E)], [draw(E)]
 
 
-def _scan_inputs(states: int) -> tuple[list[Tensor], list[Tensor]]:
-    """X and z in one tensor, what the reverse scan reads, dbl of both; the parameters of both."""
-    draw, E, R = _draws(), _CHANNELS, _RANK
+def _scan_inputs(E: int, R: int, states: int) -> tuple[list[Tensor], list[Tensor]]:
+    """As in_proj leaves x and z; what the reverse scan reads, dbl of both; their parameters."""
+    draw = _draws()
     dbl = [_rows(draw, R + 2 * states) for _ in range(2)]
     activations = [_rows(draw, 2 * E), _rows(draw, E), *dbl]
     parameters = [
@@ -169,7 +169,8 @@ def _single_scan(backend: Backend, *inputs: Tensor) -> tuple[Tensor, ...]:
 CASES = {
     'convolutions': Case(_convolution_inputs, _convolutions),
     'norm': Case(_norm_inputs, _norm),
-    'gated scans': Case(_scan_inputs, partial(_scans, True)),
-    'sums of scans': Case(_scan_inputs, partial(_scans, False)),
+    # Aligned as those of a Vim are, whose kernels ask for it, and not.
+    'gated scans': Case(partial(_scan_inputs, 40, 12), partial(_scans, True)),
+    'sums of scans': Case(partial(_scan_inputs, _CHANNELS, 5), partial(_scans, False)),
     'single scan': Case(_single_scan_inputs, _single_scan),
 }

@@ -68,7 +68,9 @@ class Emulation:
         self.backend = Emulated(library.register('mmvim_emulated'))
         torch.ops.load_library(path)
         self.c = ctypes.CDLL(str(path))
-        self.c.mmvim_cuda_force_splits.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_bool]
+        self.c.mmvim_cuda_force_splits.argtypes = [
+            *(ctypes.c_int, ctypes.c_int, ctypes.c_bool, ctypes.c_bool)
+        ]
         self.c.mmvim_emulation_use_order.argtypes = [ctypes.c_int, ctypes.c_bool]
         self.c.mmvim_emulation_neighbours.argtypes = [
             ctypes.c_void_p,
@@ -89,9 +91,23 @@ class Emulation:
         """Choose kernels for a GPU that has so much; by default for an H200."""
         self.c.mmvim_emulation_use_device(multiprocessors, shared_bytes)
 
-    def force_splits(self, forward: int = 0, backward: int = 0, if_it_fits: bool = False) -> None:
-        """Threads a channel and direction; 0 leaves them to the rule."""
-        self.c.mmvim_cuda_force_splits(forward, backward, if_it_fits)
+    def force_splits(
+        self,
+        forward: int = 0,
+        backward: int = 0,
+        if_it_fits: bool = False,
+        general: bool = False,
+    ) -> None:
+        """Threads a channel and direction; 0 leaves them to the rule. See loading.force_splits."""
+        self.c.mmvim_cuda_force_splits(forward, backward, if_it_fits, general)
+
+    def shared_bytes(
+        self, backward: bool, size: int, split: int, states: int, rank: int, vim: bool = False
+    ) -> int:
+        """What a kernel's block has for numbers of so many bytes; 0 if there is no such kernel."""
+        given = backward, size, split, states, rank, vim
+        bytes_: int = self.c.mmvim_emulation_shared_bytes(*given)
+        return bytes_
 
     def use_chunk(self, chunk: int) -> None:
         """Save a state every so many tokens, while the emulation is in use."""

@@ -159,7 +159,7 @@ def test_number_of_threads(
 
 def test_what_n_1_on_a_gpu_runs_on(emulation: Any) -> None:
     """Many channels take the kernel of a thread a channel, few the one that has eight."""
-    choose = emulation.c.mmvim_emulation_shared_bytes
-    one, other = (choose(False, 2, split, 1, 12) for split in (1, 8))
+    needed = emulation.shared_bytes
+    one, other = (needed(False, 2, split, 1, 12) for split in (1, 8))
     assert 0 < other < one <= 227 * 1024
-    assert choose(False, 2, 2, 1, 12) == 0
+    assert needed(False, 2, 2, 1, 12) == 0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,6 +13,7 @@ from torch import Tensor
 
 from mmvim_ops import self_check
 from mmvim_ops.backends.chunked import CHUNKED
+from mmvim_ops.backends.native import SPLITS
 
 CPU = torch.device('cpu')
 
@@ -17,10 +21,20 @@ CPU = torch.device('cpu')
 @pytest.mark.parametrize('grad', [True, False])
 def test_the_emulated_cuda_kernels_pass(grad: bool, emulated: Any) -> None:
     """With every split, whether gradients are wanted around it or not."""
-    for forward, backward in ((0, 0), (1, 4), (2, 8), (16, 16)):
-        emulated.force_splits(forward, backward)
-        with torch.set_grad_enabled(grad), torch.inference_mode(not grad):
-            assert self_check.difference(emulated.backend, CHUNKED, CPU) is None
+    used: set[tuple[int, int, bool]] = set()
+
+    @contextmanager
+    def form(forward: int, backward: int, general: bool) -> Iterator[None]:
+        used.add((forward, backward, general))
+        emulated.force_splits(forward, backward, general=general)
+        yield
+
+    forms = {states: [partial(form, *each) for each in every] for states, every in SPLITS.items()}
+    with torch.set_grad_enabled(grad), torch.inference_mode(not grad):
+        problem = self_check.difference(
+            emulated.backend, CHUNKED, CPU, cases=self_check.CASES, forms=forms
+        )
+    assert problem is None and used == {each for every in SPLITS.values() for each in every}
 
 
 def test_it_changes_no_random_numbers(emulated: Any) -> None:

@@ -80,7 +80,7 @@ def test_what_does_not_fit_is_never_chosen(splits: Sequence[int], emulation: Any
 
 def test_shared_memory_fits(emulation: Any) -> None:
     """A kernel of each pass fits into what a block may have on the smallest of GPUs, 99 KiB."""
-    needed = emulation.c.mmvim_emulation_shared_bytes
+    needed = emulation.shared_bytes
     for splits in FAMILIES:
         backward = 1 not in splits
         for number_bytes in (2, 4):
@@ -90,6 +90,14 @@ def test_shared_memory_fits(emulation: Any) -> None:
     assert needed(True, 2, 2, 16, 12) == 0  # no such kernel
 
 
+@pytest.mark.parametrize(('backward', 'split', 'blocks'), [(False, 8, 3), (True, 8, 3)])
+def test_as_many_blocks_as_there_are_registers_for(
+    backward: bool, split: int, blocks: int, emulation: Any
+) -> None:
+    """Of the kernels that a tiny Vim takes in half precision on a GPU of 228 KiB."""
+    assert blocks * (emulation.shared_bytes(backward, 2, split, 16, 12, True) + 1024) <= 228 * 1024
+
+
 def test_a_forced_kernel_that_does_not_fit(
     emulated: Any, scan_inputs: Callable[..., dict[str, Tensor]]
 ) -> None:
@@ -97,7 +105,7 @@ def test_a_forced_kernel_that_does_not_fit(
     inputs = scan_inputs(L=40, N=16, dtype=torch.float32)
     scan = partial(mmvim_ops.selective_scan, **inputs, delta_softplus=True, backend='cpu')
     expected = scan()
-    needed = emulated.c.mmvim_emulation_shared_bytes
+    needed = emulated.shared_bytes
     emulated.use_device(shared_bytes=needed(False, 4, 16, 16, 0))
     emulated.force_splits(1, 4, if_it_fits=True)
     torch.testing.assert_close(scan(), expected)

@@ -83,9 +83,9 @@ __global__ void __launch_bounds__(Algorithm::kMostThreads, blocks_at_once<Algori
   Algorithm::run(each, params, static_cast<int64_t>(blockIdx.x), shared);
 }
 
-// Once a kernel and device: a block may have all the shared memory that there is, whatever the first
-// problem asks for, since another thread may launch the same kernel for another one. An algorithm
-// that says how many blocks shall run at once needs the shared memory of all of them.
+// Once a kernel and device: a block may have all the shared memory that there is, whatever the
+// first problem asks for, since another thread may launch the same kernel for another one. An
+// algorithm that says how many blocks shall run at once needs the shared memory of all of them.
 template <class Algorithm>
 void prepare(const Device& device) {
   static std::atomic<uint64_t> prepared{0};  // a bit for each of the first devices

@@ -19,22 +19,31 @@
 
 namespace mmvim::cuda {
 
-constexpr int kTile = 32;
+constexpr int kGrid = 32;  // tokens: a tile has so many, or a multiple; chunks are counted in them
 constexpr int kMostStates = 32;
 constexpr int kMostRank = 128;
 
 // How the threads of a block share its work. States is the number a kernel is compiled for; where
-// it is `padded`, any smaller number runs as well, with states that stay zero.
-template <class T_, int States, int Split, bool Padded>
+// it is `padded`, any smaller number runs as well, with states that stay zero. A kernel for `Vim`
+// serves what `serves_vim` says and knows it when it is compiled: it need not ask.
+template <class T_, int States, int Split, bool Padded, int Tile = kGrid, bool Vim = false>
 struct Shape {
   using T = T_;
   static constexpr int kStates = States;
   static constexpr int kSplit = Split;
   static constexpr int kChannels = 64 / Split;
   static constexpr int kOwn = States / Split;
-  static constexpr bool kPadded = Padded;
+  static constexpr bool kPadded = Padded, kVim = Vim;
   static constexpr int kThreads = 64;                // of one direction
+  static constexpr int kTile = Tile;                 // tokens
   static constexpr int kSlots = kTile / Split;       // tokens of a tile a thread prepares
+};
+
+// Instructions of a thread for each token: so many for each of its states, for its share of what is
+// done once a channel, and in any case. Fitted to counts of what the machine code that nvcc 13.0
+// made for sm_90 executes; no GPU has confirmed that they predict times.
+struct Cost {
+  double state, channel, token;
 };
 
 // A tensor of rows (B, L, groups, columns), or (B, L, columns) with groups of adjacent columns;
@@ -87,13 +96,25 @@ struct Problem {
   float scale = 1.0f;
   bool gated = false;  // z is given
   int64_t batch = 0, length = 0;
-  int tiles = 0;
-  int tiles_a_chunk = 0;
+  int64_t chunk = 0;  // tokens between two saved states: a multiple of kGrid, or all there are
+  int grids_a_chunk = 0;
+  int tiles = 0;  // as a kernel cuts it
   // The state before every chunk, in the order of the scan: (chunks, B, groups * directions,
-  // states, channels); a chunk is counted in whole tiles.
+  // states, channels); a chunk is counted in grids, of which the first scan's last is the other's
+  // first, and has the tokens that are missing.
   float* checkpoints = nullptr;
 
   MMVIM_HD int64_t all_channels() const { return static_cast<int64_t>(groups) * channels; }
+};
+
+// What a problem asks for.
+template <class Shape>
+struct Asks {
+  static MMVIM_HD bool two(const Problem& p) { return Shape::kVim || p.directions == 2; }
+  static MMVIM_HD bool projection(const Problem& p) { return Shape::kVim || p.rank > 0; }
+  static MMVIM_HD bool softplus(const Problem& p) { return Shape::kVim || p.softplus; }
+  static MMVIM_HD bool gate(const Problem& p) { return Shape::kVim || p.gated; }
+  static MMVIM_HD bool fours(const Direction& scan) { return Shape::kVim || scan.whole_fours; }
 };
 
 // The part of a problem that is a block's.
@@ -124,9 +145,11 @@ struct Tile {
   uint32_t first;           // token
   uint32_t before, length;  // the tokens that there are: so many, from the `before`-th on
 
-  MMVIM_HD Tile(const Problem& p, const Direction& scan, int step)
-      : first(static_cast<uint32_t>(step) * kTile), before(scan.before),
-        length(static_cast<uint32_t>(p.length)) {}
+  template <class Shape>
+  static MMVIM_HD Tile of(const Problem& p, const Direction& scan, int step) {
+    return {static_cast<uint32_t>(step) * Shape::kTile, scan.before,
+            static_cast<uint32_t>(p.length)};
+  }
   MMVIM_HD bool given(int slot) const { return first - before + slot < length; }
 };
 
@@ -136,21 +159,58 @@ struct Tile {
 class Turn {
  public:
   // `step`: how many tiles a direction has done before.
-  MMVIM_HD Turn(const Problem& p, int step)
-      : steps_past_(p.directions == 1 ? 1 : 2 * step - (p.tiles - 1)) {}
+  template <class Shape>
+  static MMVIM_HD Turn of(const Problem& p, int step) {
+    return Turn(Asks<Shape>::two(p) ? 2 * step - (p.tiles - 1) : 1);
+  }
   MMVIM_HD bool meet() const { return steps_past_ == 0; }
   MMVIM_HD bool second(int direction) const { return steps_past_ + direction > 0; }
 
  private:
+  explicit MMVIM_HD Turn(int steps_past) : steps_past_(steps_past) {}
   int steps_past_;  // twice the way to the middle
 };
+
+// How many tiles there are, and how much lies between two saved states.
+template <class Shape>
+void cut(Problem& p) {
+  p.tiles = static_cast<int>(ceil_div(p.length, int64_t{Shape::kTile}));
+  const int64_t chunk = p.chunk < p.length ? p.chunk : p.length;
+  p.grids_a_chunk = static_cast<int>(ceil_div(chunk, int64_t{kGrid}));
+}
+
+// Rows of four numbers each that can be read at once, without a rest.
+template <class Shape>
+bool has_whole_fours(const Problem& p, const Direction& scan) {
+  const auto in_fours = [](const Rows& rows) {
+    return rows.alignment >= static_cast<int>(4 * sizeof(typename Shape::T));
+  };
+  const bool states = p.states == Shape::kStates && in_fours(scan.B) && in_fours(scan.C);
+  return (Shape::kStates == 1 || states) &&
+         (p.rank == 0 || (p.rank % 4 == 0 && in_fours(scan.dt)));
+}
+
+// Whether it is the problem of a Vim's block: both directions, a gate, softplus, steps from a
+// dt_proj, everything whole and aligned.
+template <class Shape>
+bool serves_vim(const Problem& p) {
+  constexpr int row = Shape::kChannels * static_cast<int>(sizeof(typename Shape::T));
+  constexpr int least = row < 16 ? row : 16;
+  if (p.directions != 2 || !p.gated || !p.softplus || p.rank == 0) return false;
+  for (const Direction& scan : p.scans) {
+    if (!has_whole_fours<Shape>(p, scan)) return false;
+    if (scan.u.alignment < least || scan.z.alignment < least) return false;
+  }
+  return true;
+}
 
 // Puts a problem in the order of its scans and chooses how their rows are read. `more(d, turn)`
 // calls `turn` with the other rows of direction d.
 template <class Shape, class More>
 void orient(Problem& p, const More& more) {
   constexpr int kBytes = sizeof(typename Shape::T);
-  const int64_t tokens = static_cast<int64_t>(p.tiles) * kTile;
+  cut<Shape>(p);
+  const int64_t tokens = static_cast<int64_t>(p.tiles) * Shape::kTile;
   for (int d = 0; d < p.directions; ++d) {
     Direction& scan = p.scans[d];
     const auto turn = [&](auto& rows) {
@@ -158,18 +218,14 @@ void orient(Problem& p, const More& more) {
         rows.data += (tokens - 1) * rows.token;
         rows.token = -rows.token;
       }
-      rows.tile = kTile * rows.token;
+      rows.tile = Shape::kTile * rows.token;
     };
     for (Rows* rows : {&scan.u, &scan.delta, &scan.dt, &scan.B, &scan.C, &scan.z, &scan.partial})
       turn(*rows);
     more(d, turn);
     for (Rows* rows : {&scan.u, &scan.delta, &scan.z})
       if (rows->data) rows->fit(Shape::kChannels * kBytes);
-    const auto in_fours = [](const Rows& rows) { return rows.alignment >= 4 * kBytes; };
-    const bool states_in_fours =
-        p.states == Shape::kStates && in_fours(scan.B) && in_fours(scan.C);
-    scan.whole_fours = (Shape::kStates == 1 || states_in_fours) &&
-                       (p.rank == 0 || (p.rank % 4 == 0 && in_fours(scan.dt)));
+    scan.whole_fours = has_whole_fours<Shape>(p, scan);
     if (scan.reverse) scan.before = static_cast<uint32_t>(tokens - p.length);
   }
 }
@@ -208,8 +264,9 @@ MMVIM_HD int pair_place(int s, int k) {
 template <class Shape>
 MMVIM_HD int64_t checkpoint_place(const Problem& p, const Block<Shape>& block, int chunk,
                                   const Thread<Shape>& at) {
-  const int64_t outer = static_cast<int64_t>(p.groups) * p.directions;
-  const int which = p.directions == 2 ? at.direction : block.group;
+  const bool two = Asks<Shape>::two(p);
+  const int64_t outer = static_cast<int64_t>(p.groups) * (two ? 2 : 1);
+  const int which = two ? at.direction : block.group;
   const int64_t row = (static_cast<int64_t>(chunk) * p.batch + block.b) * outer + which;
   return (row * p.states + at.s * Shape::kOwn) * p.channels + block.first + at.k;
 }

@@ -32,10 +32,15 @@ struct ScanBackward : BackwardTraits<Shape> {
   using Traits::kSweeps;
   using Traits::kVector;
   using Traits::kVectors;
+  using Traits::kWideGrad;
   using Traits::place;
   using Traits::kU;
   using Traits::kZ;
+  using TheShape = Shape;
+  static_assert(Shape::kTile == kGrid, "a chunk is walked over in whole tiles");
   static constexpr int kSplit = Shape::kSplit, kStates = Shape::kStates;
+  static constexpr bool kVim = Shape::kVim;
+  static constexpr Cost kCost = {19.5, 310.0, kVim ? 42.0 : 54.0};
   static constexpr int kMostThreads = 2 * Shape::kThreads;
   // At once on a multiprocessor, as far as registers are concerned: more would not fit unspilled.
   // For compute capability 10 the compiler takes more registers where numbers are float32.
@@ -47,6 +52,13 @@ struct ScanBackward : BackwardTraits<Shape> {
   static constexpr int kBlocks =
       Shape::kSplit == 1 ? 1 : kRoomy || Shape::kOwn * sizeof(T) > 4 ? 2 : 3;
 
+  static bool serves(const Params& p) {
+    if (!Shape::kVim) return true;
+    constexpr int row = kChannels * static_cast<int>(sizeof(T));
+    // Sums are rows of their own, whole where dt, B and C are.
+    return serves_vim<Shape>(p) && p.grads[0].z.data &&
+           p.grads[0].out.alignment >= (row < 16 ? row : 16) && !(kNarrow && p.wide_grad);
+  }
   static void fit(Params& p) {
     orient<Shape>(p, [&](int d, const auto& turn) {
       ScanGrads& grads = p.grads[d];
@@ -54,12 +66,8 @@ struct ScanBackward : BackwardTraits<Shape> {
       for (RowSums* sums : {&grads.dt, &grads.B, &grads.C}) turn(*sums);
       grads.out.fit(kChannels * static_cast<int>(p.wide_grad ? sizeof(float) : sizeof(T)));
     });
-    p.whole_sums = p.rank % 4 == 0;
-    for (int d = 0; d < p.directions; ++d) {
-      const ScanGrads& grads = p.grads[d];
-      for (const RowSums* sums : {&grads.dt, &grads.B, &grads.C})
-        if (sums->data) p.whole_sums = p.whole_sums && sums->in_fours();
-    }
+    p.whole_sums = has_whole_sums(p);
+    if (Shape::kVim && !p.whole_sums) throw LaunchError("sums of gradients are not aligned");
   }
   static MMVIM_HD int64_t blocks(const Params& p) { return Block<Shape>::number(p); }
   static MMVIM_HD int threads(const Params& p) { return p.directions * Shape::kThreads; }
@@ -70,14 +78,14 @@ struct ScanBackward : BackwardTraits<Shape> {
   static MMVIM_HD void run(EachThread& each, const Params& p, int64_t index, char* shared) {
     const Layout layout(p);
     const Pass pass(p, index, layout, shared);
-    const int last_chunk = (p.tiles - 1) / p.tiles_a_chunk;
+    const int last_chunk = (p.tiles - 1) / p.grids_a_chunk;
     each([&](int tid, Registers& own) {
-      pass.begin(Thread<Shape>(tid), own, last_chunk * p.tiles_a_chunk);
+      pass.begin(Thread<Shape>(tid), own, last_chunk * p.grids_a_chunk);
     });
     int copy = 0;
     for (int chunk = last_chunk; chunk >= 0; --chunk) {
-      const int begin = chunk * p.tiles_a_chunk;
-      const int end = begin + p.tiles_a_chunk < p.tiles ? begin + p.tiles_a_chunk : p.tiles;
+      const int begin = chunk * p.grids_a_chunk;
+      const int end = begin + p.grids_a_chunk < p.tiles ? begin + p.grids_a_chunk : p.tiles;
       for (int step = begin; step < end; ++step) {
         const bool last = step + 1 == end;
         const Visit visit = {step, copy++, last ? step : step + 1, last};
@@ -88,7 +96,7 @@ struct ScanBackward : BackwardTraits<Shape> {
         });
       }
       for (int step = end - 1; step >= begin; --step) {
-        const int next_chunk = chunk > 0 ? begin - p.tiles_a_chunk : -1;
+        const int next_chunk = chunk > 0 ? begin - p.grids_a_chunk : -1;
         const bool first = step == begin;
         const Visit visit = {step, copy++, first ? next_chunk : step - 1, !first};
         each([&](int tid, Registers& own) { pass.convert(Thread<Shape>(tid), own, visit); });
@@ -113,7 +121,7 @@ struct ScanBackward : BackwardTraits<Shape> {
             pass.share(Thread<Shape>(tid), visit, sweep * kSweep);
           });
         }
-        const bool met = Turn(p, p.tiles - 1 - step).meet();
+        const bool met = Turn::of<Shape>(p, p.tiles - 1 - step).meet();
         if (met) {
           each([&](int tid, Registers&) {
             const Thread<Shape> at(tid);
@@ -161,10 +169,10 @@ struct ScanBackward : BackwardTraits<Shape> {
         cursor(at, which) = own_tile_start(p, rows, block, step, at.lane);
       };
       start_copies(scan.u, Cursor::kCopyU);
-      if (p.rank == 0) start_copies(scan.delta, Cursor::kCopyDelta);
-      if (p.gated) start_copies(scan.z, Cursor::kCopyZ);
+      if (!Asks<Shape>::projection(p)) start_copies(scan.delta, Cursor::kCopyDelta);
+      if (Asks<Shape>::gate(p)) start_copies(scan.z, Cursor::kCopyZ);
       const Rows& grad_out = p.grads[at.direction].out;
-      if (kNarrow && p.wide_grad) {
+      if (kWideGrad && p.wide_grad) {
         cursor(at, Cursor::kCopyGradOut) =
             own_tile_start<Shape, float>(p, grad_out, block, step, at.lane);
       } else {
@@ -177,7 +185,7 @@ struct ScanBackward : BackwardTraits<Shape> {
         channels[0] = exists && scan.bias ? scan.bias[block.channel(p) + at.k] : 0.0f;
         channels[kChannels] = exists && scan.D ? scan.D[block.channel(p) + at.k] : 0.0f;
       }
-      if (p.rank > 0) load_weight<Shape>(p, scan, block, space, at.lane);
+      if (Asks<Shape>::projection(p)) load_weight<Shape>(p, scan, block, space, at.lane);
       MMVIM_UNROLL_BY(1)
       for (int i = at.lane; i < 4 * layout.rank_fours * kChannels; i += Shape::kThreads)
         space.floats(layout.grad_weight)[i] = 0.0f;
@@ -189,7 +197,7 @@ struct ScanBackward : BackwardTraits<Shape> {
     MMVIM_HD void copy(const Thread<Shape>& at, Registers& own, int step, int number,
                        bool sweeps) const {
       const Direction& scan = p.scans[at.direction];
-      const Tile tile(p, scan, step);
+      const Tile tile = Tile::of<Shape>(p, scan, step);
       const Space<Shape> space = this->space(at);
       own.ahead.read(p, scan, tile, at.lane, sweeps);
       const auto copy_tile = [&](const Rows& rows, Cursor from, RawTile which) {
@@ -197,13 +205,13 @@ struct ScanBackward : BackwardTraits<Shape> {
                       space.raw(number, which));
       };
       copy_tile(scan.u, Cursor::kCopyU, kU);
-      if (p.rank == 0) copy_tile(scan.delta, Cursor::kCopyDelta, kDelta);
+      if (!Asks<Shape>::projection(p)) copy_tile(scan.delta, Cursor::kCopyDelta, kDelta);
       if (!sweeps) return;
-      if (p.gated) copy_tile(scan.z, Cursor::kCopyZ, kZ);
+      if (Asks<Shape>::gate(p)) copy_tile(scan.z, Cursor::kCopyZ, kZ);
       const Rows& grad_out = p.grads[at.direction].out;
       const char* from = in_global(cursor(at, Cursor::kCopyGradOut));
       T* to = space.raw(number, layout.grad_out);
-      if (kNarrow && p.wide_grad) {
+      if (kWideGrad && p.wide_grad) {
         copy_own_tile(grad_out, from, block, tile, at.lane, reinterpret_cast<float*>(to));
       } else {
         copy_own_tile(grad_out, from, block, tile, at.lane, to);
@@ -215,15 +223,15 @@ struct ScanBackward : BackwardTraits<Shape> {
       const int tiles = visit.next - visit.step;
       own.ahead.move(scan, tiles);
       cursor(at, Cursor::kCopyU) += tiles * scan.u.tile;
-      if (p.rank == 0) cursor(at, Cursor::kCopyDelta) += tiles * scan.delta.tile;
-      if (p.gated) cursor(at, Cursor::kCopyZ) += tiles * scan.z.tile;
+      if (!Asks<Shape>::projection(p)) cursor(at, Cursor::kCopyDelta) += tiles * scan.delta.tile;
+      if (Asks<Shape>::gate(p)) cursor(at, Cursor::kCopyZ) += tiles * scan.z.tile;
       cursor(at, Cursor::kCopyGradOut) += tiles * p.grads[at.direction].out.tile;
       copy(at, own, visit.next, visit.copy + 1, visit.next_sweeps);
     }
 
     MMVIM_HD void convert(const Thread<Shape>& at, const Registers& own, const Visit& visit) const {
       const Direction& scan = p.scans[at.direction];
-      own.ahead.store(p, scan, Tile(p, scan, visit.step), at.lane, space(at));
+      own.ahead.store(p, scan, Tile::of<Shape>(p, scan, visit.step), at.lane, space(at));
     }
 
     MMVIM_HD void prepare(const Thread<Shape>& at, Registers& own, const Visit& visit) const {
@@ -275,7 +283,7 @@ struct ScanBackward : BackwardTraits<Shape> {
       float grads[Shape::kSlots], slopes[Shape::kSlots];
       prepare_steps(at, visit, [&](int j, float, float slope) {
         grads[j] = p.scale * grad_out(space, visit.copy, first + j * kChannels);
-        if (p.gated) grads[j] *= silu(to_float(z[j * kChannels]));
+        if (Asks<Shape>::gate(p)) grads[j] *= silu(to_float(z[j * kChannels]));
         slopes[j] = slope;
       });
       constexpr int kTogether = Shape::kSlots < 4 ? Shape::kSlots : 4;
@@ -377,8 +385,9 @@ struct ScanBackward : BackwardTraits<Shape> {
                                 const Each& each) const {
       const Space<Shape> space = this->space(at);
       const float bias = space.floats(layout.channels)[at.k];
-      cuda::prepare_steps<Shape>(p, Tile(p, p.scans[at.direction], visit.step), space, at, bias,
-                                 space.raw(visit.copy, kU), space.raw(visit.copy, kDelta), each);
+      const Tile tile = Tile::of<Shape>(p, p.scans[at.direction], visit.step);
+      cuda::prepare_steps<Shape>(p, tile, space, at, bias, space.raw(visit.copy, kU),
+                                 space.raw(visit.copy, kDelta), each);
     }
     MMVIM_HD float* saved(const Space<Shape>& space, const Thread<Shape>& at, int place) const {
       return space.floats(layout.states) + place * kOwn * Shape::kThreads + at.lane;

@@ -16,11 +16,16 @@ template <class Shape>
 struct ScanForward {
   using T = typename Shape::T;
   using Params = ForwardProblem;
+  using TheShape = Shape;
   static constexpr int kSplit = Shape::kSplit, kStates = Shape::kStates;
+  static constexpr bool kVim = Shape::kVim;
+  static constexpr Cost kCost = kVim ? Cost{5.5, 40.0, 8.0} : Cost{5.5, 51.0, 13.0};
   static constexpr int kMostThreads = 2 * Shape::kThreads;
   // At once on a multiprocessor, as far as registers are concerned: more would not fit unspilled.
-  static constexpr int kBlocks =
-      Shape::kOwn > 4 || Shape::kSplit == 1 ? 2 : Shape::kOwn * sizeof(T) > 4 ? 3 : 4;
+  static constexpr bool kLong = Shape::kTile > 32;
+  static constexpr int kBlocks = Shape::kOwn > (kLong ? 2 : 4) || Shape::kSplit == 1 ? 2
+                                 : Shape::kOwn * sizeof(T) > 4 || kLong              ? 3
+                                                                                     : 4;
 
   struct Registers {
     float A[Shape::kOwn];  // times log2(e), of the paired thread's states
@@ -31,6 +36,7 @@ struct ScanForward {
     const char *u, *delta, *z;
     char *partial, *out;
     float* checkpoint;  // of the next chunk
+    int left;           // grids until then
     // Where slots are few: what the thread's slots get from their input, and from the other scan.
     float skip[Shape::kSlots], other[Shape::kSlots];
   };
@@ -41,12 +47,16 @@ struct ScanForward {
 
     MMVIM_HD explicit Layout(const Params& p) {
       take_fixed<Shape>();
-      sums = take(4 * kTile * Shape::kThreads);
-      take_rest<Shape>(p, p.rank == 0 ? kDelta + 1 : p.gated ? kZ + 1 : kU + 1);
+      sums = take(4 * Shape::kTile * Shape::kThreads);
+      const int tiles = Asks<Shape>::gate(p) ? kZ + 1 : kU + 1;
+      take_rest<Shape>(p, Asks<Shape>::projection(p) ? tiles : kDelta + 1);
     }
   };
   enum RawTile { kU, kZ, kDelta };
 
+  static bool serves(const Params& p) {
+    return !Shape::kVim || (serves_vim<Shape>(p) && (!p.wide_out || sizeof(T) == sizeof(float)));
+  }
   static void fit(Params& p) {
     orient<Shape>(p, [&](int d, const auto& turn) { turn(p.out[d]); });
   }
@@ -60,10 +70,9 @@ struct ScanForward {
     const Layout layout(p);
     const Pass pass = {p, Block<Shape>(p, index), layout, shared};
     each([&](int tid, Registers& own) { pass.begin(Thread<Shape>(tid), own); });
-    int left = 0;  // tiles of the chunk
     for (int step = 0;; ++step) {
       const int done = step - 1;
-      const Turn turn(p, done);
+      const Turn turn = Turn::of<Shape>(p, done);
       if (step > 0 && turn.meet()) {
         each([&](int tid, Registers& own) {
           const Thread<Shape> at(tid);
@@ -81,9 +90,7 @@ struct ScanForward {
       });
       if (step == p.tiles) break;
       each([&](int tid, Registers& own) { pass.prepare(Thread<Shape>(tid), own, step); });
-      const bool opens = left == 0;
-      left = (opens ? p.tiles_a_chunk : left) - 1;
-      each([&](int tid, Registers& own) { pass.recur(Thread<Shape>(tid).paired(), own, opens); });
+      each([&](int tid, Registers& own) { pass.recur(Thread<Shape>(tid).paired(), own, step); });
     }
   }
 
@@ -108,18 +115,21 @@ struct ScanForward {
         own.h[i] = 0.0f;
       }
       own.checkpoint = p.checkpoints + checkpoint_place<Shape>(p, block, 0, pair);
+      // A tile of several may begin with some that are empty: another kernel knows nothing of them.
+      own.left = static_cast<int>(scan.before) / kGrid;
       const bool exists = at.k < block.count;
       const int64_t channel = block.channel(p) + at.k;
       own.D = exists && scan.D ? scan.D[channel] : 0.0f;
       own.bias = exists && scan.bias ? scan.bias[channel] : 0.0f;
       own.ahead.begin(p, scan, block, 0, at.lane);
       own.u = own_tile_start(p, scan.u, block, 0, at.lane);
-      if (p.rank == 0) own.delta = own_tile_start(p, scan.delta, block, 0, at.lane);
-      if (p.gated) own.z = own_tile_start(p, scan.z, block, 0, at.lane);
+      if (!Asks<Shape>::projection(p))
+        own.delta = own_tile_start(p, scan.delta, block, 0, at.lane);
+      if (Asks<Shape>::gate(p)) own.z = own_tile_start(p, scan.z, block, 0, at.lane);
       own.partial = scan.partial.at(block.b, at.slot()) + channel * sizeof(float);
-      const int64_t bytes = p.wide_out ? sizeof(float) : sizeof(T);
+      const int64_t bytes = !Shape::kVim && p.wide_out ? sizeof(float) : sizeof(T);
       own.out = p.out[at.direction].at(block.b, at.slot()) + channel * bytes;
-      if (p.rank > 0) load_weight<Shape>(p, scan, block, space(at), at.lane);
+      if (Asks<Shape>::projection(p)) load_weight<Shape>(p, scan, block, space(at), at.lane);
       copy(at, own, 0);
       wait_for_copies();
     }
@@ -127,38 +137,39 @@ struct ScanForward {
     // Starts to bring a tile here, from where the thread stands.
     MMVIM_HD void copy(const Thread<Shape>& at, Registers& own, int step) const {
       const Direction& scan = p.scans[at.direction];
-      const Tile tile(p, scan, step);
+      const Tile tile = Tile::of<Shape>(p, scan, step);
       const Space<Shape> space = this->space(at);
       own.ahead.read(p, scan, tile, at.lane);
       const auto copy_tile = [&](const Rows& rows, const char* from, RawTile which) {
         copy_own_tile(rows, from, block, tile, at.lane, space.raw(step, which));
       };
       copy_tile(scan.u, own.u, kU);
-      if (p.rank == 0) copy_tile(scan.delta, own.delta, kDelta);
-      if (p.gated && Turn(p, step).second(at.direction)) copy_tile(scan.z, own.z, kZ);
+      if (!Asks<Shape>::projection(p)) copy_tile(scan.delta, own.delta, kDelta);
+      if (Asks<Shape>::gate(p) && Turn::of<Shape>(p, step).second(at.direction))
+        copy_tile(scan.z, own.z, kZ);
     }
     MMVIM_HD void copy_next(const Thread<Shape>& at, Registers& own, int step) const {
       if (step + 1 == p.tiles) return;
       const Direction& scan = p.scans[at.direction];
       own.ahead.move(scan, 1);
       own.u += scan.u.tile;
-      if (p.rank == 0) own.delta += scan.delta.tile;
-      if (p.gated) own.z += scan.z.tile;
+      if (!Asks<Shape>::projection(p)) own.delta += scan.delta.tile;
+      if (Asks<Shape>::gate(p)) own.z += scan.z.tile;
       copy(at, own, step + 1);
     }
 
     MMVIM_HD void convert(const Thread<Shape>& at, const Registers& own, int step) const {
       const Direction& scan = p.scans[at.direction];
-      own.ahead.store(p, scan, Tile(p, scan, step), at.lane, space(at));
+      own.ahead.store(p, scan, Tile::of<Shape>(p, scan, step), at.lane, space(at));
     }
 
     MMVIM_HD void prepare(const Thread<Shape>& at, Registers& own, int step) const {
       copy_next(at, own, step);
       const Direction& scan = p.scans[at.direction];
-      const Tile tile(p, scan, step);
+      const Tile tile = Tile::of<Shape>(p, scan, step);
       const Space<Shape> space = this->space(at);
-      const Turn turn(p, step);
-      if (kFewSlots && p.directions == 2 && !turn.meet() && turn.second(at.direction))
+      const Turn turn = Turn::of<Shape>(p, step);
+      if (kFewSlots && Asks<Shape>::two(p) && !turn.meet() && turn.second(at.direction))
         read_other(at, own, tile);
       prepare_steps<Shape>(p, tile, space, at, own.bias, space.raw(step, kU),
                            space.raw(step, kDelta), [&](int j, float u, float) {
@@ -167,41 +178,52 @@ struct ScanForward {
     }
 
     // The recurrence, h = exp(dt A) h + dt u B, and what the thread's states add to y = C h.
-    MMVIM_HD void recur(const Thread<Shape>& at, Registers& own, bool opens_chunk) const {
-      if (opens_chunk) {
-        MMVIM_UNROLL
-        for (int i = 0; i < Shape::kOwn; ++i) {
-          if (at.k < block.count && at.s * Shape::kOwn + i < p.states)
-            own.checkpoint[static_cast<int64_t>(i) * p.channels] = own.h[i];
-        }
-        own.checkpoint += p.batch * p.groups * p.directions * p.states * p.channels;
-      }
+    MMVIM_HD void recur(const Thread<Shape>& at, Registers& own, int step) const {
       const Space<Shape> space = this->space(at);
+      // Behind the last token there may be a grid that no other kernel knows of.
+      const uint32_t end = p.scans[at.direction].before + static_cast<uint32_t>(p.length);
+      const uint32_t first = static_cast<uint32_t>(step) * Shape::kTile;
       const float *row = space.row(0, at.s), *steps = space.step(0, at.k);
       float* sums = space.floats(layout.sums) + pair_place<Shape>(at.s, at.k) * 4;
-      MMVIM_UNROLL_BY(4)
-      for (int four = 0; four < kTile / 4; ++four) {
-        Floats<4> y = {};
-        MMVIM_UNROLL
-        for (int t = 0; t < 4; t += 2) {
-          const Floats<4> step = load<4>(steps);
-          steps += Shape::kChannels * 4;
+      MMVIM_UNROLL_BY(1)
+      for (int grid = 0; grid < Shape::kTile / kGrid; ++grid) {
+        if (own.left-- == 0 && first + grid * kGrid < end) {
+          save(at, own);
+          own.left = p.grids_a_chunk - 1;
+        }
+        MMVIM_UNROLL_BY(4)
+        for (int four = 0; four < kGrid / 4; ++four) {
+          Floats<4> y = {};
           MMVIM_UNROLL
-          for (int j = 0; j < 2; ++j) {
-            const float dt = step.at[2 * j], dtu = step.at[2 * j + 1];
-            const auto BC = load<2 * Shape::kOwn>(row);
-            row += kRow<Shape>;
+          for (int t = 0; t < 4; t += 2) {
+            const Floats<4> step = load<4>(steps);
+            steps += Shape::kChannels * 4;
             MMVIM_UNROLL
-            for (int i = 0; i < Shape::kOwn; ++i) {
-              own.h[i] = multiply_add(exp2_fast(dt * own.A[i]), own.h[i], dtu * BC.at[i]);
-              y.at[t + j] = multiply_add(own.h[i], BC.at[Shape::kOwn + i], y.at[t + j]);
+            for (int j = 0; j < 2; ++j) {
+              const float dt = step.at[2 * j], dtu = step.at[2 * j + 1];
+              const auto BC = load<2 * Shape::kOwn>(row);
+              row += kRow<Shape>;
+              MMVIM_UNROLL
+              for (int i = 0; i < Shape::kOwn; ++i) {
+                own.h[i] = multiply_add(exp2_fast(dt * own.A[i]), own.h[i], dtu * BC.at[i]);
+                y.at[t + j] = multiply_add(own.h[i], BC.at[Shape::kOwn + i], y.at[t + j]);
+              }
             }
           }
+          store(sums, y);
+          sums += Shape::kThreads * 4;
         }
-        store(sums, y);
-        sums += Shape::kThreads * 4;
       }
       wait_for_copies();
+    }
+    MMVIM_HD void save(const Thread<Shape>& at, Registers& own) const {
+      MMVIM_UNROLL
+      for (int i = 0; i < Shape::kOwn; ++i) {
+        if (at.k < block.count && at.s * Shape::kOwn + i < p.states)
+          own.checkpoint[static_cast<int64_t>(i) * p.channels] = own.h[i];
+      }
+      const int64_t directions = Asks<Shape>::two(p) ? 2 : 1;
+      own.checkpoint += directions * p.batch * p.groups * p.states * p.channels;
     }
 
     // Sums over the states, skip connection, the other direction, gate.
@@ -209,8 +231,8 @@ struct ScanForward {
       if (at.k >= block.count) return;
       const Direction& scan = p.scans[at.direction];
       const Rows& rows_out = p.out[at.direction];
-      const Turn turn(p, step);
-      const Tile tile(p, scan, step);
+      const Turn turn = Turn::of<Shape>(p, step);
+      const Tile tile = Tile::of<Shape>(p, scan, step);
       const Space<Shape> space = this->space(at);
       const int place = at.slot() * Shape::kChannels + at.k;
       const T* u = space.raw(step, kU) + place;
@@ -238,12 +260,12 @@ struct ScanForward {
         for (int j = 0; j < Shape::kSlots; ++j, partial += scan.partial.token)
           if (tile.given(at.slot() + j)) *reinterpret_cast<float*>(partial) = y[j];
       } else {
-        if (p.directions == 2) {
+        if (Asks<Shape>::two(p)) {
           if (!kFewSlots || turn.meet()) read_other(at, own, tile);
           MMVIM_UNROLL
           for (int j = 0; j < Shape::kSlots; ++j) y[j] += own.other[j];
         }
-        if (p.gated) {
+        if (Asks<Shape>::gate(p)) {
           MMVIM_UNROLL
           for (int j = 0; j < Shape::kSlots; ++j) y[j] *= silu(to_float(z[j * Shape::kChannels]));
         }
@@ -251,7 +273,7 @@ struct ScanForward {
         MMVIM_UNROLL
         for (int j = 0; j < Shape::kSlots; ++j, out += rows_out.token) {
           if (!tile.given(at.slot() + j)) continue;
-          if (sizeof(T) == sizeof(float) || p.wide_out) {
+          if (sizeof(T) == sizeof(float) || (!Shape::kVim && p.wide_out)) {
             *reinterpret_cast<float*>(out) = p.scale * y[j];
           } else {
             *reinterpret_cast<T*>(out) = from_float<T>(p.scale * y[j]);

@@ -40,6 +40,16 @@ struct BackwardProblem : Problem {
   bool whole_sums = false;  // sums of dt, B and C are rows of fours, each at a multiple of 16 bytes
 };
 
+inline bool has_whole_sums(const BackwardProblem& p) {
+  bool whole = p.rank % 4 == 0;
+  for (int d = 0; d < p.directions; ++d) {
+    const ScanGrads& grads = p.grads[d];
+    for (const RowSums* sums : {&grads.dt, &grads.B, &grads.C})
+      if (sums->data) whole = whole && sums->in_fours();
+  }
+  return whole;
+}
+
 // A block's state and memory.
 template <class Shape>
 struct BackwardTraits {
@@ -48,11 +58,12 @@ struct BackwardTraits {
   static constexpr int kOwn = Shape::kOwn;
   static constexpr int kChannels = Shape::kChannels;
   static constexpr int kSweep = 8;                  // tokens that are rebuilt in registers
-  static constexpr int kSweeps = kTile / kSweep;
+  static constexpr int kSweeps = Shape::kTile / kSweep;
   static constexpr int kShare = kOwn > 1 ? 4 : 8;   // tokens between two sums over a block
   static constexpr int kVector = 2 * kOwn < 4 ? 2 * kOwn : 4;  // of the grads of B and C
   static constexpr int kVectors = 2 * kOwn / kVector;          // of them, a thread and token
   static constexpr bool kNarrow = sizeof(T) < sizeof(float);
+  static constexpr bool kWideGrad = kNarrow && !Shape::kVim;  // grad_out may be wider
 
   struct Registers {
     float A[kOwn];                               // times log2(e), of the paired thread's states
@@ -89,17 +100,17 @@ struct BackwardTraits {
 
     MMVIM_HD explicit Layout(const Params& p) {
       take_fixed<Shape>();
-      grad_y = take(4 * kTile * kChannels);
-      slope = take(4 * kTile * kChannels);
+      grad_y = take(4 * Shape::kTile * kChannels);
+      slope = take(4 * Shape::kTile * kChannels);
       shares = take(4 * kShare * 2 * Shape::kThreads * kOwn);
       sums = take(4 * kShare / 2 * kPair);
       cursors = take(static_cast<int>(sizeof(char*)) * kCursors * Shape::kThreads);
       channels = take(4 * 2 * kChannels);
       totals = take(4 * 2 * Shape::kThreads);
-      grad_out = p.rank == 0 || p.gated ? kGradOut : kZ;
-      const int wide = kNarrow && p.wide_grad ? 2 : 1;
-      take_rest<Shape>(p, p.rank == 0 ? kDelta + 1 : grad_out + wide);
-      const int tiles = p.tiles_a_chunk < p.tiles ? p.tiles_a_chunk : p.tiles;
+      grad_out = !Asks<Shape>::projection(p) || Asks<Shape>::gate(p) ? kGradOut : kZ;
+      const int wide = kWideGrad && p.wide_grad ? 2 : 1;
+      take_rest<Shape>(p, !Asks<Shape>::projection(p) ? kDelta + 1 : grad_out + wide);
+      const int tiles = p.grids_a_chunk < p.tiles ? p.grids_a_chunk : p.tiles;
       states = take(4 * tiles * kSweeps * kOwn * Shape::kThreads);
       grad_weight = take(16 * rank_fours * kChannels);
     }
@@ -129,6 +140,7 @@ struct BackwardSums : BackwardTraits<Shape> {
   using typename Traits::Cursor;
   using Traits::kChannels;
   using Traits::kNarrow;
+  using Traits::kWideGrad;
   using Traits::kOwn;
   using Traits::kPair;
   using Traits::kShare;
@@ -193,9 +205,9 @@ struct BackwardSums : BackwardTraits<Shape> {
     };
     constexpr int64_t bytes = sizeof(T);
     cursor(at, Cursor::kGradU) = start(grads.u, 0, channel * bytes);
-    if (grads.delta.data)
+    if (!Shape::kVim && grads.delta.data)
       cursor(at, Cursor::kGradDelta) = start(grads.delta, 0, channel * bytes);
-    if (grads.z.data) {
+    if (Shape::kVim || grads.z.data) {
       const int64_t own_channel = block.channel(p) + at.k;
       cursor(at, Cursor::kGradZ) = start(grads.z, at.slot(), own_channel * bytes);
       cursor(at, Cursor::kPartial) =
@@ -206,7 +218,7 @@ struct BackwardSums : BackwardTraits<Shape> {
       return reinterpret_cast<char*>(sums.data + part * sums.part + block.b * sums.sequence +
                                      block.group * sums.group + last * sums.tile);
     };
-    if (p.rank > 0) cursor(at, Cursor::kGradDt) = sums(grads.dt);
+    if (Asks<Shape>::projection(p)) cursor(at, Cursor::kGradDt) = sums(grads.dt);
     cursor(at, Cursor::kGradB) = sums(grads.B);
     cursor(at, Cursor::kGradC) = sums(grads.C);
   }
@@ -214,19 +226,19 @@ struct BackwardSums : BackwardTraits<Shape> {
     const ScanGrads& grads = p.grads[at.direction];
     constexpr int64_t bytes = sizeof(float);
     cursor(at, Cursor::kGradU) -= grads.u.tile;
-    if (grads.delta.data) cursor(at, Cursor::kGradDelta) -= grads.delta.tile;
-    if (grads.z.data) {
+    if (!Shape::kVim && grads.delta.data) cursor(at, Cursor::kGradDelta) -= grads.delta.tile;
+    if (Shape::kVim || grads.z.data) {
       cursor(at, Cursor::kGradZ) -= grads.z.tile;
       cursor(at, Cursor::kPartial) -= p.scans[at.direction].partial.tile;
     }
-    if (p.rank > 0) cursor(at, Cursor::kGradDt) -= grads.dt.tile * bytes;
+    if (Asks<Shape>::projection(p)) cursor(at, Cursor::kGradDt) -= grads.dt.tile * bytes;
     cursor(at, Cursor::kGradB) -= grads.B.tile * bytes;
     cursor(at, Cursor::kGradC) -= grads.C.tile * bytes;
   }
 
   // Sums over channels and over states of what a sweep over kShare slots from `first` on left.
   MMVIM_HD void share(const Thread<Shape>& at, const Visit& visit, int first) const {
-    const Tile tile(p, p.scans[at.direction], visit.step);
+    const Tile tile = Tile::of<Shape>(p, p.scans[at.direction], visit.step);
     const Space<Shape> space = this->space(at);
     share_over_channels(at, tile, space, first);
     MMVIM_UNROLL_BY(1)
@@ -259,16 +271,17 @@ struct BackwardSums : BackwardTraits<Shape> {
     *slope = grad_delta;
     const ScanGrads& grads = p.grads[at.direction];
     put(in_global(cursor(at, Cursor::kGradU)) + slot * grads.u.token, grad_u);
-    if (grads.delta.data)
+    if (!Shape::kVim && grads.delta.data)
       put(in_global(cursor(at, Cursor::kGradDelta)) + slot * grads.delta.token, grad_delta);
   }
 
   // What is done once a tile: the gradients of z, of the rows of dt, and of dt_weight.
   MMVIM_HD void finish(const Thread<Shape>& at, const Visit& visit) const {
-    const Tile tile(p, p.scans[at.direction], visit.step);
+    const Tile tile = Tile::of<Shape>(p, p.scans[at.direction], visit.step);
     const Space<Shape> space = this->space(at);
-    if (p.grads[at.direction].z.data && at.k < block.count) finish_gate(at, visit, tile, space);
-    if (p.rank > 0) finish_projection(at, tile, space);
+    if ((Shape::kVim || p.grads[at.direction].z.data) && at.k < block.count)
+      finish_gate(at, visit, tile, space);
+    if (Asks<Shape>::projection(p)) finish_projection(at, tile, space);
     move_back(at);
     if (visit.next >= 0) wait_for_copies();
   }
@@ -301,7 +314,7 @@ struct BackwardSums : BackwardTraits<Shape> {
   // A number of the tile of grad_out.
   MMVIM_HD float grad_out(const Space<Shape>& space, int copy, int place) const {
     const T* tile = space.raw(copy, layout.grad_out);
-    return kNarrow && p.wide_grad ? reinterpret_cast<const float*>(tile)[place]
+    return kWideGrad && p.wide_grad ? reinterpret_cast<const float*>(tile)[place]
                                   : to_float(tile[place]);
   }
 
@@ -345,7 +358,7 @@ struct BackwardSums : BackwardTraits<Shape> {
       const auto place = [&](int i) { return i < kOwn ? grad_B + i : grad_C + i - kOwn; };
       const int i = vector * kVector;  // of the thread's B and C
       constexpr int kAtOnce = Shape::kPadded ? 1 : kOwn < kVector ? kOwn : kVector;
-      if (kAtOnce > 1 && p.whole_sums) {
+      if (kAtOnce > 1 && (Shape::kVim || p.whole_sums)) {
         MMVIM_UNROLL
         for (int m = 0; m < kVector; m += kAtOnce) {
           Floats<kAtOnce> some;
@@ -363,7 +376,7 @@ struct BackwardSums : BackwardTraits<Shape> {
 
   MMVIM_HD void finish_gate(const Thread<Shape>& at, const Visit& visit, const Tile& tile,
                             const Space<Shape>& space) const {
-    const bool second = Turn(p, p.tiles - 1 - visit.step).second(at.direction);
+    const bool second = Turn::of<Shape>(p, p.tiles - 1 - visit.step).second(at.direction);
     const int first = at.slot() * kChannels + at.k;
     const float* ys = space.floats(layout.grad_y);
     const T* z = space.raw(visit.copy, kZ) + first;
@@ -380,7 +393,7 @@ struct BackwardSums : BackwardTraits<Shape> {
         *partial = y;
         continue;
       }
-      if (p.directions == 2) y += *partial;
+      if (Asks<Shape>::two(p)) y += *partial;
       const float grad = p.scale * grad_out(space, visit.copy, first + j * kChannels) * y;
       put(grad_z, grad * silu_slope(to_float(z[j * kChannels])));
     }
@@ -392,8 +405,8 @@ struct BackwardSums : BackwardTraits<Shape> {
     const float* grad_delta = space.floats(layout.slope);
     const int64_t token = p.grads[at.direction].dt.token;
     MMVIM_UNROLL_BY(1)
-    for (int i = at.lane; i < kTile * layout.rank_fours; i += Shape::kThreads) {
-      const int slot = i % kTile, r = i / kTile;
+    for (int i = at.lane; i < Shape::kTile * layout.rank_fours; i += Shape::kThreads) {
+      const int slot = i % Shape::kTile, r = i / Shape::kTile;
       if (!tile.given(slot)) continue;
       Floats<4> sum = {};
       MMVIM_UNROLL
@@ -405,7 +418,7 @@ struct BackwardSums : BackwardTraits<Shape> {
         for (int m = 0; m < 4; ++m) sum.at[m] = multiply_add(grad, w.at[m], sum.at[m]);
       }
       float* to = grad_rows + slot * token + r * 4;
-      if (p.whole_sums) {
+      if (Shape::kVim || p.whole_sums) {
         add(to, sum);
         continue;
       }
@@ -419,11 +432,11 @@ struct BackwardSums : BackwardTraits<Shape> {
       float* total = space.floats(layout.grad_weight) + i * 4;
       Floats<4> sum = load<4>(total);
       MMVIM_UNROLL_BY(2)
-      for (int slot = 0; slot < kTile; slot += 4) {  // beyond the last token, dt is zero
+      for (int slot = 0; slot < Shape::kTile; slot += 4) {  // beyond the last token, dt is zero
         const Floats<4> grad = load<4>(grad_delta + place(slot, k));
         MMVIM_UNROLL
         for (int j = 0; j < 4; ++j) {
-          const Floats<4> dt = load<4>(space.dt() + (r * kTile + slot + j) * 4);
+          const Floats<4> dt = load<4>(space.dt() + (r * Shape::kTile + slot + j) * 4);
           MMVIM_UNROLL
           for (int m = 0; m < 4; ++m) sum.at[m] = multiply_add(grad.at[j], dt.at[m], sum.at[m]);
         }

@@ -10,9 +10,10 @@
 
 namespace mmvim::cuda {
 
-// Threads a channel and direction, by which compiled kernels differ. 16 states are what Vim has, and
-// 1 what VMamba has; one kernel serves all other numbers, and 1 where few channels would leave a GPU
-// idle or a block's shared memory has no room for 64.
+// Threads a channel and direction, by which compiled kernels differ. 16 states are what Vim has, for
+// whose blocks alone there are kernels, too, and 1 what VMamba has; one kernel serves all other
+// numbers, and 1 where few channels would leave a GPU idle or a block's shared memory has no room
+// for 64.
 constexpr int kUsualStates = 16;
 constexpr int kOtherSplit = 8;
 
@@ -20,39 +21,34 @@ constexpr int kOtherSplit = 8;
 struct ForcedSplits {
   std::atomic<int> forward{0}, backward{0};
   std::atomic<bool> if_it_fits{false};  // else the rule's, not an error
+  std::atomic<bool> general{false};     // no kernel for Vim alone
 };
 ForcedSplits& forced_splits();
 
 // What one kernel would need for a problem.
 struct Candidate {
   int split;
+  bool vim;    // it is one for Vim alone
   int states;  // that it computes, given or not
   int64_t blocks;
   int shared_bytes;
   int blocks_at_once;  // on a multiprocessor, by registers
+  Cost cost;
 };
 
-// Instructions of a thread for each token: so many for each of its states, for its share of what is
-// done once a channel, and in any case. Fitted to counts of what the machine code that nvcc 13.0
-// made for sm_90 executes; no GPU has confirmed that they predict times.
-struct Cost {
-  double state, channel, token;
-};
-constexpr Cost kForwardCost = {5.5, 51.0, 13.0};
-constexpr Cost kBackwardCost = {19.5, 310.0, 54.0};
+// The candidate that should take least time, or null if none fits into the device's shared memory.
+const Candidate* choose(const Candidate* candidates, int count, const Device& device);
 
-// The split whose kernel should take least time, or 0 if none fits into the device's shared memory.
-int choose_split(const Candidate* candidates, int count, const Cost& cost, const Device& device);
-
-// The split for a problem. A block takes 64 / split channels.
+// The kernel for a problem; `split` and `vim` tell it from the others. A block takes 64 / split
+// channels.
 template <class T>
-int forward_split(const ForwardProblem& problem, const Device& device);
+Candidate forward_kernel(const ForwardProblem& problem, const Device& device);
 template <class T>
-int backward_split(const BackwardProblem& problem, const Device& device);
+Candidate backward_kernel(const BackwardProblem& problem, const Device& device);
 
 template <class T>
-void scan_forward(ForwardProblem problem, int split, const Device& device);
+void scan_forward(ForwardProblem problem, const Candidate& kernel, const Device& device);
 template <class T>
-void scan_backward(BackwardProblem problem, int split, const Device& device);
+void scan_backward(BackwardProblem problem, const Candidate& kernel, const Device& device);
 
 }  // namespace mmvim::cuda

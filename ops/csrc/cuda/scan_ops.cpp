@@ -29,11 +29,10 @@ struct Scans {
     STD_TORCH_CHECK(p.states <= kMostStates && p.rank <= kMostRank,
                     "the CUDA kernels take up to ", kMostStates, " states and ", kMostRank,
                     " dt columns, got ", p.states, " and ", p.rank, "; use backend='chunked'");
-    STD_TORCH_CHECK(chunk % kTile == 0 || chunk >= p.length,
-                    "the CUDA kernels take a chunk that is a multiple of ", kTile,
+    STD_TORCH_CHECK(chunk % kGrid == 0 || chunk >= p.length,
+                    "the CUDA kernels take a chunk that is a multiple of ", kGrid,
                     " or covers all tokens, got ", chunk);
-    p.tiles = static_cast<int>(ceil_div(p.length, int64_t{kTile}));
-    p.tiles_a_chunk = static_cast<int>(ceil_div(std::min(chunk, p.length), int64_t{kTile}));
+    p.chunk = std::min(chunk, p.length);
     p.directions = static_cast<int>(inputs.size());
     p.gated = z.has_value();
     for (int d = 0; d < p.directions; ++d) {
@@ -59,7 +58,7 @@ struct Scans {
 
   Tensor new_checkpoints(const Tensor& like) const {
     const Problem& p = problem;
-    const int64_t chunks = ceil_div(p.tiles, p.tiles_a_chunk);
+    const int64_t chunks = ceil_div(p.length, p.chunk);
     return torch::stable::new_empty(
         like, Sizes{chunks, p.batch, int64_t{p.groups} * p.directions, p.states, p.channels},
         ScalarType::Float);
@@ -97,7 +96,7 @@ ForwardResult run_forward(const Scans& scans, const Tensor& lead, ScalarType out
   }
   with_type(scans.type, [&](auto value) {
     using T = decltype(value);
-    scan_forward<T>(p, forward_split<T>(p, on.device()), on.device());
+    scan_forward<T>(p, forward_kernel<T>(p, on.device()), on.device());
   });
   result.out = to_type(out, out_type);
   return result;
@@ -170,8 +169,8 @@ BackwardResult run_backward(const Scans& scans, const Tensor& lead, const Tensor
   }
   with_type(scans.type, [&](auto value) {
     using T = decltype(value);
-    const int split = backward_split<T>(p, on.device());
-    const int64_t parts = ceil_div(int64_t{p.channels}, int64_t{64 / split});
+    const Candidate kernel = backward_kernel<T>(p, on.device());
+    const int64_t parts = ceil_div(int64_t{p.channels}, int64_t{64 / kernel.split});
     p.atomic = parts > 1 && !deterministic;
     for (int d = 0; d < p.directions; ++d) {
       ScanGrads& grads = p.grads[d];
@@ -188,7 +187,7 @@ BackwardResult run_backward(const Scans& scans, const Tensor& lead, const Tensor
         }
       }
     }
-    scan_backward<T>(p, split, on.device());
+    scan_backward<T>(p, kernel, on.device());
   });
   return result;
 }

@@ -20,8 +20,8 @@ ForcedSplits& forced_splits() {
 // The multiprocessor with most blocks decides, each of which has a warp for each of its schedulers;
 // those that do not fit at once come in rounds. Many threads a channel keep a GPU busy that few
 // channels would leave idle; few threads a channel do less work in all.
-int choose_split(const Candidate* candidates, int count, const Cost& cost, const Device& device) {
-  int best = 0;
+const Candidate* choose(const Candidate* candidates, int count, const Device& device) {
+  const Candidate* best = nullptr;
   double least = 0.0;
   for (int i = 0; i < count; ++i) {
     const Candidate& each = candidates[i];
@@ -32,10 +32,10 @@ int choose_split(const Candidate* candidates, int count, const Cost& cost, const
     const int64_t rounds =
         ceil_div(blocks, fitting < each.blocks_at_once ? fitting : int64_t{each.blocks_at_once});
     const double instructions =
-        (cost.state * each.states + cost.channel) / each.split + cost.token;
+        (each.cost.state * each.states + each.cost.channel) / each.split + each.cost.token;
     const double time = (blocks + kWaiting * rounds) * instructions;
-    if (best == 0 || time < least) {
-      best = each.split;
+    if (!best || time < least) {
+      best = &each;
       least = time;
     }
   }

@@ -32,7 +32,7 @@ constexpr int kRow = 2 * Shape::kStates + (Shape::kOwn < 4 ? 4 : Shape::kOwn);
 
 template <class Shape>
 constexpr int kRawTileBytes =
-    kTile * Shape::kChannels * static_cast<int>(sizeof(typename Shape::T));
+    Shape::kTile * Shape::kChannels * static_cast<int>(sizeof(typename Shape::T));
 
 // Where things lie in the shared memory of one direction: bytes from its start. What has the same
 // size in every problem comes first, so that its place is known when a kernel is compiled.
@@ -53,8 +53,8 @@ struct TileLayout {
   }
   template <class Shape>
   MMVIM_HD void take_fixed() {
-    rows = take(4 * kTile * kRow<Shape>);
-    steps = take(8 * kTile * Shape::kChannels);
+    rows = take(4 * Shape::kTile * kRow<Shape>);
+    steps = take(8 * Shape::kTile * Shape::kChannels);
   }
   // `tiles`: how many of (32, kChannels) numbers a step reads.
   template <class Shape>
@@ -62,7 +62,7 @@ struct TileLayout {
     raw_tiles = tiles;
     raw = take(2 * raw_tiles * kRawTileBytes<Shape>);
     rank_fours = ceil_div(p.rank, 4);
-    dt = take(16 * kTile * rank_fours);
+    dt = take(16 * Shape::kTile * rank_fours);
     weight = take(16 * rank_fours * Shape::kChannels);
   }
 };
@@ -87,7 +87,7 @@ MMVIM_HD void copy_rows(const Rows& rows, const char* from, const Tile& tile, in
   int slot = lane >> rows.copies_log2;
   char* target = to + slot * row_bytes + column;
   MMVIM_UNROLL_BY(1)
-  for (; slot < kTile; slot += apart) {
+  for (; slot < Shape::kTile; slot += apart) {
     const bool given = tile.given(slot) && column < valid_bytes;
     if constexpr (Bytes >= 4) {
       copy_async<Bytes>(target, from, given);
@@ -109,12 +109,12 @@ MMVIM_HD void copy_own_tile(const Rows& rows, const char* from, const Block<Shap
   constexpr int most = row_bytes < 16 ? row_bytes : 16;  // bytes at once
   const int valid = block.count * static_cast<int>(sizeof(N));
   char* to = reinterpret_cast<char*>(raw);
-  if (rows.bytes == most) {  // as almost always: straight code
+  if (Shape::kVim || rows.bytes == most) {  // as almost always: straight code
     constexpr int in_a_row = row_bytes / most, apart = Shape::kThreads / in_a_row;
     const int slot = lane / in_a_row, column = lane % in_a_row * most;
     MMVIM_UNROLL
-    for (int i = 0; i < ceil_div(kTile, apart); ++i, from += apart * rows.token) {
-      if (apart > kTile && slot >= kTile) break;
+    for (int i = 0; i < ceil_div(Shape::kTile, apart); ++i, from += apart * rows.token) {
+      if (apart > Shape::kTile && slot >= Shape::kTile) break;
       copy_async<most>(to + (slot + i * apart) * row_bytes + column, from,
                        tile.given(slot + i * apart) && column < valid);
     }
@@ -171,11 +171,12 @@ MMVIM_HD void load_weight(const Problem& p, const Direction& scan, const Block<S
 template <class Shape>
 struct RowsAhead {
   using T = typename Shape::T;
+  static constexpr int kTile = Shape::kTile;
   static constexpr bool kOne = Shape::kStates == 1;           // in place of four: half the threads
   static constexpr int kFours = kOne ? 1 : Shape::kStates / 4;  // of B and of C, a row
   static constexpr int kOwnFours = ceil_div(kFours * kTile, Shape::kThreads);  // a thread
   static constexpr int kRowsApart = Shape::kThreads / kFours;
-  static constexpr int kRankFours = 2;                                // of dt, a thread
+  static constexpr int kRankFours = kTile / 16;                       // of dt, a thread
   static constexpr int kApart = Shape::kThreads / kTile;              // of them in a row
   static constexpr int kFourBytes = 4 * static_cast<int>(sizeof(T));
 
@@ -188,7 +189,8 @@ struct RowsAhead {
       return rows.at(block.b, slot) + step * rows.tile + block.group * rows.group +
              four * kFourBytes;
     };
-    dt_at = p.rank > 0 ? start(scan.dt, lane % kTile, lane / kTile) : nullptr;
+    dt_at = nullptr;
+    if (Asks<Shape>::projection(p)) dt_at = start(scan.dt, lane % kTile, lane / kTile);
     B_at = start(scan.B, lane / kFours, lane % kFours);
     C_at = start(scan.C, lane / kFours, lane % kFours);
   }
@@ -203,7 +205,7 @@ struct RowsAhead {
   // Without `with_C`, C stays what it was.
   MMVIM_HD void read(const Problem& p, const Direction& scan, const Tile& tile, int lane,
                      bool with_C = true) {
-    if (scan.whole_fours) {
+    if (Asks<Shape>::fours(scan)) {
       read_fours<true>(p, scan, tile, lane, with_C);
     } else {
       read_fours<false>(p, scan, tile, lane, with_C);
@@ -249,7 +251,7 @@ struct RowsAhead {
   template <bool Whole>
   MMVIM_HD void read_fours(const Problem& p, const Direction& scan, const Tile& tile, int lane,
                            bool with_C) {
-    if (p.rank > 0) {
+    if (Asks<Shape>::projection(p)) {
       MMVIM_UNROLL
       for (int j = 0; j < kRankFours; ++j) dt[j] = read_dt<Whole>(p, scan, tile, lane, j);
     }
@@ -317,7 +319,7 @@ MMVIM_HD void prepare_steps(const Problem& p, const Tile& tile, const Space<Shap
   float delta[Shape::kSlots];
   MMVIM_UNROLL
   for (int j = 0; j < Shape::kSlots; ++j) delta[j] = bias;
-  if (p.rank == 0) {
+  if (!Asks<Shape>::projection(p)) {
     MMVIM_UNROLL
     for (int j = 0; j < Shape::kSlots; ++j)
       delta[j] += to_float(raw_delta[place + j * Shape::kChannels]);
@@ -333,7 +335,7 @@ MMVIM_HD void prepare_steps(const Problem& p, const Tile& tile, const Space<Shap
       MMVIM_UNROLL
       for (int i = 0; i < 4; ++i) delta[j] = multiply_add(dt.at[i], w.at[i], delta[j]);
     }
-    rows += kTile * 4;
+    rows += Shape::kTile * 4;
     weight += Shape::kChannels * 4;
   }
   MMVIM_UNROLL
@@ -343,11 +345,11 @@ MMVIM_HD void prepare_steps(const Problem& p, const Tile& tile, const Space<Shap
     for (int i = 0; i < 2; ++i) {
       float slope = 1.0f;
       const float positive = softplus<typename Shape::T>(delta[j + i], &slope);
-      const float dt = p.softplus ? positive : delta[j + i];
+      const float dt = Asks<Shape>::softplus(p) ? positive : delta[j + i];
       const float u = to_float(raw_u[place + (j + i) * Shape::kChannels]);
       steps.at[2 * i] = tile.given(at.slot() + j + i) ? dt : 0.0f;
       steps.at[2 * i + 1] = steps.at[2 * i] * u;
-      each(j + i, u, p.softplus ? slope : 1.0f);
+      each(j + i, u, Asks<Shape>::softplus(p) ? slope : 1.0f);
     }
     store(space.step(at.slot() + j, at.k), steps);
   }

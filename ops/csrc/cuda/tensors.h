@@ -113,8 +113,8 @@ class RowsOf {
     const int64_t size = size_of(tensor_.scalar_type());
     Rows rows;
     rows.data = static_cast<char*>(tensor_.data_ptr()) + first * size;
-    // Strides of dimensions with one entry say nothing, and must not lead to an address: even a copy
-    // of nothing may need one that is aligned.
+    // Strides of dimensions with one entry say nothing, and must not lead to an address: even a
+    // copy of nothing may need one that is aligned.
     rows.sequence = tensor_.size(0) > 1 ? tensor_.stride(0) * size : 0;
     rows.token = tensor_.size(1) > 1 ? tensor_.stride(1) * size : 0;
     rows.group = channels * size;

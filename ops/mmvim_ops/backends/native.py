@@ -21,10 +21,17 @@ from mmvim_ops.differentiation import is_plain_call
 from mmvim_ops.library import COMPILED, VIM_BLOCK
 from mmvim_ops.scan_inputs import BlockWeights
 
-__all__ = ['CPU', 'CUDA']
+__all__ = ['CPU', 'CUDA', 'SPLITS']
 
-# Threads a channel, forwards and backwards: each kernel at least once, by the states it is for.
-_SPLITS = {16: ((1, 4), (2, 8), (4, 16), (8, 4), (16, 8)), 1: ((1, 1), (8, 8))}
+# Threads a channel, forwards and backwards, and whether kernels for Vim alone are left out: each
+# kernel at least once, by the states it is for.
+SPLITS = {
+    16: [
+        *((1, 4, True), (2, 8, True), (4, 16, True), (8, 8, True), (16, 8, True)),
+        *((4, 8, False), (8, 16, False), (16, 8, False)),
+    ],
+    1: [(1, 1, True), (8, 8, True)],
+}
 
 
 class Native(OperatorBackend):
@@ -147,7 +154,7 @@ def _fault(backend: Native, device: torch.device) -> str | None:
     """What is wrong with any of the CUDA kernels on a device, or None."""
     forms = {
         states: [partial(loading.fitting_splits, *splits) for splits in every]
-        for states, every in _SPLITS.items()
+        for states, every in SPLITS.items()
     }
     numbers = (16, 1, 5)  # those with kernels of their own, and one of the others
     try:

@@ -51,18 +51,19 @@ struct Neighbours {
 // Shared memory of a block that scans both directions of a long sequence and saves a state every 128
 // tokens; 0 where no kernel has this split.
 template <class Kernels, class Problem>
-int shared_bytes(int split, int states, int rank) {
+int shared_bytes(int split, int states, int rank, bool vim) {
   Problem p;
   p.directions = 2;
   p.gated = true;
   p.states = states;
   p.rank = rank;
-  p.tiles_a_chunk = 128 / kTile;
-  p.tiles = 2 * p.tiles_a_chunk;
+  p.chunk = 128;
+  p.length = 2 * p.chunk;
   int bytes = 0;
   Kernels::each(states, [&](auto kernel) {
     using K = decltype(kernel);
-    if (K::kSplit == split) bytes = K::shared_bytes(p);
+    cut<typename K::TheShape>(p);
+    if (K::kSplit == split && K::kVim == vim) bytes = K::shared_bytes(p);
   });
   return bytes;
 }
@@ -99,24 +100,28 @@ MMVIM_EXPORT int mmvim_emulation_choose_split(bool backward, const int* splits,
                                               const int* shared_bytes, int count, int64_t channels,
                                               int states, int multiprocessors, int shared_limit) {
   using namespace mmvim::cuda;
+  using AShape = Shape<BFloat16, kUsualStates, 8, false>;
+  const Cost cost = backward ? ScanBackward<AShape>::kCost : ScanForward<AShape>::kCost;
   std::vector<Candidate> candidates;
   for (int i = 0; i < count; ++i) {
     const int64_t blocks = ceil_div<int64_t>(channels * splits[i], 64);
-    candidates.push_back({splits[i], states, blocks, shared_bytes[i], 2});
+    candidates.push_back({splits[i], false, states, blocks, shared_bytes[i], 2, cost});
   }
   Device device;
   device.multiprocessors = multiprocessors;
   device.shared_bytes = shared_limit;
-  return choose_split(candidates.data(), count, backward ? kBackwardCost : kForwardCost, device);
+  const Candidate* chosen = choose(candidates.data(), count, device);
+  return chosen ? chosen->split : 0;
 }
 
+// Of the kernel for Vim alone, or of the general one.
 MMVIM_EXPORT int mmvim_emulation_shared_bytes(bool backward, int number_bytes, int split, int states,
-                                              int rank) {
+                                              int rank, bool vim) {
   using namespace mmvim::cuda;
   if (backward)
     return number_bytes == 4
-               ? shared_bytes<Backward<float>, BackwardProblem>(split, states, rank)
-               : shared_bytes<Backward<BFloat16>, BackwardProblem>(split, states, rank);
-  return number_bytes == 4 ? shared_bytes<Forward<float>, ForwardProblem>(split, states, rank)
-                           : shared_bytes<Forward<BFloat16>, ForwardProblem>(split, states, rank);
+               ? shared_bytes<Backward<float>, BackwardProblem>(split, states, rank, vim)
+               : shared_bytes<Backward<BFloat16>, BackwardProblem>(split, states, rank, vim);
+  return number_bytes == 4 ? shared_bytes<Forward<float>, ForwardProblem>(split, states, rank, vim)
+                           : shared_bytes<Forward<BFloat16>, ForwardProblem>(split, states, rank, vim);
 }
