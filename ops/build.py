@@ -63,6 +63,7 @@ _PTXAS = (
     r'(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers'
 )
 _LAST_LINES = 20
+EXACT_DECAYS = 'MMVIM_EXACT_DECAYS'  # the variable, and the macro of csrc/cuda/portable.h
 
 
 class BuildError(RuntimeError):
@@ -334,6 +335,8 @@ def _compile(
         nvcc = (cuda.nvcc, f'-ccbin={cxx[-1]}', '-cudart=static')
         passed = ','.join((*_HOST_FLAGS, *maps))
         codes = (f'-gencode=arch=compute_{a.partition("_")[2]},code={a}' for a in cuda.archs)
+        if _enabled(environ, EXACT_DECAYS):
+            common = (*common, f'-D{EXACT_DECAYS}')
         flags = (*common, '-Xptxas=-v', f'-Xcompiler={passed}', *codes)
         found = [path for path in source_files(sources / 'cuda') if path.suffix in ('.cu', '.cpp')]
         steps += _compile_steps([(path, ()) for path in found], sources, nvcc, flags, work)
@@ -396,7 +399,13 @@ def build(
         'sources': sources_digest(sources),
         'torch': torch.version,
         'compiler': compiler,
-        'cuda': cuda and {'nvcc': cuda.version, 'archs': cuda.archs, 'kernels': kernels},
+        'cuda': cuda
+        and {
+            'nvcc': cuda.version,
+            'archs': cuda.archs,
+            'decays': 'exact' if _enabled(environ, EXACT_DECAYS) else 'fast',
+            'kernels': kernels,
+        },
         'cuda_problem': cuda_problem,
     }
     target.mkdir(parents=True, exist_ok=True)

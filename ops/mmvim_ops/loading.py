@@ -200,6 +200,7 @@ def build_info() -> dict[str, str | None]:
         'isa': isa(),
         'nvcc': cuda and cuda['nvcc'],
         'cuda_archs': cuda and ', '.join(cuda['archs']),
+        'cuda_decays': cuda and f'{cuda["decays"]} in float32',
     }
 
 

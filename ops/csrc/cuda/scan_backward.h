@@ -264,7 +264,7 @@ struct ScanBackward : BackwardTraits<Shape> {
             const auto B = load<kOwn>(row);
             MMVIM_UNROLL
             for (int i = 0; i < kOwn; ++i) {
-              const float decay = exp2_fast(step.at[2 * j] * own.A[i]);
+              const float decay = cuda::decay<T>(step.at[2 * j] * own.A[i]);
               own.before[i] =
                   multiply_add(decay, own.before[i], step.at[2 * j + 1] * B.at[i]);
             }
@@ -317,7 +317,7 @@ struct ScanBackward : BackwardTraits<Shape> {
         const float dt = step.at[t % 2 * 2], dtu = step.at[t % 2 * 2 + 1];
         MMVIM_UNROLL
         for (int i = 0; i < kOwn; ++i) {
-          own.decay[t][i] = exp2_fast(dt * own.A[i]);
+          own.decay[t][i] = cuda::decay<T>(dt * own.A[i]);
           own.h[t][i] = multiply_add(own.decay[t][i], t > 0 ? own.h[t - 1][i] : own.before[i],
                                      dtu * B.at[i]);
         }

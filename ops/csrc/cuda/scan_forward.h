@@ -205,7 +205,7 @@ struct ScanForward {
               row += kRow<Shape>;
               MMVIM_UNROLL
               for (int i = 0; i < Shape::kOwn; ++i) {
-                own.h[i] = multiply_add(exp2_fast(dt * own.A[i]), own.h[i], dtu * BC.at[i]);
+                own.h[i] = multiply_add(decay<T>(dt * own.A[i]), own.h[i], dtu * BC.at[i]);
                 y.at[t + j] = multiply_add(own.h[i], BC.at[Shape::kOwn + i], y.at[t + j]);
               }
             }

@@ -114,6 +114,10 @@ MMVIM_EXPORT int mmvim_emulation_choose_split(bool backward, const int* splits,
   return chosen ? chosen->split : 0;
 }
 
+MMVIM_EXPORT void mmvim_emulation_exp2_exact(const float* x, float* y, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) y[i] = mmvim::cuda::exp2_exact(x[i]);
+}
+
 // Of the kernel for Vim alone, or of the general one.
 MMVIM_EXPORT int mmvim_emulation_shared_bytes(bool backward, int number_bytes, int split, int states,
                                               int rank, bool vim) {
