@@ -254,16 +254,17 @@ MMVIM_HD void atomic_add(float* to, const Floats<Count>& values) {
     asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(values.at[0]),
                  "f"(values.at[1]), "f"(values.at[2]), "f"(values.at[3])
                  : "memory");
-    return;
   } else if constexpr (Count == 2) {
     asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(to), "f"(values.at[0]),
                  "f"(values.at[1])
                  : "memory");
-    return;
+  } else {
+    atomicAdd(to, values.at[0]);
   }
-#endif
+#else
   MMVIM_UNROLL
   for (int i = 0; i < Count; ++i) atomicAdd(to + i, values.at[i]);
+#endif
 #else
   for (int i = 0; i < Count; ++i) to[i] += values.at[i];
 #endif

@@ -43,8 +43,8 @@ struct ScanBackward : BackwardTraits<Shape> {
   static constexpr Cost kCost = {19.5, 310.0, kVim ? 42.0 : 54.0};
   static constexpr int kMostThreads = 2 * Shape::kThreads;
   // At once on a multiprocessor, as far as registers are concerned: more would not fit unspilled.
-  // For compute capability 10 the compiler takes more registers where numbers are float32.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ / 100 == 10
+  // From compute capability 10 on the compiler takes more registers where numbers are float32.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
   static constexpr bool kRoomy = sizeof(T) > 2;
 #else
   static constexpr bool kRoomy = false;

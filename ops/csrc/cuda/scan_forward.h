@@ -36,7 +36,6 @@ struct ScanForward {
     const char *u, *delta, *z;
     char *partial, *out;
     float* checkpoint;  // of the next chunk
-    int left;           // grids until then
     // Where slots are few: what the thread's slots get from their input, and from the other scan.
     float skip[Shape::kSlots], other[Shape::kSlots];
   };
@@ -70,6 +69,12 @@ struct ScanForward {
     const Layout layout(p);
     const Pass pass = {p, Block<Shape>(p, index), layout, shared};
     each([&](int tid, Registers& own) { pass.begin(Thread<Shape>(tid), own); });
+    // Grids until the next state is saved. A reverse scan's first tile of several may begin with an
+    // empty one, which kernels with other tiles know nothing of.
+    int left = 0, left_reverse = kLong ? static_cast<int>(p.scans[1].before) / kGrid : 0;
+    const auto move_on = [&](int& left) {
+      for (left -= Shape::kTile / kGrid; left < 0;) left += p.grids_a_chunk;
+    };
     for (int step = 0;; ++step) {
       const int done = step - 1;
       const Turn turn = Turn::of<Shape>(p, done);
@@ -90,7 +95,12 @@ struct ScanForward {
       });
       if (step == p.tiles) break;
       each([&](int tid, Registers& own) { pass.prepare(Thread<Shape>(tid), own, step); });
-      each([&](int tid, Registers& own) { pass.recur(Thread<Shape>(tid).paired(), own, step); });
+      each([&](int tid, Registers& own) {
+        const Thread<Shape> at = Thread<Shape>(tid).paired();
+        pass.recur(at, own, step, kLong && at.direction == 1 ? left_reverse : left);
+      });
+      move_on(left);
+      if (kLong) move_on(left_reverse);
     }
   }
 
@@ -115,8 +125,6 @@ struct ScanForward {
         own.h[i] = 0.0f;
       }
       own.checkpoint = p.checkpoints + checkpoint_place<Shape>(p, block, 0, pair);
-      // A tile of several may begin with some that are empty: another kernel knows nothing of them.
-      own.left = static_cast<int>(scan.before) / kGrid;
       const bool exists = at.k < block.count;
       const int64_t channel = block.channel(p) + at.k;
       own.D = exists && scan.D ? scan.D[channel] : 0.0f;
@@ -178,7 +186,8 @@ struct ScanForward {
     }
 
     // The recurrence, h = exp(dt A) h + dt u B, and what the thread's states add to y = C h.
-    MMVIM_HD void recur(const Thread<Shape>& at, Registers& own, int step) const {
+    // `left`: grids until a state is saved.
+    MMVIM_HD void recur(const Thread<Shape>& at, Registers& own, int step, int left) const {
       const Space<Shape> space = this->space(at);
       // Behind the last token there may be a grid that no other kernel knows of.
       const uint32_t end = p.scans[at.direction].before + static_cast<uint32_t>(p.length);
@@ -187,9 +196,9 @@ struct ScanForward {
       float* sums = space.floats(layout.sums) + pair_place<Shape>(at.s, at.k) * 4;
       MMVIM_UNROLL_BY(1)
       for (int grid = 0; grid < Shape::kTile / kGrid; ++grid) {
-        if (own.left-- == 0 && first + grid * kGrid < end) {
-          save(at, own);
-          own.left = p.grids_a_chunk - 1;
+        if (left-- == 0) {
+          left = p.grids_a_chunk - 1;
+          if (!kLong || first + grid * kGrid < end) save(at, own);
         }
         MMVIM_UNROLL_BY(4)
         for (int four = 0; four < kGrid / 4; ++four) {

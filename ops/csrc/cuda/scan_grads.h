@@ -366,11 +366,11 @@ struct BackwardSums : BackwardTraits<Shape> {
           for (int j = 0; j < kAtOnce; ++j) some.at[j] = sum.at[m + j];
           add(place(i + m), some);
         }
-        continue;
+      } else {
+        MMVIM_UNROLL
+        for (int m = 0; m < kVector; ++m)
+          if (!Shape::kPadded || n + (i + m) % kOwn < p.states) add(place(i + m), sum.at[m]);
       }
-      MMVIM_UNROLL
-      for (int m = 0; m < kVector; ++m)
-        if (!Shape::kPadded || n + (i + m) % kOwn < p.states) add(place(i + m), sum.at[m]);
     }
   }
 
@@ -420,11 +420,11 @@ struct BackwardSums : BackwardTraits<Shape> {
       float* to = grad_rows + slot * token + r * 4;
       if (Shape::kVim || p.whole_sums) {
         add(to, sum);
-        continue;
+      } else {
+        MMVIM_UNROLL
+        for (int m = 0; m < 4; ++m)
+          if (r * 4 + m < p.rank) add(to + m, sum.at[m]);
       }
-      MMVIM_UNROLL
-      for (int m = 0; m < 4; ++m)
-        if (r * 4 + m < p.rank) add(to + m, sum.at[m]);
     }
     MMVIM_UNROLL_BY(1)
     for (int i = at.lane; i < kChannels * layout.rank_fours; i += Shape::kThreads) {

@@ -10,8 +10,8 @@
 
 namespace mmvim::cuda {
 
-// Threads a channel and direction, by which compiled kernels differ. 16 states are what Vim has, for
-// whose blocks alone there are kernels, too, and 1 what VMamba has; one kernel serves all other
+// Threads a channel and direction, by which compiled kernels differ. 16 states are what Vim has,
+// for whose blocks alone there are kernels, too, and 1 what VMamba has; one kernel serves all other
 // numbers, and 1 where few channels would leave a GPU idle or a block's shared memory has no room
 // for 64.
 constexpr int kUsualStates = 16;
