@@ -53,7 +53,8 @@ def parse_arguments(argv: Sequence[str]) -> Namespace:
         nargs='+',
         choices=[name.removeprefix('cuda S') for name in SPLITS],
         default=[],
-        help='our CUDA kernels once more, with so many threads a channel each',
+        help='our CUDA kernels once more, with so many threads a channel each; "8-general" without '
+        'those for blocks of a Vim alone',
     )
     args = harness.parse(parser, argv)
     args.contenders += [f'cuda S{split}' for split in args.splits]

@@ -28,7 +28,7 @@ class Gpu:
     def __init__(self) -> None:
         self.log: list[str] = []
         self.milliseconds = 0.0
-        self.splits: list[tuple[int, int]] = []
+        self.splits: list[tuple[int, int, bool]] = []
 
     def run(self, what: str) -> None:
         """A kernel that takes 2 ms."""
@@ -100,7 +100,10 @@ def contenders(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> Gpu:
     monkeypatch.setattr(benchmark_ops, 'exp_loop', lambda device: loop)
     monkeypatch.setattr(benchmark_ops, 'copy_bandwidth', lambda device, threads: 4e12)
     monkeypatch.setattr(
-        loading, 'force_splits', lambda f, b: gpu.splits.append((f, b)), raising=False
+        loading,
+        'force_splits',
+        lambda f=0, b=0, general=False: gpu.splits.append((f, b, general)),
+        raising=False,
     )
     return gpu
 
@@ -109,10 +112,10 @@ def contenders(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> Gpu:
 def test_a_whole_run(contenders: Gpu, tmp_path: Path) -> None:
     argv = ['--out', str(tmp_path), '--device', 'cuda', '--sizes', 'nano', '--lengths', '16']
     argv += ['--rounds', '2', '--seconds', '0', '--dtypes', 'bfloat16', '--parts', 'inner']
-    argv += ['--contenders', 'auto', 'chunked', 'published', '--splits', '2', '4', '8']
+    argv += ['--contenders', 'auto', 'chunked', 'published', '--splits', '2', '4', '8', '4-general']
     assert benchmark_ops.main([*argv, '--execution', 'eager', 'graphs']) == 0
     result = json.loads((tmp_path / 'ops.json').read_text())
-    names = ['auto', 'chunked', 'published', 'cuda S2', 'cuda S4', 'cuda S8']
+    names = ['auto', 'chunked', 'published', 'cuda S2', 'cuda S4', 'cuda S8', 'cuda S4-general']
     assert [(r['execution'], r['kind'], r['contender']) for r in result['rows']] == [
         (how, kind, name) for how in ('eager', 'graphs') for kind in PASSES for name in names
     ]
@@ -131,8 +134,9 @@ def test_a_whole_run(contenders: Gpu, tmp_path: Path) -> None:
         if measured:
             assert row['peak_bytes'] == 1048
     # Two threads a channel have no kernel backwards: the rule's is taken there.
-    assert {(4, 4), (2, 0), (0, 0)} <= set(contenders.splits)
-    assert contenders.splits[-1] == (0, 0)
+    none = (0, 0, False)
+    assert {(4, 4, False), (2, 0, False), (4, 4, True), none} <= set(contenders.splits)
+    assert contenders.splits[-1] == none
     text = (tmp_path / 'ops.md').read_text()
     for said in ('| µs |', '| of exp |', ', bfloat16, eager', ', bfloat16, graphs', 'H200, 132'):
         assert said in text
@@ -143,7 +147,7 @@ def test_every_pass_of_a_split_is_held_to_it(contenders: Gpu) -> None:
     work = scan_cases.make_work('cuda S4', Case('scan', 'nano', 1, 'float32', 8), CUDA)
     for call in (work.forward, lambda: work.call(PASSES[0]), lambda: work.call(PASSES[1])):
         call()
-    assert contenders.splits == 3 * [(4, 4), (0, 0)]
+    assert contenders.splits == 3 * [(4, 4, False), (0, 0, False)]
 
 
 def test_a_loop_that_does_not_compile_costs_its_share_alone(

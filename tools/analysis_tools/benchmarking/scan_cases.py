@@ -24,9 +24,14 @@ SIZES = {'nano': 64, 'tiny': 192, 'small': 384, 'base': 768}
 PARTS, PASSES = ('scan', 'inner'), ('forward', 'forward + backward')
 PUBLISHED = 'published'
 STATES, WIDTH, SCALE = 16, 4, 0.5
-# Threads a channel that our CUDA kernels exist for, forwards and backwards (0: the rule's), by the
-# name of the contender that is held to them.
-SPLITS = {f'cuda S{split}': (split, split if split >= 4 else 0) for split in (1, 2, 4, 8, 16)}
+# Threads a channel that our CUDA kernels exist for, forwards and backwards (0: the rule's), and
+# whether those for blocks of a Vim alone are left out, by the name of the contender that is held to
+# them.
+SPLITS = {
+    f'cuda S{split}{form}': (split, split if split >= 4 else 0, form != '')
+    for form, splits in {'': (1, 2, 4, 8, 16), '-general': (4, 8, 16)}.items()
+    for split in splits
+}
 
 
 class Case(NamedTuple):
@@ -92,11 +97,12 @@ class Work(NamedTuple):
 @contextmanager
 def _held_to(name: str) -> Iterator[None]:
     """Let the CUDA kernels have the threads a channel of a contender of :data:`SPLITS`."""
-    loading.force_splits(*SPLITS[name])
+    forward, backward, general = SPLITS[name]
+    loading.force_splits(forward, backward, general=general)
     try:
         yield
     finally:
-        loading.force_splits(0, 0)
+        loading.force_splits()
 
 
 def make_work(name: str, case: Case, device: torch.device) -> Work:
