@@ -241,7 +241,7 @@ def test_the_commands_of_the_documents_are_understood(
             continue
         ran.append(line)
     os.environ.pop('TORCH_CUDA_ARCH_LIST', None)
-    assert len(ran) == 9 + 10 + 3 + 1
+    assert len(ran) == 10 + 12 + 3 + 1
 
 
 def test_rounds_go_on_after_a_contender_ran_out_of_memory(gpu: Gpu) -> None:
