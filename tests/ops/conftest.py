@@ -101,6 +101,13 @@ class Emulation:
         """Threads a channel and direction; 0 leaves them to the rule. See loading.force_splits."""
         self.c.mmvim_cuda_force_splits(forward, backward, if_it_fits, general)
 
+    def vim_kernel(self, backward: bool, B: int, L: int, E: int, R: int) -> int:
+        """The split for a block of a Vim, negative where its kernel is one for Vim alone."""
+        kernel: int = self.c.mmvim_emulation_vim_kernel(
+            backward, ctypes.c_int64(B), ctypes.c_int64(L), E, R
+        )
+        return kernel
+
     def shared_bytes(
         self, backward: bool, size: int, split: int, states: int, rank: int, vim: bool = False
     ) -> int:

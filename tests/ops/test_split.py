@@ -98,6 +98,23 @@ def test_as_many_blocks_as_there_are_registers_for(
     assert blocks * (emulation.shared_bytes(backward, 2, split, 16, 12, True) + 1024) <= 228 * 1024
 
 
+@pytest.mark.parametrize('backward', [False, True])
+def test_a_vim_has_kernels_of_its_own(backward: bool, emulated: Any) -> None:
+    """At the published sizes, and few threads a channel where there are many sequences."""
+    for E, R in ((384, 12), (768, 24), (1536, 48)):
+        few, many = (abs(emulated.vim_kernel(backward, B, 4096, E, R)) for B in (1, 64))
+        assert few >= many
+    assert emulated.vim_kernel(backward, 1, 4096, 384, 12) == -16
+    assert emulated.vim_kernel(backward, 8, 4096, 384, 12) == -8
+
+
+def test_tokens_that_are_not_there_count(emulated: Any) -> None:
+    """Of 65 a tile of 64 makes 128, of 32 96."""
+    kernels = [emulated.vim_kernel(False, 8, L, 384, 12) for L in (64, 65, 128, 4096)]
+    assert kernels[0] < 0 and kernels[2] < 0 and kernels[3] < 0
+    assert kernels[1] > 0
+
+
 def test_a_forced_kernel_that_does_not_fit(
     emulated: Any, scan_inputs: Callable[..., dict[str, Tensor]]
 ) -> None:

@@ -28,8 +28,9 @@ ForcedSplits& forced_splits();
 // What one kernel would need for a problem.
 struct Candidate {
   int split;
-  bool vim;    // it is one for Vim alone
-  int states;  // that it computes, given or not
+  bool vim;        // it is one for Vim alone
+  int states;      // that it computes, given or not
+  int64_t tokens;  // that it walks over, given or not
   int64_t blocks;
   int shared_bytes;
   int blocks_at_once;  // on a multiprocessor, by registers

@@ -33,7 +33,7 @@ const Candidate* choose(const Candidate* candidates, int count, const Device& de
         ceil_div(blocks, fitting < each.blocks_at_once ? fitting : int64_t{each.blocks_at_once});
     const double instructions =
         (each.cost.state * each.states + each.cost.channel) / each.split + each.cost.token;
-    const double time = (blocks + kWaiting * rounds) * instructions;
+    const double time = (blocks + kWaiting * rounds) * instructions * each.tokens;
     if (!best || time < least) {
       best = &each;
       least = time;

@@ -105,7 +105,7 @@ MMVIM_EXPORT int mmvim_emulation_choose_split(bool backward, const int* splits,
   std::vector<Candidate> candidates;
   for (int i = 0; i < count; ++i) {
     const int64_t blocks = ceil_div<int64_t>(channels * splits[i], 64);
-    candidates.push_back({splits[i], false, states, blocks, shared_bytes[i], 2, cost});
+    candidates.push_back({splits[i], false, states, 1, blocks, shared_bytes[i], 2, cost});
   }
   Device device;
   device.multiprocessors = multiprocessors;
@@ -118,14 +118,43 @@ MMVIM_EXPORT void mmvim_emulation_exp2_exact(const float* x, float* y, int64_t c
   for (int64_t i = 0; i < count; ++i) y[i] = mmvim::cuda::exp2_exact(x[i]);
 }
 
-// Of the kernel for Vim alone, or of the general one.
-MMVIM_EXPORT int mmvim_emulation_shared_bytes(bool backward, int number_bytes, int split, int states,
-                                              int rank, bool vim) {
+// Which kernel a block of a Vim of such sizes takes in half precision: its split, negative where it
+// is one for Vim alone.
+MMVIM_EXPORT int mmvim_emulation_vim_kernel(bool backward, int64_t batch, int64_t length,
+                                            int channels, int rank) {
   using namespace mmvim::cuda;
-  if (backward)
-    return number_bytes == 4
-               ? shared_bytes<Backward<float>, BackwardProblem>(split, states, rank, vim)
-               : shared_bytes<Backward<BFloat16>, BackwardProblem>(split, states, rank, vim);
-  return number_bytes == 4 ? shared_bytes<Forward<float>, ForwardProblem>(split, states, rank, vim)
-                           : shared_bytes<Forward<BFloat16>, ForwardProblem>(split, states, rank, vim);
+  BackwardProblem p;
+  p.batch = batch;
+  p.length = length;
+  p.chunk = 128;
+  p.channels = channels;
+  p.rank = rank;
+  p.states = kUsualStates;
+  p.directions = 2;
+  p.gated = p.softplus = true;
+  char some;
+  p.grads[0].z.data = &some;
+  p.grads[0].out.alignment = 16;
+  for (Direction& scan : p.scans)
+    for (Rows* rows : {&scan.u, &scan.z, &scan.dt, &scan.B, &scan.C}) rows->alignment = 16;
+  ForwardProblem forward;
+  static_cast<Problem&>(forward) = p;
+  Device device;
+  device.multiprocessors = emulated_multiprocessors;
+  device.shared_bytes = emulated_shared_bytes;
+  const Candidate chosen = backward ? Backward<BFloat16>::choose(p, 0, device)
+                                    : Forward<BFloat16>::choose(forward, 0, device);
+  return chosen.vim ? -chosen.split : chosen.split;
+}
+
+// Of the kernel for Vim alone, or of the general one.
+MMVIM_EXPORT int mmvim_emulation_shared_bytes(bool backward, int number_bytes, int split,
+                                              int states, int rank, bool vim) {
+  using namespace mmvim::cuda;
+  const auto of = [&](auto number) {
+    using T = decltype(number);
+    return backward ? shared_bytes<Backward<T>, BackwardProblem>(split, states, rank, vim)
+                    : shared_bytes<Forward<T>, ForwardProblem>(split, states, rank, vim);
+  };
+  return number_bytes == 4 ? of(float{}) : of(BFloat16{});
 }
