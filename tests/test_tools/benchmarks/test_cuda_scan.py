@@ -1,6 +1,7 @@
 """The scan without torch: what it compiles, and that its check finds faults; on the host."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,12 @@ def check(out: Path, *words: str) -> int:
     return cuda_scan.main(['--host', '--out', str(out), *words])
 
 
-@pytest.mark.parametrize('instance', ['bfloat16:8:vim', 'float32:16:any', 'float16:8:5'])
+slow = partial(pytest.param, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    'instance', ['bfloat16:8:vim', slow('float32:16:any'), slow('float16:8:5')]
+)
 def test_check(instance: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert check(tmp_path, '--instances', instance) == 0
     found = capfd.readouterr().out
@@ -26,11 +32,11 @@ def test_check(instance: str, tmp_path: Path, capfd: pytest.CaptureFixture[str])
     ('file', 'right', 'wrong', 'found'),
     [
         ('scan_forward.h', 'y[j] *= silu(', 'y[j] *= sigmoid(', 'WRONG: out'),
-        ('scan_backward.h', 'grad_dt.at[0] *= kLn2;', '', 'WRONG: grad of dbl, in parts'),
-        ('portable.h', 'to[i] += values.at[i]', 'to[i] = values.at[i]', 'dbl, added up'),
-        ('scan_grads.h', 'out[(p.states + p.rank) * ld] = grad_D;', '', 'grads of parameters'),
+        slow('scan_backward.h', 'grad_dt.at[0] *= kLn2;', '', 'WRONG: grad of dbl, in parts'),
+        slow('portable.h', 'to[i] += values.at[i]', 'to[i] = values.at[i]', 'dbl, added up'),
+        slow('scan_grads.h', 'out[(p.states + p.rank) * ld] = grad_D;', '', 'grads of parameters'),
         ('scan_grads.h', 'p.rank + 1) * ld] = grad_bias;', 'p.rank + 2) * ld] = 0;', 'beside a'),
-        ('scan_forward.h', 'own.D = exists', 'throw 0; own.D = exists', 'ended by signal'),
+        slow('scan_forward.h', 'own.D = exists', 'throw 0; own.D = exists', 'ended by signal'),
     ],
 )
 def test_faults_are_found(
