@@ -24,7 +24,7 @@ FORWARD_SPLITS, BACKWARD_SPLITS = (4, 8, 16), (8, 16)
 def compare(
     value_and_grads: Any, assert_close: Any, emulated: Any
 ) -> Callable[[dict[str, Tensor], tuple[int, int]], None]:
-    """Values and gradients with the float64 reference's, and with those of the general kernels."""
+    """Values and gradients with the float64 reference's."""
 
     def check(inputs: dict[str, Tensor], *splits: tuple[int, int]) -> None:
         scan = partial(bidirectional, scale=0.7)

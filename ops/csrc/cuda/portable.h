@@ -164,8 +164,8 @@ MMVIM_HD float exp2_exact(float x) {
 }
 
 // How much of a state is left after a token. An error of slow decays adds up over thousands of
-// tokens: of float32 the multiply-adds take it away, where MMVIM_EXACT_DECAYS is defined, at 1.6
-// times the instructions of a state.
+// tokens: of float32 the multiply-adds take it away, where MMVIM_EXACT_DECAYS is defined, for some
+// ten instructions a state.
 template <class T>
 MMVIM_HD float decay(float x) {
 #ifdef MMVIM_EXACT_DECAYS

@@ -25,7 +25,7 @@ def test_check(instance: str, tmp_path: Path, capfd: pytest.CaptureFixture[str])
     assert check(tmp_path, '--instances', instance) == 0
     found = capfd.readouterr().out
     assert f'## {instance}: check' in found and found.endswith('All right: 1 instances.\n')
-    assert 'B 1, L 1025, E 16, R 12, slow decays: largest rms' in found
+    assert 'B 1, L 513, E 16, R 12, slow decays: largest rms' in found
 
 
 @pytest.mark.parametrize(

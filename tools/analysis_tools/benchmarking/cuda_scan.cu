@@ -402,11 +402,10 @@ void check_size(const Sizes& s, const Device& device) {
               s.slowness > 1 ? ", slow decays" : "");
   Run run(s, true);
   const Results want = expected_of(run.in);
-  // The outputs' rounding, and of float32 the sums': slow decays keep errors for as long as states.
-  const double rounding = sizeof(T) == 4                ? (s.slowness > 1 ? 1e-4 : 3e-6)
-                          : std::is_same<T, Half>::value ? 5e-4
-                                                         : 3e-3;
-  const double summing = s.slowness > 1 ? 1e-4 : 2e-5;
+  // The rms errors that tests/ops/conftest.py allows; sums are float32, whatever the inputs are.
+  const double half = std::is_same<T, Half>::value ? 5e-4 : 3e-3;
+  const double rounding = sizeof(T) == 4 ? 5e-7 : half, summing = 5e-6;
+  const double rounding_of_grads = sizeof(T) == 4 ? 5e-6 : half;
   std::vector<T> first;
   for (int turn = 0; turn < 4; ++turn) {
     run.go_forward(device);
@@ -423,12 +422,12 @@ void check_size(const Sizes& s, const Device& device) {
     const Results got = run.results(atomic);
     if (!atomic) compare("out", got.out, want.out, rounding, worst);
     if (!SCAN_BACKWARD) break;
-    if (!atomic) compare("grad of z", got.grad_z, want.grad_z, rounding, worst);
+    if (!atomic) compare("grad of z", got.grad_z, want.grad_z, rounding_of_grads, worst);
     for (int d = 0; d < 2; ++d) {
       compare(atomic ? "grad of dbl, added up" : "grad of dbl, in parts", got.grad_dbl[d],
               want.grad_dbl[d], summing, worst_sum);
       if (atomic) continue;
-      compare("grad of x", got.grad_u[d], want.grad_u[d], rounding, worst);
+      compare("grad of x", got.grad_u[d], want.grad_u[d], rounding_of_grads, worst);
       compare("grads of parameters", got.grad_parameters[d], want.grad_parameters[d], summing,
               worst_sum);
     }
@@ -439,7 +438,7 @@ void check_size(const Sizes& s, const Device& device) {
 
 int check_all(const Device& device) {
   std::vector<Sizes> all = {{1, 1, 8, 4}, {2, 33, 24, 4}, {1, 64, 40, 12}, {2, 129, 24, 12},
-                            {1, 197, 72, 48}, {3, 320, 16, 24}, {1, 1025, 16, 12, 0, 1e5}};
+                            {1, 197, 72, 48}, {3, 320, 16, 24}, {1, 513, 16, 12, 0, 1e5}};
   if (!SCAN_VIM)
     for (const Sizes& more : {Sizes{2, 1, 8, 4, 3}, Sizes{2, 70, 21, 5}, Sizes{1, 97, 40, 12, 1}})
       all.push_back(more);
