@@ -118,6 +118,19 @@ MMVIM_EXPORT void mmvim_emulation_exp2_exact(const float* x, float* y, int64_t c
   for (int64_t i = 0; i < count; ++i) y[i] = mmvim::cuda::exp2_exact(x[i]);
 }
 
+// How many kernels of a pass were emulated since the last call, those for Vim alone or the others.
+MMVIM_EXPORT int mmvim_emulation_ran(const char* pass, bool vim) {
+  using namespace mmvim::cuda;
+  int count = 0;
+  for (auto it = emulated_algorithms.begin(); it != emulated_algorithms.end();) {
+    const bool is_for_vim = it->find("ELb1EE") != std::string::npos;  // the last of its Shape
+    const bool meant = it->find(pass) != std::string::npos && is_for_vim == vim;
+    count += meant;
+    it = meant ? emulated_algorithms.erase(it) : std::next(it);
+  }
+  return count;
+}
+
 // Which kernel a block of a Vim of such sizes takes in half precision: its split, negative where it
 // is one for Vim alone.
 MMVIM_EXPORT int mmvim_emulation_vim_kernel(bool backward, int64_t batch, int64_t length,

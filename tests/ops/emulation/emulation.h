@@ -10,7 +10,10 @@
 
 #include <cstdlib>
 #include <memory>
+#include <set>
 #include <stdexcept>
+#include <string>
+#include <typeinfo>
 #include <vector>
 
 #include "portable.h"
@@ -61,8 +64,12 @@ class HostThreads {
   std::vector<std::vector<PendingCopy>> copies_;
 };
 
+// Names of the algorithms that were emulated, as the compiler has them.
+inline std::set<std::string> emulated_algorithms;
+
 template <class Algorithm>
 void emulate(const typename Algorithm::Params& params, int64_t block) {
+  emulated_algorithms.insert(typeid(Algorithm).name());
   constexpr int kGuard = 4096;
   const int bytes = Algorithm::shared_bytes(params);
   const size_t size = (bytes + kGuard + 63) / 64 * 64;
