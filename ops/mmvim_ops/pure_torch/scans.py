@@ -142,7 +142,7 @@ class _Bidirectional:
     def load(self, tokens: slice) -> Tokens:
         """The inputs of a chunk, dt_proj applied."""
         dts, Bs, Cs = zip(*(dbl.split(self.sizes, dim=-1) for dbl in self.read('dbl', tokens)))
-        deltas = [dt @ weight.t() for dt, weight in zip(dts, self.dt_weights)]
+        deltas = [_project(dt, weight.t()) for dt, weight in zip(dts, self.dt_weights)]
         us = self.read('x', tokens)
         return Tokens(*(torch.stack(pair, dim=2).unsqueeze(3) for pair in (us, deltas, Bs, Cs)))
 
@@ -161,6 +161,14 @@ class _Bidirectional:
             for name in ('A', 'D', 'dt_bias')
         )
         return Scan(batch, length, A, D, bias, True, chunk)
+
+
+def _project(rows: Tensor, weight: Tensor) -> Tensor:
+    """``rows @ weight`` of (T, B, .) rows, with the same bits whether a gradient follows or not.
+
+    torch.matmul would take a product of all rows or one for each token, depending on that.
+    """
+    return (rows.flatten(0, 1) @ weight).unflatten(0, rows.shape[:2])
 
 
 def bidirectional_forward(*args: Any) -> tuple[Tensor, Tensor]:
@@ -208,7 +216,8 @@ def bidirectional_backward(*args: Any) -> tuple[Tensor, ...]:
             if needs[d]:
                 order.write(grads[d], tokens, grad_u)
             if needs[2 + d]:
-                grad_dbl = torch.cat((grad_delta @ source.dt_weights[d], grad_B, grad_C), dim=-1)
+                grad_dt = _project(grad_delta, source.dt_weights[d])
+                grad_dbl = torch.cat((grad_dt, grad_B, grad_C), dim=-1)
                 order.write(grads[2 + d], tokens, grad_dbl)
             if needs[4 + d]:
                 dt = dbls[d][..., : source.sizes[0]]
