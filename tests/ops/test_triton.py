@@ -262,4 +262,7 @@ def test_compilations_are_logged(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.mark.slow
 def test_self_check_passes(triton_device: str) -> None:
-    assert self_check.difference(TRITON, CHUNKED, torch.device(triton_device)) is None
+    difference = partial(self_check.difference, TRITON, CHUNKED, torch.device(triton_device))
+    if triton_device == 'cpu':  # interpreted, each dtype and number of states takes half a minute
+        difference = partial(difference, dtypes=[torch.bfloat16], numbers_of_states=[16])
+    assert difference() is None

@@ -118,6 +118,27 @@ def test_the_second_signal_does_what_it_always_did(monkeypatch: pytest.MonkeyPat
             signal.signal(number, handler)
 
 
+def test_a_signal_that_is_handed_on_at_once_is_the_same_one(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Python handles it within the first call of the first one's handler."""
+    hook, again = SaveOnSignalHook(), iter([signal.SIGTERM])
+
+    def monotonic() -> float:
+        for number in again:
+            os.kill(os.getpid(), number)
+        return time.monotonic()
+
+    hook.before_train(SimpleNamespace(train_loop=None, val_loop=None))
+    try:
+        monkeypatch.setattr(save_on_signal, 'time', SimpleNamespace(monotonic=monotonic))
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        hook.release()
+    assert hook._agreed() == signal.SIGTERM
+    assert capfd.readouterr().err.count('SIGTERM: saving') == 1
+
+
 def test_handlers_go_when_training_ends(train: Train, tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     train(noisy_task.config(tmp_path, False))

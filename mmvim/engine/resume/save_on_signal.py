@@ -91,13 +91,15 @@ class SaveOnSignalHook(Hook):
         self._previous.clear()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        # Python may handle the next signal within any call: none lies between question and answer.
         if not self._received:
-            self._received, self._since = number, time.monotonic()
+            self._received, self._since = number, now
             if is_main_process():
                 name = signal.Signals(number).name
                 # Not print: the signal may have come in the middle of one.
                 os.write(2, f'{name}: saving after this iteration, once more leaves now\n'.encode())
-        elif time.monotonic() - self._since > _ONE_SIGNAL:
+        elif now - self._since > _ONE_SIGNAL:
             self.release()
             os.kill(os.getpid(), number)
 
