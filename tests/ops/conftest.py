@@ -87,9 +87,16 @@ class Emulation:
         """Run the threads of a phase forwards (0), backwards (1) or shuffled (2)."""
         self.c.mmvim_emulation_use_order(order, copies_arrive_early)
 
-    def use_device(self, multiprocessors: int = 132, shared_bytes: int = 227 * 1024) -> None:
+    def use_device(
+        self,
+        multiprocessors: int = 132,
+        shared_bytes: int = 227 * 1024,
+        parts_bytes: int = 64 * 2**20,
+    ) -> None:
         """Choose kernels for a GPU that has so much; by default for an H200."""
-        self.c.mmvim_emulation_use_device(multiprocessors, shared_bytes)
+        self.c.mmvim_emulation_use_device(
+            multiprocessors, shared_bytes, ctypes.c_int64(parts_bytes)
+        )
 
     def force_splits(
         self,

@@ -137,6 +137,31 @@ def test_deterministic_sums(cases: Any) -> None:
                 assert_same_bits(forward_and_backward(function, inputs), first, turn)
 
 
+@cuda_alone
+@pytest.mark.usefixtures('deterministic')
+def test_deterministic_sums_take_little_memory(
+    cases: Any, value_and_grads: Inputs, assert_close: Any
+) -> None:
+    """Parts of all tokens would take 138 to 554 MB, those of a launch 64 MiB."""
+    ((_, _), (function, inputs)) = cases(L=8192, E=384)
+    leaves = leaves_of(inputs)
+    out = function(**leaves)
+    found = []
+    for deterministic in (False, True):
+        torch.use_deterministic_algorithms(deterministic)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        grads = torch.autograd.grad(
+            out, list(leaves.values()), torch.ones_like(out), retain_graph=True
+        )
+        peak = torch.cuda.max_memory_allocated() - before
+        found.append((peak, {name: grad.cpu() for name, grad in zip(leaves, grads)}))
+    (atomic, expected), (fixed, actual) = found
+    assert fixed <= atomic + 100 * 2**20
+    exact = {name: tensor.double() for name, tensor in expected.items()}
+    assert_close(actual, exact)
+
+
 def test_more_blocks_than_the_other_dimensions_of_a_grid_have(
     cases: Any, value_and_grads: Inputs, assert_close: Any
 ) -> None:

@@ -25,6 +25,7 @@ struct Device {
   int index = 0;
   int multiprocessors = 0;
   int shared_bytes = 0;  // the most a block may have
+  int64_t parts_bytes = 64 << 20;  // of what blocks leave to be summed up in a fixed order
   void* stream = nullptr;
 };
 

@@ -78,14 +78,14 @@ struct ScanBackward : BackwardTraits<Shape> {
   static MMVIM_HD void run(EachThread& each, const Params& p, int64_t index, char* shared) {
     const Layout layout(p);
     const Pass pass(p, index, layout, shared);
-    const int last_chunk = (p.tiles - 1) / p.grids_a_chunk;
+    const int end_tile = p.end_tile(), last_chunk = (end_tile - 1) / p.grids_a_chunk;
     each([&](int tid, Registers& own) {
       pass.begin(Thread<Shape>(tid), own, last_chunk * p.grids_a_chunk);
     });
     int copy = 0;
-    for (int chunk = last_chunk; chunk >= 0; --chunk) {
+    for (int chunk = last_chunk; chunk >= p.first_chunk; --chunk) {
       const int begin = chunk * p.grids_a_chunk;
-      const int end = begin + p.grids_a_chunk < p.tiles ? begin + p.grids_a_chunk : p.tiles;
+      const int end = begin + p.grids_a_chunk < end_tile ? begin + p.grids_a_chunk : end_tile;
       for (int step = begin; step < end; ++step) {
         const bool last = step + 1 == end;
         const Visit visit = {step, copy++, last ? step : step + 1, last};
@@ -96,7 +96,7 @@ struct ScanBackward : BackwardTraits<Shape> {
         });
       }
       for (int step = end - 1; step >= begin; --step) {
-        const int next_chunk = chunk > 0 ? begin - p.grids_a_chunk : -1;
+        const int next_chunk = chunk > p.first_chunk ? begin - p.grids_a_chunk : -1;
         const bool first = step == begin;
         const Visit visit = {step, copy++, first ? next_chunk : step - 1, !first};
         each([&](int tid, Registers& own) { pass.convert(Thread<Shape>(tid), own, visit); });
@@ -142,6 +142,7 @@ struct ScanBackward : BackwardTraits<Shape> {
     using Sums::Sums;
     using Sums::block;
     using Sums::begin_sums;
+    using Sums::carried;
     using Sums::cursor;
     using Sums::given;
     using Sums::grad_out;
@@ -162,6 +163,10 @@ struct ScanBackward : BackwardTraits<Shape> {
                           : 0.0f;
         own.later[i] = 1.0f;
         own.grad_A[i] = 0.0f;
+        if (p.goes_on && given(pair, i)) {
+          own.grad[i] = *carried(pair, 0, i);
+          own.later[i] = *carried(pair, 1, i);
+        }
       }
       begin_sums(at);
       own.ahead.begin(p, scan, block, step, at.lane);

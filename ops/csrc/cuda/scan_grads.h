@@ -7,48 +7,10 @@
 
 #pragma once
 
+#include "backward_problem.h"
 #include "scan_tile.h"
 
 namespace mmvim::cuda {
-
-// Where gradients of (B, L, groups, columns) are summed up. Part i begins i * part floats further.
-struct RowSums {
-  float* data = nullptr;
-  int64_t sequence = 0, token = 0, group = 0, part = 0;
-  int64_t tile = 0;  // from a tile to the next
-
-  bool in_fours() const {
-    return ((reinterpret_cast<intptr_t>(data) / 4) | sequence | token | group | part) % 4 == 0;
-  }
-};
-
-struct ScanGrads {
-  Rows out;  // given, the same for both scans
-  Rows z;    // the same for both scans; no data: not wanted
-  Rows u;
-  Rows delta;  // not given where rank > 0, or not wanted
-  RowSums dt, B, C;
-  // (B, states + rank + 2, groups * channels): those of A, dt_weight, D and bias, in this order.
-  float* parameters = nullptr;
-};
-
-struct BackwardProblem : Problem {
-  ScanGrads grads[2];
-  const float* grad_last_state = nullptr;  // (B, groups * channels, states) of the only scan
-  bool wide_grad = false;                  // grads.out is float, whatever the inputs are
-  bool atomic = false;                     // all blocks of a group add to part 0
-  bool whole_sums = false;  // sums of dt, B and C are rows of fours, each at a multiple of 16 bytes
-};
-
-inline bool has_whole_sums(const BackwardProblem& p) {
-  bool whole = p.rank % 4 == 0;
-  for (int d = 0; d < p.directions; ++d) {
-    const ScanGrads& grads = p.grads[d];
-    for (const RowSums* sums : {&grads.dt, &grads.B, &grads.C})
-      if (sums->data) whole = whole && sums->in_fours();
-  }
-  return whole;
-}
 
 // A block's state and memory.
 template <class Shape>
@@ -162,6 +124,12 @@ struct BackwardSums : BackwardTraits<Shape> {
     return at.k < block.count && at.s * kOwn + i < p.states;
   }
 
+  // Between launches: the gradient of a state, or its factor.
+  MMVIM_HD float* carried(const Thread<Shape>& at, int which, int i) const {
+    return p.carried + checkpoint_place<Shape>(p, block, which, at) +
+           static_cast<int64_t>(i) * p.channels;
+  }
+
   MMVIM_HD BackwardSums(const Params& p, int64_t index, const Layout& layout, char* shared)
       : p(p), block(p, index), layout(layout), shared(shared) {}
 
@@ -196,7 +164,7 @@ struct BackwardSums : BackwardTraits<Shape> {
   // Where the thread's grads of the last tile go, which is swept over first.
   MMVIM_HD void begin_sums(const Thread<Shape>& at) const {
     const ScanGrads& grads = p.grads[at.direction];
-    const int last = p.tiles - 1;
+    const int last = p.end_tile() - 1;
     const int64_t channel = block.channel(p) + Item(at.lane).k;
     float* totals = space(at).floats(layout.totals) + at.lane;
     totals[0] = totals[Shape::kThreads] = 0.0f;
@@ -294,6 +262,14 @@ struct BackwardSums : BackwardTraits<Shape> {
     MMVIM_UNROLL
     for (int i = 0; i < kOwn; ++i)
       if (given(pair, i)) out[(pair.s * kOwn + i) * ld + pair.k] = own.grad_A[i];
+    if (p.first_chunk > 0) {
+      MMVIM_UNROLL
+      for (int i = 0; i < kOwn; ++i) {
+        if (!given(pair, i)) continue;
+        *carried(pair, 0, i) = own.grad[i];
+        *carried(pair, 1, i) = own.later[i];
+      }
+    }
     if (at.k >= block.count) return;
     out += at.k;
     for (int r = at.s; r < p.rank; r += Shape::kSplit)

@@ -56,11 +56,12 @@ struct Scans {
     }
   }
 
-  Tensor new_checkpoints(const Tensor& like) const {
+  int64_t chunks() const { return ceil_div(problem.length, problem.chunk); }
+  // So many of every sequence's states.
+  Tensor new_states(const Tensor& like, int64_t count) const {
     const Problem& p = problem;
-    const int64_t chunks = ceil_div(p.length, p.chunk);
     return torch::stable::new_empty(
-        like, Sizes{chunks, p.batch, int64_t{p.groups} * p.directions, p.states, p.channels},
+        like, Sizes{count, p.batch, int64_t{p.groups} * p.directions, p.states, p.channels},
         ScalarType::Float);
   }
   // Two directions meet: (B, L, E) of what the first at a tile leaves for the second.
@@ -83,7 +84,7 @@ ForwardResult run_forward(const Scans& scans, const Tensor& lead, ScalarType out
   p.wide_out = out_type == ScalarType::Float;
   const ScalarType written = p.wide_out ? out_type : scans.type;
   const Tensor out = new_contiguous(lead, written), partial = scans.new_partial(lead);
-  ForwardResult result = {out, nothing(lead), scans.new_checkpoints(lead)};
+  ForwardResult result = {out, nothing(lead), scans.new_states(lead, scans.chunks())};
   if (want_last_state) {
     result.last_state = torch::stable::new_empty(
         lead, Sizes{p.batch, p.all_channels(), p.states}, ScalarType::Float);
@@ -102,37 +103,74 @@ ForwardResult run_forward(const Scans& scans, const Tensor& lead, ScalarType out
   return result;
 }
 
-// Rows of gradients that channels share, summed over blocks: (parts, B, L, groups, columns).
+// Tokens of a sequence, from `first` on and before `end`.
+struct Span {
+  int64_t first, end;
+
+  // Those of the chunks that a launch walks over, as they lie in memory.
+  Span(const BackwardProblem& p, bool reverse) {
+    const auto in_grids = [](int64_t tokens) { return ceil_div(tokens, int64_t{kGrid}) * kGrid; };
+    const int64_t begin = p.first_chunk * in_grids(p.chunk), past = p.end_chunk * in_grids(p.chunk);
+    const int64_t tokens = in_grids(p.length);  // those that are missing, too
+    first = reverse ? std::max<int64_t>(tokens - past, 0) : begin;
+    end = std::min(reverse ? tokens - begin : past, p.length);
+  }
+};
+
+// Rows of gradients that channels share, summed over blocks: (B, L, groups, columns).
+//
+// Blocks add to the sums, or each of them leaves a part, of a span of tokens at a time: parts of a
+// whole sequence would take as much memory as its states.
 class SharedGrads {
  public:
-  SharedGrads(const Scans& scans, const Tensor& lead, int64_t columns, int64_t parts, bool atomic) {
-    const Problem& p = scans.problem;
-    const Sizes sizes = {atomic ? 1 : parts, p.batch, p.length, p.groups, columns};
-    tensor_ = atomic ? torch::stable::new_zeros(lead, sizes, ScalarType::Float)
-                     : torch::stable::new_empty(lead, sizes, ScalarType::Float);
-    sums_ = {floats(*tensor_), p.length * p.groups * columns, p.groups * columns, columns,
-             p.batch * p.length * p.groups * columns};
+  SharedGrads(const Problem& p, const Tensor& lead, int64_t columns, int64_t parts, int64_t span)
+      : token_(p.groups * columns), columns_(columns) {
+    const Sizes sizes = {p.batch, p.length, p.groups, columns};
+    sums_ = parts > 0 ? torch::stable::new_empty(lead, sizes, ScalarType::Float)
+                      : torch::stable::new_zeros(lead, sizes, ScalarType::Float);
+    if (parts > 1)
+      parts_ = torch::stable::new_empty(lead, Sizes{parts, p.batch, span, p.groups, columns},
+                                        ScalarType::Float);
   }
-  RowSums from(int64_t column) const {
-    RowSums sums = sums_;
-    sums.data += column;
-    return sums;
+  // Where a launch that walks over a span leaves the columns from `column` on.
+  RowSums from(int64_t column, const Span& span) const {
+    if (!parts_) return {floats(*sums_) + column, sums_->size(1) * token_, token_, columns_, 0};
+    const int64_t sequence = parts_->size(2) * token_;
+    return {floats(*parts_) + column - span.first * token_, sequence, token_, columns_,
+            sums_->size(0) * sequence};
+  }
+  // Sums up what it left.
+  void add_parts(const Span& span) {
+    if (!parts_) return;
+    const int64_t tokens = span.end - span.first;
+    const Tensor parts = torch::stable::narrow(*parts_, 2, 0, tokens);
+    Tensor sums = torch::stable::narrow(*sums_, 1, span.first, tokens);
+    torch::stable::copy_(sums, torch::stable::sum(parts, Sizes{0}));
   }
   // In the shape and type of the input.
   Tensor like(const Tensor& input) const {
-    const Tensor sum = tensor_->size(0) == 1 ? torch::stable::select(*tensor_, 0, 0)
-                                             : torch::stable::sum(*tensor_, Sizes{0});
-    return to_type(torch::stable::view(sum, sizes_of(input)), input.scalar_type());
+    return to_type(torch::stable::view(*sums_, sizes_of(input)), input.scalar_type());
   }
 
  private:
-  OptionalTensor tensor_;
-  RowSums sums_;
+  int64_t token_, columns_;
+  OptionalTensor sums_, parts_;
 };
 
+// How many chunks a launch walks over: all of them, unless parts of so many floats a token would
+// take more than the device's share and more than a (B, L, E) tensor of floats does.
+int64_t chunks_a_launch(const Scans& scans, int64_t floats_a_token, const Device& device) {
+  const Problem& p = scans.problem;
+  const int64_t a_chunk = 4 * p.batch * p.chunk * floats_a_token;
+  const int64_t most = std::max(device.parts_bytes, 4 * p.batch * p.length * p.all_channels());
+  if (a_chunk * scans.chunks() <= most) return scans.chunks();
+  return std::max<int64_t>(most / a_chunk, 1);
+}
+
 struct BackwardResult {
-  std::vector<Tensor> u, parameters;  // one a direction; parameters: to be summed over sequences
-  std::vector<SharedGrads> shared;    // of dbl, one a direction; or of B and of C
+  // One a direction; parameters: of every launch and sequence, to be summed up.
+  std::vector<Tensor> u, parameters;
+  std::vector<SharedGrads> shared;  // of dbl, one a direction; or of B and of C
   OptionalTensor delta, z;
 };
 
@@ -163,31 +201,49 @@ BackwardResult run_backward(const Scans& scans, const Tensor& lead, const Tensor
     if (p.directions == 2) p.scans[d].partial = RowsOf(partial, ScalarType::Float).rows();
     result.u.push_back(new_contiguous(lead, scans.type));
     p.grads[d].u = RowsOf(result.u[d], scans.type).rows();
-    result.parameters.push_back(torch::stable::new_empty(
-        lead, Sizes{p.batch, rows, p.all_channels()}, ScalarType::Float));
-    p.grads[d].parameters = floats(result.parameters[d]);
   }
   with_type(scans.type, [&](auto value) {
     using T = decltype(value);
     const Candidate kernel = backward_kernel<T>(p, on.device());
-    const int64_t parts = ceil_div(int64_t{p.channels}, int64_t{64 / kernel.split});
-    p.atomic = parts > 1 && !deterministic;
-    for (int d = 0; d < p.directions; ++d) {
-      ScanGrads& grads = p.grads[d];
-      if (p.rank > 0) {
-        result.shared.emplace_back(scans, lead, p.rank + 2 * p.states, parts, p.atomic);
-        const SharedGrads& dbl = result.shared.back();
-        grads.dt = dbl.from(0);
-        grads.B = dbl.from(p.rank);
-        grads.C = dbl.from(p.rank + p.states);
-      } else {
-        for (RowSums* sums : {&grads.B, &grads.C}) {
-          result.shared.emplace_back(scans, lead, p.states, parts, p.atomic);
-          *sums = result.shared.back().from(0);
+    const int64_t blocks = ceil_div(int64_t{p.channels}, int64_t{64 / kernel.split});
+    p.atomic = blocks > 1 && !deterministic;
+    const int64_t parts = p.atomic ? 0 : blocks;
+    const int64_t columns = p.rank > 0 ? p.rank + 2 * p.states : p.states;
+    const int64_t floats_a_token = parts > 1 ? 2 * parts * p.groups * columns : 0;
+    const int64_t a_launch = chunks_a_launch(scans, floats_a_token, on.device());
+    const int64_t launches = ceil_div(scans.chunks(), a_launch);
+    for (int i = 0; i < 2; ++i)
+      result.shared.emplace_back(p, lead, columns, parts, std::min(a_launch * p.chunk, p.length));
+    for (int d = 0; d < p.directions; ++d)
+      result.parameters.push_back(torch::stable::new_empty(
+          lead, Sizes{launches * p.batch, rows, p.all_channels()}, ScalarType::Float));
+    OptionalTensor carried;
+    if (launches > 1) {
+      carried = scans.new_states(lead, 2);
+      p.carried = floats(*carried);
+    }
+    for (int64_t i = launches - 1; i >= 0; --i) {
+      p.goes_on = i < launches - 1;
+      p.first_chunk = static_cast<int>(i * a_launch);
+      p.end_chunk = static_cast<int>(std::min((i + 1) * a_launch, scans.chunks()));
+      for (int d = 0; d < p.directions; ++d) {
+        ScanGrads& grads = p.grads[d];
+        const Span span(p, p.scans[d].reverse);
+        grads.parameters =
+            floats(result.parameters[d]) + i * p.batch * rows * p.all_channels();
+        if (p.rank > 0) {
+          grads.dt = result.shared[d].from(0, span);
+          grads.B = result.shared[d].from(p.rank, span);
+          grads.C = result.shared[d].from(p.rank + p.states, span);
+        } else {
+          grads.B = result.shared[0].from(0, span);
+          grads.C = result.shared[1].from(0, span);
         }
       }
+      scan_backward<T>(p, kernel, on.device());
+      for (int j = 0; j < 2; ++j)
+        result.shared[j].add_parts(Span(p, p.scans[p.directions == 2 ? j : 0].reverse));
     }
-    scan_backward<T>(p, kernel, on.device());
   });
   return result;
 }

@@ -30,6 +30,7 @@ class OnDeviceOf {
     (void)tensor;
     device_.multiprocessors = emulated_multiprocessors;
     device_.shared_bytes = emulated_shared_bytes;
+    device_.parts_bytes = emulated_parts_bytes;
   }
 #else
       : guard_(tensor.get_device_index()) {

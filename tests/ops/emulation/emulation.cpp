@@ -76,9 +76,11 @@ MMVIM_EXPORT void mmvim_emulation_use_order(int order, bool copies_arrive_early)
   mmvim::cuda::copies_arrive_early = copies_arrive_early;
 }
 
-MMVIM_EXPORT void mmvim_emulation_use_device(int multiprocessors, int shared_bytes) {
+MMVIM_EXPORT void mmvim_emulation_use_device(int multiprocessors, int shared_bytes,
+                                             int64_t parts_bytes) {
   mmvim::cuda::emulated_multiprocessors = multiprocessors;
   mmvim::cuda::emulated_shared_bytes = shared_bytes;
+  mmvim::cuda::emulated_parts_bytes = parts_bytes;
 }
 
 // Emulates 64 neighbours with a fault or without; what the emulation says of it, or null.

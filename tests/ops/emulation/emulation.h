@@ -25,6 +25,8 @@ inline ThreadOrder thread_order = ThreadOrder::kForwards;
 inline bool copies_arrive_early = false;
 // What there is for kernels to be chosen for: an H200, unless a test says otherwise.
 inline int emulated_multiprocessors = 132, emulated_shared_bytes = 227 * 1024;
+// What a deterministic sum may take for parts of it at once.
+inline int64_t emulated_parts_bytes = 64 << 20;
 
 inline void arrive(const PendingCopy& copy) {
   if (copy.given) {
