@@ -1,9 +1,10 @@
 """Install a wheel into another environment and test it there, away from the sources.
 
 Run by ``make wheel``: ``python tests/check_wheel.py dist/mmvim-*.whl``. The environment is new
-and borrows the stack of the one that runs the script. With ``--python`` (``make test-abi``) it is
-the one given, of another torch or another Python, and the ops alone are tested. With ``--pure``
-(``make test-pure``) the wheel is one without the native library.
+and borrows the stack of the one that runs the script, so that some tests of the ops will do, of
+which ``make test`` runs all. With ``--python`` (``make test-abi``) it is the one given, of another
+torch or another Python, and the ops alone are tested, whole. With ``--pure`` (``make test-pure``)
+the wheel is one without the native library.
 """
 
 import argparse
@@ -53,6 +54,8 @@ path = loading.path()
 digest = path and hashlib.sha256(path.read_bytes()).hexdigest()
 print(sys.version.split()[0], torch.__version__, digest, loading.problem(), sep='|')
 """
+# Where an installation may differ from the sources: which library is found, what it computes.
+TESTS_OF_AN_INSTALLATION = ('library', 'native_loading', 'native_selection', 'goldens', 'values')
 # What the library may ask torch for: the C functions of the stable ABI, no C++ of at or c10.
 CXX_OF_TORCH = re.compile(r'_Z\w*N(?:2at|3c10|5torch)\d')
 
@@ -105,8 +108,8 @@ def new_environment(folder: str) -> Path:
     return Path(folder) / 'bin' / 'python'
 
 
-def run_ops_tests(python: Path, facts: dict[str, str], workers: int) -> None:
-    """Run the tests of the ops on what is installed, from a copy that has no sources beside it."""
+def run_ops_tests(python: Path, facts: dict[str, str], workers: int, every: bool) -> None:
+    """Run tests of the ops on what is installed, from a copy that has no sources beside it."""
     with tempfile.TemporaryDirectory() as folder:
         printed = subprocess.run(
             [python, '-W', 'ignore', '-c', CHECK_OPS],
@@ -129,8 +132,9 @@ def run_ops_tests(python: Path, facts: dict[str, str], workers: int) -> None:
         options = ['-q', '--import-mode=importlib', '-m', 'not slow']
         if workers > 1:
             options += ['-n', str(workers), '--dist', 'loadfile']
+        files = [f'ops/test_{name}.py' for name in TESTS_OF_AN_INSTALLATION]
         subprocess.run(
-            [python, '-m', 'pytest', *options, 'ops'],
+            [python, '-m', 'pytest', *options, *(['ops'] if every else files)],
             cwd=folder,
             env={**os.environ, 'MMVIM_GOLDENS': goldens, 'OMP_NUM_THREADS': '1'},
             check=True,
@@ -155,7 +159,8 @@ def main() -> None:
         subprocess.run([python, '-m', 'pip', *install], check=True)
         if not options.python:
             subprocess.run([python, '-c', CHECK], cwd=folder, check=True)
-        run_ops_tests(python, facts, options.workers)
+        every = options.python is not None or options.pure
+        run_ops_tests(python, facts, options.workers, every)
 
 
 if __name__ == '__main__':
