@@ -71,7 +71,7 @@ def marked(name):
 
 
 @pytest.mark.operators
-@pytest.mark.parametrize('name', map(marked, NAMES))
+@pytest.mark.parametrize('name', [marked(name) for name in NAMES])
 def test_trains_a_step_and_predicts(name, tmp_path):
     cfg = load(name)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
