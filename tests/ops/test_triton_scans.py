@@ -32,7 +32,7 @@ SIZES = [
     (7, 4, 16, 1, 2, 2, 3),
     (3, 2, 32, 1, 17, 1, 64),
 ]
-ALL_LENGTHS = [1, 2, 31, 32, 33, 63, 64, 65, 127, 128, 129]
+ALL_LENGTHS = [1, 2, 31, 32, 33, 63, 64, 65, 129]  # chunks of 64; two full ones: SIZES
 ALL_STATES = {1: 1, 2: 12, 5: 4, 8: 16, 16: 12, 17: 17, 31: 3, 32: 48}  # and the rank of each
 
 
