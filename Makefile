@@ -46,7 +46,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist workste
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help arm-tools packages packages-onedl install demo demo-quick demo-det demo-cls demo-others test smoke \
+.PHONY: help arm-tools packages packages-onedl install demo demo-quick demo-det demo-cls beside-demo-det test smoke \
 	smoke-onedl operators operators-full lint format slow slow-tests build-wheel wheel test-abi test-pure \
 	clean
 
@@ -183,21 +183,23 @@ slow-tests: $(STAMPS)/test $(STAMPS)/mim ## the tests that `make test` leaves ou
 packages-onedl:
 	$(MAKE) $(ONEDL) packages
 
-# What the demos do beside detection, once its backbone is trained.
-demo-others:
+# What takes about as long as the demo of detection, once its backbone is trained: the other demos
+# and what the onedl stack, which operators-full has made by then, does in an environment of its own.
+beside-demo-det:
 	$(MAKE) demo
 	$(MAKE) demo-cls
+	$(MAKE) smoke-onedl
 
 # The other environments are filled beside the tests. The wheels are tested side by side, since one
 # process makes the environment of each; so are the demos, since small models gain little by a second
 # thread. All else shares the cores or an environment, so one follows the other.
-slow: ## long sweeps, the wheels, another torch, the onedl stack, compiled operators, the demos
+HALF_WORKERS = WORKERS=$$((($(WORKERS) + 1) / 2))
+slow: ## long sweeps, the wheels, another torch, compiled operators, the demos, the onedl stack
 	$(MAKE) -j3 slow-tests $(ABI)/.stamp packages-onedl
-	$(MAKE) -j3 WORKERS=$$((($(WORKERS) + 1) / 2)) wheel test-abi test-pure
-	$(MAKE) smoke-onedl
+	$(MAKE) -j3 $(HALF_WORKERS) wheel test-abi test-pure
 	$(MAKE) operators-full
 	$(MAKE) demo-quick
-	OMP_NUM_THREADS=1 $(MAKE) -j2 demo-det demo-others
+	OMP_NUM_THREADS=1 $(MAKE) -j2 $(HALF_WORKERS) demo-det beside-demo-det
 
 build-wheel: $(STAMPS)/test
 	rm -rf build/lib* build/bdist* dist

@@ -2,9 +2,9 @@
 
 Run by ``make wheel``: ``python tests/check_wheel.py dist/mmvim-*.whl``. The environment is new
 and borrows the stack of the one that runs the script, so that some tests of the ops will do, of
-which ``make test`` runs all. With ``--python`` (``make test-abi``) it is the one given, of another
-torch or another Python, and the ops alone are tested, whole. With ``--pure`` (``make test-pure``)
-the wheel is one without the native library.
+which ``make test`` runs all. With ``--pure`` (``make test-pure``) the wheel is one without the
+native library. With ``--python`` (``make test-abi``) the environment is the one given, of another
+torch or another Python, and the ops alone are tested, whole.
 """
 
 import argparse
@@ -159,8 +159,7 @@ def main() -> None:
         subprocess.run([python, '-m', 'pip', *install], check=True)
         if not options.python:
             subprocess.run([python, '-c', CHECK], cwd=folder, check=True)
-        every = options.python is not None or options.pure
-        run_ops_tests(python, facts, options.workers, every)
+        run_ops_tests(python, facts, options.workers, every=options.python is not None)
 
 
 if __name__ == '__main__':
