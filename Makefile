@@ -190,10 +190,11 @@ beside-demo-det:
 	$(MAKE) demo-cls
 	$(MAKE) smoke-onedl
 
+HALF_WORKERS = WORKERS=$$((($(WORKERS) + 1) / 2))
+
 # The other environments are filled beside the tests. The wheels are tested side by side, since one
 # process makes the environment of each; so are the demos, since small models gain little by a second
 # thread. All else shares the cores or an environment, so one follows the other.
-HALF_WORKERS = WORKERS=$$((($(WORKERS) + 1) / 2))
 slow: ## long sweeps, the wheels, another torch, compiled operators, the demos, the onedl stack
 	$(MAKE) -j3 slow-tests $(ABI)/.stamp packages-onedl
 	$(MAKE) -j3 $(HALF_WORKERS) wheel test-abi test-pure

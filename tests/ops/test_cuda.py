@@ -139,9 +139,7 @@ def test_deterministic_sums(cases: Any) -> None:
 
 @cuda_alone
 @pytest.mark.usefixtures('deterministic')
-def test_deterministic_sums_take_little_memory(
-    cases: Any, value_and_grads: Inputs, assert_close: Any
-) -> None:
+def test_deterministic_sums_take_little_memory(cases: Any, assert_close: Any) -> None:
     """Parts of all tokens would take 138 to 554 MB, those of a launch 64 MiB."""
     ((_, _), (function, inputs)) = cases(L=8192, E=384)
     leaves = leaves_of(inputs)
